@@ -1,0 +1,35 @@
+"""The only importer of `cryptography`: AEAD, key derivation, signatures, X.509 and HPKE behind a few small types.
+
+Rules:
+
+- Keys come from the operating system's random generator or from `derive`; nothing here invents randomness.
+- Whatever is verified raises; no function returns a bool that a caller could ignore.
+- No key appears in `repr`, in an exception or in a log.
+"""
+
+from strongroom.crypto.aead import KEY_SIZE, NONCE_SIZE, TAG_SIZE, BlockCipher, open_box, seal_box
+from strongroom.crypto.derive import derive, digest, equal, random_bytes, random_key
+from strongroom.crypto.hpke import HpkeKey, hpke_seal
+from strongroom.crypto.keys import PublicKey, SigningKey
+from strongroom.crypto.x509 import Certificate, CertificateAuthority, self_signed
+
+__all__ = [
+    "KEY_SIZE",
+    "NONCE_SIZE",
+    "TAG_SIZE",
+    "BlockCipher",
+    "Certificate",
+    "CertificateAuthority",
+    "HpkeKey",
+    "PublicKey",
+    "SigningKey",
+    "derive",
+    "digest",
+    "equal",
+    "hpke_seal",
+    "open_box",
+    "random_bytes",
+    "random_key",
+    "seal_box",
+    "self_signed",
+]

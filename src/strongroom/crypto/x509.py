@@ -1,0 +1,172 @@
+"""X.509 v3 certificates: a one-level authority, self-signed channel certificates, and chain verification.
+
+Verification here is narrow on purpose: one pinned root, leaves issued directly by it, validity at a `now` that the
+caller gives, and no name matching (peers are named by key, or by the URI that the caller compares).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from strongroom.crypto.keys import PublicKey, SigningKey
+from strongroom.errors import ExpiredError, FormatError, VerificationError
+
+# Certificates start a little in the past, so that a peer whose clock lags accepts a fresh one.
+_SKEW = dt.timedelta(minutes=5)
+
+
+class Certificate:
+    """A parsed certificate with a P-256 key."""
+
+    def __init__(self, der: bytes) -> None:
+        """Raises FormatError if `der` is not an X.509 certificate with a P-256 key."""
+        try:
+            self._cert = x509.load_der_x509_certificate(der)
+            spki = self._cert.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            )
+        except ValueError:
+            raise FormatError("certificate: not X.509 DER") from None
+        self.der = der
+        self.key = PublicKey(spki)
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> Certificate:
+        """Raises FormatError if `pem` holds no certificate."""
+        try:
+            cert = x509.load_pem_x509_certificate(pem)
+        except ValueError:
+            raise FormatError("certificate: not X.509 PEM") from None
+        return cls(cert.public_bytes(serialization.Encoding.DER))
+
+    def pem(self) -> bytes:
+        return self._cert.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def uris(self) -> list[str]:
+        """The URIs of the subject alternative name, such as a SPIFFE ID."""
+        try:
+            names = self._cert.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        except x509.ExtensionNotFound:
+            return []
+        return names.value.get_values_for_type(x509.UniformResourceIdentifier)
+
+    @property
+    def not_after(self) -> dt.datetime:
+        return self._cert.not_valid_after_utc
+
+    def verify_issued_by(self, root: Certificate, *, now: dt.datetime) -> None:
+        """Check that `root`, a CA, signed this certificate and that both are valid at `now`.
+
+        Raises:
+            VerificationError: the signature does not match, or `root` may not issue.
+            ExpiredError: one of them is not valid at `now`.
+        """
+        try:
+            constraints = root._cert.extensions.get_extension_for_class(x509.BasicConstraints)
+            if not constraints.value.ca:
+                raise VerificationError("issuer: is not a CA certificate")
+            self._cert.verify_directly_issued_by(root._cert)
+        except x509.ExtensionNotFound:
+            raise VerificationError("issuer: has no basic constraints") from None
+        except (InvalidSignature, ValueError, TypeError):
+            raise VerificationError("certificate: not issued by the expected authority") from None
+        for name, cert in (("certificate", self._cert), ("issuer", root._cert)):
+            if not cert.not_valid_before_utc <= now <= cert.not_valid_after_utc:
+                raise ExpiredError(f"{name}: not valid at {now:%Y-%m-%d %H:%M:%SZ}")
+
+
+class CertificateAuthority:
+    """A root key and its self-signed certificate, which issue leaves directly."""
+
+    def __init__(self, key: SigningKey, certificate: Certificate) -> None:
+        if key.public != certificate.key:
+            raise VerificationError("authority: the certificate is not the key's")
+        self.key = key
+        self.certificate = certificate
+
+    @classmethod
+    def create(cls, name: str, *, now: dt.datetime, days: int = 3650) -> CertificateAuthority:
+        key = SigningKey.generate()
+        builder = _builder(_name(name), _name(name), key.public, now, dt.timedelta(days=days))
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(_usage(ca=True), critical=True)
+        return cls(key, _sign(builder, key))
+
+    def issue(
+        self,
+        public: PublicKey,
+        name: str,
+        *,
+        now: dt.datetime,
+        lifetime: dt.timedelta,
+        uris: list[str] | None = None,
+        hosts: list[str] | None = None,
+    ) -> Certificate:
+        """A leaf for TLS servers and clients; `hosts` are DNS names and IP addresses."""
+        issuer = x509.load_der_x509_certificate(self.certificate.der).subject
+        builder = _builder(_name(name), issuer, public, now, lifetime)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(_usage(ca=False), critical=True)
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
+        )
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris or []]
+        names += [_host(host) for host in hosts or []]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return _sign(builder, self.key)
+
+
+def self_signed(key: SigningKey, name: str, *, now: dt.datetime, lifetime: dt.timedelta) -> Certificate:
+    """A certificate that carries a key into TLS and proves nothing else."""
+    builder = _builder(_name(name), _name(name), key.public, now, lifetime)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    return _sign(builder, key)
+
+
+def _name(common: str) -> x509.Name:
+    # X.520 caps a common name at 64 characters.
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: PublicKey, now: dt.datetime, lifetime: dt.timedelta
+) -> x509.CertificateBuilder:
+    key = serialization.load_der_public_key(public.spki)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
+    builder = builder.public_key(key)  # type: ignore[arg-type]  # a PublicKey is on P-256
+    builder = builder.serial_number(x509.random_serial_number())
+    return builder.not_valid_before(now - _SKEW).not_valid_after(now + lifetime)
+
+
+def _usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _sign(builder: x509.CertificateBuilder, key: SigningKey) -> Certificate:
+    cert = builder.sign(key.private_key, hashes.SHA256())
+    return Certificate(cert.public_bytes(serialization.Encoding.DER))

@@ -1,0 +1,271 @@
+"""Every error that Strongroom raises on purpose, in one tree.
+
+::
+
+    StrongroomError                      1   internal
+    ├── UsageError                       2   usage
+    ├── MissingDependencyError           3   missing-dependency
+    ├── FormatError                     10   format
+    │   ├── PolicyError                 11   policy
+    │   └── ModelFormatError            12   model-format
+    ├── IntegrityError                  20   integrity
+    │   ├── WrongKeyError               21   wrong-key
+    │   ├── TruncatedError              22   truncated
+    │   ├── TamperedError               23   tampered
+    │   └── RollbackError               24   rollback
+    ├── LockedError                     25   locked
+    ├── AttestationError                30   attestation
+    │   ├── VerificationError           31   verification
+    │   ├── DebugEnclaveError           32   debug-enclave
+    │   ├── SimulatedEnclaveError       33   simulated-enclave
+    │   ├── BindingError                34   binding
+    │   ├── MeasurementError            35   measurement
+    │   ├── TcbError                    36   tcb
+    │   └── ExpiredError                37   expired
+    ├── CasError                        40   cas
+    │   ├── UnknownPolicyError          41   unknown-policy
+    │   ├── UnauthorizedError           42   unauthorized
+    │   ├── ConflictError               43   conflict
+    │   └── CasUnreachableError         44   cas-unreachable
+    ├── ChannelError                    50   channel
+    │   ├── PeerIdentityError           51   peer-identity
+    │   └── PortInUseError              52   port-in-use
+    ├── EnclaveError                    60   enclave
+    │   └── UnsupportedPlatformError    61   unsupported-platform
+    └── ServeError                      70   serve
+
+The number is the exit status of the command line, the word is the error's name on the wire, so that a refusal by a
+distant service is raised here as the same class. A message says the field, what it got and what it wanted; the hint
+says what to do. Neither ever holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+
+class StrongroomError(Exception):
+    """The root of the tree.
+
+    Args:
+        message: one line, lower case, no full stop: field, got, wanted.
+        hint: what the reader can do about it, one line.
+    """
+
+    code: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_wire(self) -> dict[str, str]:
+        """The error as the JSON object that every service of ours answers with."""
+        wire = {"error": self.message, "code": self.code}
+        if self.hint:
+            wire["hint"] = self.hint
+        return wire
+
+
+class UsageError(StrongroomError):
+    """An argument or a combination of arguments that makes no sense."""
+
+    code, exit_code = "usage", 2
+
+
+class MissingDependencyError(StrongroomError):
+    """An optional package or program that this operation needs is not installed."""
+
+    code, exit_code = "missing-dependency", 3
+
+
+class FormatError(StrongroomError):
+    """Bytes that do not parse as what they should be."""
+
+    code, exit_code = "format", 10
+
+
+class PolicyError(FormatError):
+    """A policy document that is malformed or says something unsafe."""
+
+    code, exit_code = "policy", 11
+
+
+class ModelFormatError(FormatError):
+    """A model that is not ONNX, or not one that can be run."""
+
+    code, exit_code = "model-format", 12
+
+
+class IntegrityError(StrongroomError):
+    """Sealed bytes that are not what their owner sealed."""
+
+    code, exit_code = "integrity", 20
+
+
+class WrongKeyError(IntegrityError):
+    """The key is not the one that the file was sealed under."""
+
+    code, exit_code = "wrong-key", 21
+
+
+class TruncatedError(IntegrityError):
+    """A sealed file is shorter than its root says."""
+
+    code, exit_code = "truncated", 22
+
+
+class TamperedError(IntegrityError):
+    """Bytes fail authentication: somebody or something changed them."""
+
+    code, exit_code = "tampered", 23
+
+
+class RollbackError(IntegrityError):
+    """An old, authentic version was offered in place of the latest."""
+
+    code, exit_code = "rollback", 24
+
+
+class LockedError(StrongroomError):
+    """Somebody else is writing."""
+
+    code, exit_code = "locked", 25
+
+
+class AttestationError(StrongroomError):
+    """Evidence that does not convince."""
+
+    code, exit_code = "attestation", 30
+
+
+class VerificationError(AttestationError):
+    """A signature, a chain or an endorsement fails."""
+
+    code, exit_code = "verification", 31
+
+
+class DebugEnclaveError(AttestationError):
+    """The enclave can be read by a debugger."""
+
+    code, exit_code = "debug-enclave", 32
+
+
+class SimulatedEnclaveError(AttestationError):
+    """The enclave is simulated and the policy does not allow that vendor root."""
+
+    code, exit_code = "simulated-enclave", 33
+
+
+class BindingError(AttestationError):
+    """The evidence is authentic but was made for another channel, nonce, kind or claims."""
+
+    code, exit_code = "binding", 34
+
+
+class MeasurementError(AttestationError):
+    """What runs in the enclave is not what the policy names."""
+
+    code, exit_code = "measurement", 35
+
+
+class TcbError(AttestationError):
+    """The platform's TCB is older, or weaker, than the policy wants."""
+
+    code, exit_code = "tcb", 36
+
+
+class ExpiredError(AttestationError):
+    """Evidence, an endorsement, a certificate or an attestation result is out of its time."""
+
+    code, exit_code = "expired", 37
+
+
+class CasError(StrongroomError):
+    """The CAS refused or failed."""
+
+    code, exit_code = "cas", 40
+
+
+class UnknownPolicyError(CasError):
+    """The CAS holds no policy of that name."""
+
+    code, exit_code = "unknown-policy", 41
+
+
+class UnauthorizedError(CasError):
+    """The caller may not do that."""
+
+    code, exit_code = "unauthorized", 42
+
+
+class ConflictError(CasError):
+    """The state is no longer the one that the request was made for."""
+
+    code, exit_code = "conflict", 43
+
+
+class CasUnreachableError(CasError):
+    """Nothing answers at the CAS's address."""
+
+    code, exit_code = "cas-unreachable", 44
+
+
+class ChannelError(StrongroomError):
+    """A connection failed, or its peer broke the protocol."""
+
+    code, exit_code = "channel", 50
+
+
+class PeerIdentityError(ChannelError):
+    """The peer holds another key or certificate than the one expected."""
+
+    code, exit_code = "peer-identity", 51
+
+
+class PortInUseError(ChannelError):
+    """The address to listen on is taken."""
+
+    code, exit_code = "port-in-use", 52
+
+
+class EnclaveError(StrongroomError):
+    """An enclave could not be launched or booted."""
+
+    code, exit_code = "enclave", 60
+
+
+class UnsupportedPlatformError(EnclaveError):
+    """This operating system or machine cannot do that."""
+
+    code, exit_code = "unsupported-platform", 61
+
+
+class ServeError(StrongroomError):
+    """A model could not be served, or a prediction failed."""
+
+    code, exit_code = "serve", 70
+
+
+def _walk(root: type[StrongroomError]) -> Iterator[type[StrongroomError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _walk(child)
+
+
+def from_wire(wire: Mapping[str, object]) -> StrongroomError:
+    """The error that a service answered with, as the class it was raised as there.
+
+    An unknown code becomes a plain `StrongroomError`; the message and hint are cut at 2,000 characters and lose their
+    control characters, since they come from outside and end on a terminal.
+    """
+    code = wire.get("code")
+    kind = next((c for c in _walk(StrongroomError) if c.code == code), StrongroomError)
+    hint = wire.get("hint")
+    return kind(_printable(wire.get("error", "unknown error")), hint=_printable(hint) if hint else None)
+
+
+def _printable(text: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in str(text)[:2000])
