@@ -1,0 +1,104 @@
+"""`strongroom VERB ...`: parse, dispatch, and turn every error into one line, one hint and one exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from strongroom import __version__
+from strongroom.cli import output
+from strongroom.errors import MissingDependencyError, StrongroomError
+
+# In the order of the story that `strongroom --help` tells. A verb's module is imported only when it is called.
+VERBS = {
+    "demo": "run the whole story on real data: seal, train, serve, predict, refuse",
+    "seal": "encrypt a file or a directory",
+    "unseal": "decrypt what `seal` made",
+    "run": "run a program in an enclave, with its data unsealed only there",
+    "serve": "serve a sealed model from an enclave",
+    "predict": "appraise a service, then send it inputs",
+    "cas": "run a configuration and attestation service, or talk to one",
+    "measure": "print the measurement of a program and its parts",
+    "doctor": "say what this machine offers and what is missing for what",
+}
+
+
+class Verb(Protocol):
+    """What a module of this package offers to `main`."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the verb's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the result is the exit status."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status (`errors.py` lists those of failures)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="strongroom",
+        description="Train and serve machine-learning models on machines their owners do not trust.",
+        epilog="`strongroom VERB --help` explains one verb.  Start with `strongroom demo`.",
+    )
+    parser.add_argument("--version", action="version", version=f"strongroom {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in VERBS.items():
+        sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            verb: Verb = importlib.import_module(f"strongroom.cli.{name}")
+            sub.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+            verb.configure(sub)
+    args = parser.parse_args(argv)
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    # A service manager's SIGTERM ends a command as Ctrl-C does: every `finally` runs.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return verb.run(args)
+    except StrongroomError as error:
+        return _fail(error, args)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "strongroom":
+            raise
+        missing = MissingDependencyError(
+            f"python package: {error.name} is not installed", hint="strongroom doctor says which extra brings it"
+        )
+        return _fail(missing, args)
+    except BrokenPipeError:
+        # The reader of a pipe left, as `head` does; say nothing and let the interpreter's last flush go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except _Terminated:
+        return 128 + signal.SIGTERM
+    except OSError as error:
+        return _fail(StrongroomError(_describe(error)), args)
+
+
+class _Terminated(BaseException):
+    pass
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _describe(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def _fail(error: StrongroomError, args: argparse.Namespace) -> int:
+    if args.debug:
+        raise error
+    output.error(error, as_json=getattr(args, "json", False))
+    return error.exit_code

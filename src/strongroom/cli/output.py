@@ -1,0 +1,53 @@
+"""What the command line says and how: results on standard output, everything else on standard error.
+
+The voice: a prefix, lower case, no full stop, one hint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+
+from rich.console import Console
+
+from strongroom.errors import StrongroomError
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+SIMULATED_BANNER = (
+    "simulated enclave: isolates like a sandbox and attests like hardware, "
+    "but protects nothing against the owner of this machine"
+)
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Give a verb that reports the flag `--json`."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def result(value: object) -> None:
+    """Print a JSON result."""
+    json.dump(value, sys.stdout, indent=2, sort_keys=False)
+    sys.stdout.write("\n")
+
+
+def note(message: str) -> None:
+    """Tell the person at the terminal something that is not the result."""
+    stderr.print(f"strongroom: {message}", markup=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """A note that must not be overlooked."""
+    stderr.print(f"strongroom: warning: {message}", markup=False, style="yellow", soft_wrap=True)
+
+
+def error(problem: StrongroomError, *, as_json: bool = False) -> None:
+    """One line for the error, one for the hint."""
+    if as_json:
+        result(problem.to_wire() | {"exit_status": problem.exit_code})
+        return
+    stderr.print(f"strongroom: error: {problem.message}", markup=False, style="red", soft_wrap=True)
+    if problem.hint:
+        stderr.print(f"strongroom: hint: {problem.hint}", markup=False, soft_wrap=True)
