@@ -45,6 +45,16 @@ class Certificate:
             raise FormatError("certificate: not X.509 PEM") from None
         return cls(cert.public_bytes(serialization.Encoding.DER))
 
+    @classmethod
+    def from_native(cls, certificate: x509.Certificate) -> Certificate:
+        """Wrap what the TLS layer hands out. Raises FormatError as the constructor does."""
+        return cls(certificate.public_bytes(serialization.Encoding.DER))
+
+    @property
+    def native(self) -> x509.Certificate:
+        """The underlying certificate, for this package and for the TLS layer."""
+        return self._cert
+
     def pem(self) -> bytes:
         return self._cert.public_bytes(serialization.Encoding.PEM)
 

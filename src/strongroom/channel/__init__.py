@@ -1,0 +1,28 @@
+"""Authenticated byte channels between named peers: TLS 1.3, and HTTP over it for both ends.
+
+Rules:
+
+- TLS 1.3 only, no session resumption: every connection has its own handshake, certificate proof and exporter.
+- TLS itself accepts any certificate. Who the peer is, is decided by an `Expect` that every client must pass and that
+  runs before a byte of the request leaves: a key that evidence was shown for, or a leaf of a pinned authority.
+- Private keys live in memory only.
+"""
+
+from strongroom.channel.http import HttpClient, Response
+from strongroom.channel.server import Server, TlsInfo, bind, tls_info
+from strongroom.channel.tls import Expect, Identity, TlsStream, connect, expect_authority, expect_key
+
+__all__ = [
+    "Expect",
+    "HttpClient",
+    "Identity",
+    "Response",
+    "Server",
+    "TlsInfo",
+    "TlsStream",
+    "bind",
+    "connect",
+    "expect_authority",
+    "expect_key",
+    "tls_info",
+]

@@ -1,0 +1,281 @@
+"""An ASGI server over TLS 1.3 whose applications see the connection's exporter and the client's certificate.
+
+uvicorn does HTTP; this module puts TLS between it and the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from OpenSSL import SSL
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from strongroom.channel.tls import Identity, export, peer_chain, server_context
+from strongroom.crypto import Certificate
+from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError
+
+_RECORD = 1 << 18
+_HANDSHAKE_TIMEOUT = 10.0
+
+Scope = MutableMapping[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class TlsInfo:
+    """What an application may know of the connection that a request came over.
+
+    `session` is a dict that lives as long as the connection: a nonce given out on it, an enclave attested on it.
+    """
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
+        self.session: dict[str, Any] = {}
+        try:
+            chain = peer_chain(connection)
+        except PeerIdentityError:
+            chain = []
+        self.peer: Certificate | None = chain[0] if chain else None
+
+    def export(self, label: bytes, context: bytes) -> bytes:
+        """32 bytes that only the two ends of this very connection can compute."""
+        return export(self._connection, label, context)
+
+
+def tls_info(scope: Scope) -> TlsInfo:
+    """The connection of an ASGI request that came in by `Server`."""
+    info = scope.get("extensions", {}).get("strongroom.tls")
+    if not isinstance(info, TlsInfo):
+        raise ChannelError("request: did not come over an attested channel")
+    return info
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes any free one.
+
+    Raises:
+        PortInUseError: the address is taken.
+        ChannelError: it cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if hasattr(socket, "SO_REUSEADDR") and socket.SO_REUSEADDR and not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(256)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUseError(
+                f"address: {host}:{port} is in use", hint="choose another port; port 0 takes any free one"
+            ) from None
+        raise ChannelError(f"address: {host}:{port}: {(error.strerror or str(error)).lower()}") from None
+    return sock
+
+
+class Server:
+    """Serves an ASGI application over TLS 1.3 on a bound socket.
+
+    `run` blocks in this thread; used as a context manager it serves from a thread of its own.
+    """
+
+    def __init__(self, app: App, sock: socket.socket, identity: Identity, *, drain_seconds: int = 10) -> None:
+        self._socket = sock
+        self.host, self.port = sock.getsockname()[:2]
+        context = server_context(identity)
+        # How uvicorn takes a protocol of one's own: a class that it calls with keyword arguments.
+        config = uvicorn.Config(
+            app,
+            http=lambda **kwargs: _TlsProtocol(context, kwargs),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=drain_seconds,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Serve until SIGINT, SIGTERM or `stop`; requests in flight are answered first."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Ask the server to drain and end. Returns at once."""
+        self._server.should_exit = True
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.run, name=f"server-{self.port}", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+
+class _Http(HttpToolsProtocol):
+    """uvicorn's protocol, with the connection's `TlsInfo` in each request's scope."""
+
+    tls: TlsInfo
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["scheme"] = "https"
+        self.scope["extensions"] = {"strongroom.tls": self.tls}  # type: ignore[dict-item]
+
+
+class _TlsProtocol(asyncio.Protocol):
+    """Ciphertext from the socket -> OpenSSL's memory buffers -> plaintext to `_Http`, and back."""
+
+    def __init__(self, context: SSL.Context, kwargs: dict[str, Any]) -> None:
+        self._tls = SSL.Connection(context, None)
+        self._tls.set_accept_state()
+        self._http = _Http(**kwargs)
+        self._transport: asyncio.Transport | None = None
+        self._secure = False
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # a stream transport, by create_server
+        self._transport = transport
+        self._deadline = asyncio.get_running_loop().call_later(_HANDSHAKE_TIMEOUT, self._abandon)
+
+    def _abandon(self) -> None:
+        if not self._secure and self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._tls.bio_write(data)
+        try:
+            if not self._secure and not self._shake_hands():
+                return
+            while True:
+                self._http.data_received(self._tls.recv(_RECORD))
+        except SSL.WantReadError:
+            self.flush()
+        except SSL.ZeroReturnError:
+            self.flush()
+            self._close()
+        except SSL.Error:
+            # Not TLS 1.3, or tampered with on the way: send OpenSSL's alert and hang up.
+            self.flush()
+            self._close()
+
+    def _shake_hands(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            self.flush()
+            return False
+        self._secure = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self.flush()
+        assert self._transport is not None  # noqa: S101  # data comes after connection_made
+        self._http.tls = TlsInfo(self._tls)
+        self._http.connection_made(_PlainTransport(self._transport, self))
+        return True
+
+    def flush(self) -> None:
+        """Send what OpenSSL has written."""
+        if self._transport is None:
+            return
+        try:
+            while True:
+                self._transport.write(self._tls.bio_read(_RECORD))
+        except SSL.Error:
+            return
+
+    def write(self, data: bytes) -> None:
+        """Encrypt and send."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._tls.send(view[:_RECORD]) :]
+                self.flush()
+        except SSL.Error:
+            self._close()
+
+    def say_goodbye(self) -> None:
+        try:
+            self._tls.shutdown()
+        except SSL.Error:
+            return
+        self.flush()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def eof_received(self) -> None:
+        if self._secure:
+            self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._secure:
+            self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._secure:
+            self._http.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._secure:
+            self._http.connection_lost(exc)
+        self._transport = None
+
+
+class _PlainTransport(asyncio.Transport):
+    """What `_Http` writes to: plaintext in, ciphertext out of the socket's transport."""
+
+    def __init__(self, inner: asyncio.Transport, tls: _TlsProtocol) -> None:
+        super().__init__()
+        self._inner = inner
+        self._protocol = tls
+
+    def write(self, data: bytes | bytearray | memoryview[int]) -> None:
+        self._protocol.write(bytes(data) if not isinstance(data, bytes) else data)
+
+    def close(self) -> None:
+        if not self._inner.is_closing():
+            self._protocol.say_goodbye()
+        self._inner.close()
+
+    def abort(self) -> None:
+        self._inner.abort()
+
+    def is_closing(self) -> bool:
+        return self._inner.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._inner.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._inner.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._inner.is_reading()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._inner.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self._inner.get_write_buffer_size()

@@ -1,0 +1,247 @@
+"""TLS 1.3 with an exporter (RFC 8446, section 7.5), which the standard library's `ssl` does not offer.
+
+A connection runs over memory buffers, so that one implementation serves blocking sockets here and asyncio in
+`server.py`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from OpenSSL import SSL
+
+from strongroom.crypto import Certificate, SigningKey, equal, self_signed
+from strongroom.errors import ChannelError, FormatError, PeerIdentityError, StrongroomError
+
+_RECORD = 1 << 16
+_EXPORTED = 32
+
+Expect = Callable[[Sequence[Certificate]], None]
+"""Decides who the peer is: given its chain, leaf first; raises PeerIdentityError unless it is the one meant."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an end of a channel presents: a private key, and certificates for it, leaf first."""
+
+    key: SigningKey
+    chain: tuple[Certificate, ...]
+
+    @classmethod
+    def fresh(cls, name: str, *, now: dt.datetime, lifetime: dt.timedelta = dt.timedelta(days=1)) -> Identity:
+        """A new key under a self-signed certificate: it proves possession of the key, nothing else."""
+        key = SigningKey.generate()
+        return cls(key, (self_signed(key, name, now=now, lifetime=lifetime),))
+
+
+def expect_key(fingerprint: str) -> Expect:
+    """The peer holds exactly the key with this ``sha256:...`` fingerprint."""
+
+    def check(chain: Sequence[Certificate]) -> None:
+        got = chain[0].key.fingerprint
+        if not equal(got.encode(), fingerprint.encode()):
+            raise PeerIdentityError(f"peer key: got {got}, wanted {fingerprint}")
+
+    return check
+
+
+def expect_authority(root_key: str, *, uri: str, now: Callable[[], dt.datetime]) -> Expect:
+    """The peer shows a leaf that names `uri`, issued by an authority whose key has the fingerprint `root_key`."""
+
+    def check(chain: Sequence[Certificate]) -> None:
+        root = next((c for c in chain[1:] if equal(c.key.fingerprint.encode(), root_key.encode())), None)
+        if root is None:
+            shown = chain[-1].key.fingerprint
+            raise PeerIdentityError(
+                f"peer authority: got {shown}, wanted {root_key}",
+                hint="this is not the CAS that was named; do not go on unless its owner replaced its root key",
+            )
+        try:
+            root.verify_issued_by(root, now=now())
+            chain[0].verify_issued_by(root, now=now())
+        except StrongroomError as error:
+            raise PeerIdentityError(f"peer certificate: {error.message}") from error
+        if uri not in chain[0].uris:
+            raise PeerIdentityError(f"peer name: got {', '.join(chain[0].uris) or 'none'}, wanted {uri}")
+
+    return check
+
+
+def server_context(identity: Identity) -> SSL.Context:
+    """A server that asks for a client certificate, accepts any or none, and leaves judging it to the application."""
+    return _context(SSL.TLS_SERVER_METHOD, identity)
+
+
+def client_context(identity: Identity | None) -> SSL.Context:
+    """A client, with a certificate or without."""
+    return _context(SSL.TLS_CLIENT_METHOD, identity)
+
+
+def _context(method: int, identity: Identity | None) -> SSL.Context:
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET)
+    # Accepted here, judged by an Expect or by the application: keys are pinned, not chained to a public authority.
+    context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
+    if identity is not None:
+        context.use_privatekey(identity.key.private_key)
+        context.use_certificate(identity.chain[0].native)
+        for certificate in identity.chain[1:]:
+            context.add_extra_chain_cert(certificate.native)
+    return context
+
+
+def peer_chain(connection: SSL.Connection) -> list[Certificate]:
+    """The certificates that the peer showed, leaf first.
+
+    Raises:
+        PeerIdentityError: one of them is not X.509 with a P-256 key.
+    """
+    try:
+        chain = connection.get_peer_cert_chain(as_cryptography=True)
+        leaf = connection.get_peer_certificate(as_cryptography=True)
+        if leaf is None:
+            return []
+        found = [Certificate.from_native(c) for c in chain or []]
+        # A server's view of the chain leaves out the leaf; a client's begins with it.
+        first = Certificate.from_native(leaf)
+        return found if found and found[0].der == first.der else [first, *found]
+    except FormatError as error:
+        raise PeerIdentityError(f"peer certificate: {error.message}") from error
+
+
+def export(connection: SSL.Connection, label: bytes, context: bytes) -> bytes:
+    """32 bytes that only the two ends of this very connection can compute."""
+    return connection.export_keying_material(label, _EXPORTED, context)
+
+
+class TlsStream:
+    """A blocking TLS 1.3 connection over a connected socket, which it owns. Made by `connect`."""
+
+    def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
+        self._socket = sock
+        self._tls = connection
+        self.peer: list[Certificate] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def handshake(self, expect: Expect) -> None:
+        """Raises PeerIdentityError unless `expect` accepts the peer, ChannelError if there is no TLS 1.3 at all."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except SSL.WantReadError:
+                self._flush()
+                self._fill()
+            except SSL.Error as error:
+                raise ChannelError(f"TLS handshake: {_reason(error)}") from None
+        self._flush()
+        self.peer = peer_chain(self._tls)
+        if not self.peer:
+            raise PeerIdentityError("peer certificate: none was shown")
+        expect(self.peer)
+
+    def export(self, label: bytes, context: bytes) -> bytes:
+        """32 bytes that only the two ends of this very connection can compute."""
+        return export(self._tls, label, context)
+
+    def send(self, data: bytes) -> None:
+        """Send all of `data`."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._tls.send(view[:_RECORD]) :]
+                self._flush()
+        except SSL.Error as error:
+            raise ChannelError(f"connection: {_reason(error)}") from None
+
+    def recv(self, limit: int = _RECORD) -> bytes:
+        """Some bytes, at most `limit`; empty when the peer has closed the connection in order."""
+        while True:
+            try:
+                return self._tls.recv(limit)
+            except SSL.WantReadError:
+                self._flush()
+                self._fill()
+            except SSL.ZeroReturnError:
+                return b""
+            except SSL.Error as error:
+                raise ChannelError(f"connection: {_reason(error)}") from None
+
+    def _flush(self) -> None:
+        try:
+            while True:
+                try:
+                    pending = self._tls.bio_read(_RECORD)
+                except SSL.WantReadError:
+                    return
+                self._socket.sendall(pending)
+        except OSError as error:
+            raise ChannelError(f"connection: {error.strerror or error}") from None
+
+    def _fill(self) -> None:
+        try:
+            data = self._socket.recv(_RECORD)
+        except OSError as error:
+            raise ChannelError(f"connection: {error.strerror or error}") from None
+        if not data:
+            raise ChannelError("connection: closed by the peer")
+        self._tls.bio_write(data)
+
+    def close(self) -> None:
+        """Say goodbye and close; never raises."""
+        try:
+            self._tls.shutdown()
+            self._flush()
+        except (SSL.Error, ChannelError):
+            pass  # the peer is gone already
+        self._socket.close()
+
+
+def connect(
+    sock: socket.socket, *, expect: Expect, identity: Identity | None = None, host: str | None = None
+) -> TlsStream:
+    """Run a handshake as client over a connected socket and check the peer; the socket is closed if that fails.
+
+    Args:
+        sock: connected; its timeout bounds every later wait.
+        expect: who the peer must be.
+        identity: what to show the server, if anything.
+        host: the server's name, sent in clear so that a relay can route by it; it is not what is checked.
+
+    Raises:
+        PeerIdentityError: the peer is somebody else.
+        ChannelError: no TLS 1.3 connection came about.
+    """
+    if sock.family != getattr(socket, "AF_UNIX", None):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection = SSL.Connection(client_context(identity), None)
+    if host and any(c.isalpha() for c in host) and ":" not in host:
+        connection.set_tlsext_host_name(host.encode("idna"))
+    connection.set_connect_state()
+    stream = TlsStream(sock, connection)
+    try:
+        stream.handshake(expect)
+    except BaseException:
+        sock.close()
+        raise
+    return stream
+
+
+def _reason(error: SSL.Error) -> str:
+    """OpenSSL's own words for a failure, without its library and function names."""
+    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    return str(queue[0][-1]) if queue else "closed by the peer"

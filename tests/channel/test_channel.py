@@ -1,0 +1,212 @@
+"""Both ends of a channel: who the peer is, the exporter, HTTP over it, and what happens when something is wrong."""
+
+import datetime as dt
+import json
+import socket
+
+import pytest
+
+from strongroom.channel import (
+    HttpClient,
+    Identity,
+    Server,
+    bind,
+    expect_authority,
+    expect_key,
+    tls_info,
+)
+from strongroom.crypto import CertificateAuthority, SigningKey
+from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UnknownPolicyError
+
+NOW = dt.datetime.now(dt.UTC)
+LABEL = b"EXPORTER-test"
+
+
+def clock():
+    return dt.datetime.now(dt.UTC)
+
+
+async def application(scope, receive, send):
+    body = b""
+    while True:
+        event = await receive()
+        body += event.get("body", b"")
+        if not event.get("more_body"):
+            break
+    info = tls_info(scope)
+    status = 200
+    if scope["path"] == "/echo":
+        answer = body
+    elif scope["path"] == "/missing":
+        status, answer = (
+            404,
+            json.dumps({"error": "policy: no such", "code": "unknown-policy", "hint": "look"}).encode(),
+        )
+    elif scope["path"] == "/odd":
+        status, answer = 500, b"<html>"
+    else:
+        count = info.session["count"] = info.session.get("count", 0) + 1
+        peer = info.peer.key.fingerprint if info.peer else None
+        exported = info.export(LABEL, b"context").hex()
+        answer = json.dumps({"peer": peer, "exporter": exported, "count": count}).encode()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-length", str(len(answer)).encode())],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.fixture
+def server():
+    identity = Identity.fresh("server", now=NOW)
+    with Server(application, bind("127.0.0.1", 0), identity) as running:
+        running.key = identity.key.public.fingerprint
+        yield running
+
+
+def client(server, **options):
+    options.setdefault("expect", expect_key(server.key))
+    return HttpClient.to("127.0.0.1", server.port, **options)
+
+
+def test_the_exporter_is_equal_at_both_ends_and_differs_between_connections(server):
+    seen = []
+    for _ in range(2):
+        with client(server) as http:
+            stream = http.connect()
+            answer = http.get("/")
+            assert answer["exporter"] == stream.export(LABEL, b"context").hex()
+            assert answer["exporter"] != stream.export(LABEL, b"other").hex()
+            seen.append(answer["exporter"])
+    assert seen[0] != seen[1]
+
+
+def test_the_server_sees_the_key_that_the_client_proved(server):
+    identity = Identity.fresh("client", now=NOW)
+    with client(server, identity=identity) as http:
+        assert http.get("/")["peer"] == identity.key.public.fingerprint
+    with client(server) as http:
+        assert http.get("/")["peer"] is None
+
+
+def test_a_connection_is_kept_and_its_session_with_it(server):
+    with client(server) as http:
+        assert [http.get("/")["count"] for _ in range(3)] == [1, 2, 3]
+        http.close()
+        assert http.get("/")["count"] == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384, 5_000_001])
+def test_bodies_of_any_size_arrive_whole(server, size):
+    body = bytes(range(256)) * (size // 256 + 1)
+    with client(server) as http:
+        assert http.request("POST", "/echo", body=[body[: size // 2], body[size // 2 : size]]).body == body[:size]
+
+
+def test_an_answer_over_the_limit_is_refused(server):
+    with client(server, max_body=1000) as http, pytest.raises(ChannelError, match="limit of 1000"):
+        http.request("POST", "/echo", body=bytes(1001))
+
+
+def test_another_key_is_refused_before_a_byte_of_the_request_is_sent(server):
+    other = SigningKey.generate().public.fingerprint
+    with client(server, expect=expect_key(other)) as http, pytest.raises(PeerIdentityError, match="peer key"):
+        http.get("/")
+    with client(server) as http:
+        assert http.get("/")["count"] == 1
+
+
+def test_an_error_is_raised_here_as_the_class_it_was_raised_as_there(server):
+    with client(server) as http:
+        with pytest.raises(UnknownPolicyError, match="no such") as caught:
+            http.get("/missing")
+        assert caught.value.hint == "look"
+        with pytest.raises(ChannelError, match="HTTP 500"):
+            http.get("/odd")
+
+
+def test_an_authority_names_its_leaves():
+    authority = CertificateAuthority.create("CAS", now=NOW)
+    key = SigningKey.generate()
+    hour = dt.timedelta(hours=1)
+    leaf = authority.issue(key.public, "a", now=NOW, lifetime=hour, uris=["spiffe://x/a"])
+    identity = Identity(key, (leaf, authority.certificate))
+    root = authority.key.public.fingerprint
+
+    def fetch(**expected):
+        http = HttpClient.to("127.0.0.1", running.port, expect=expect_authority(**{"now": clock} | expected))
+        with http:
+            return http.get("/")
+
+    with Server(application, bind("127.0.0.1", 0), identity) as running:
+        assert fetch(root_key=root, uri="spiffe://x/a")["count"] == 1
+        with pytest.raises(PeerIdentityError, match="peer name"):
+            fetch(root_key=root, uri="spiffe://x/b")
+        with pytest.raises(PeerIdentityError, match="peer authority"):
+            fetch(root_key=key.public.fingerprint, uri="spiffe://x/a")
+        with pytest.raises(PeerIdentityError, match="not valid at"):
+            fetch(root_key=root, uri="spiffe://x/a", now=lambda: NOW + 2 * hour)
+
+
+def test_a_leaf_of_a_forged_authority_with_the_real_root_attached_is_refused():
+    real = CertificateAuthority.create("CAS", now=NOW)
+    forged = CertificateAuthority.create("CAS", now=NOW)
+    key = SigningKey.generate()
+    leaf = forged.issue(key.public, "a", now=NOW, lifetime=dt.timedelta(hours=1), uris=["spiffe://x/a"])
+    expect = expect_authority(real.key.public.fingerprint, uri="spiffe://x/a", now=clock)
+    identity = Identity(key, (leaf, real.certificate))
+    with (
+        Server(application, bind("127.0.0.1", 0), identity) as running,
+        HttpClient.to("127.0.0.1", running.port, expect=expect) as http,
+        pytest.raises(PeerIdentityError, match="not issued by"),
+    ):
+        http.get("/")
+
+
+def test_a_port_in_use_is_its_own_error(server):
+    with pytest.raises(PortInUseError, match="in use"):
+        bind("127.0.0.1", server.port)
+
+
+def test_nobody_listening_and_a_peer_without_tls_are_channel_errors():
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        port = plain.getsockname()[1]
+        http = HttpClient.to("127.0.0.1", port, expect=expect_key("sha256:"), timeout=5)
+        import threading
+
+        def speak_plainly():
+            peer, _ = plain.accept()
+            with peer:
+                peer.recv(10_000)
+                peer.sendall(b"HTTP/1.0 400 no\r\n\r\n")
+
+        thread = threading.Thread(target=speak_plainly)
+        thread.start()
+        with pytest.raises(ChannelError, match="TLS handshake"):
+            http.get("/")
+        thread.join()
+    with pytest.raises(ChannelError, match=f":{port}"):
+        http.get("/")
+
+
+def test_the_server_refuses_what_is_not_tls(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        answer = plain.recv(1000)
+        assert not answer.startswith(b"HTTP")
+
+
+def test_tls_1_2_is_refused(server):
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", server.port)) as plain,
+        pytest.raises(ssl.SSLError),
+    ):
+        context.wrap_socket(plain)
