@@ -1,0 +1,41 @@
+# Everything a person or CI types. Each target sets up what it needs; `make setup` a second time takes no time.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made with (default: the newest of 3.11 to 3.13)
+#   ARGS="..."          more arguments for pytest, the demo or the benchmarks
+
+SHELL := bash
+.DEFAULT_GOAL := help
+bin := .venv/bin
+
+.PHONY: help setup demo lint format test test-all bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## create or repair .venv with the pinned packages
+	@PYTHON='$(PYTHON)' scripts/setup
+
+demo: setup  ## run the whole story on real data
+	@$(bin)/strongroom demo $(ARGS)
+
+lint: setup  ## style, types and layers
+	@$(bin)/ruff check --quiet
+	@$(bin)/ruff format --check --quiet || { echo 'lint: `make format` formats the files named by: ruff format --check'; exit 1; }
+	@$(bin)/mypy
+	@$(bin)/lint-imports
+
+format: setup  ## format the code and sort its imports
+	@$(bin)/ruff check --quiet --fix-only
+	@$(bin)/ruff format
+
+test: lint  ## lint, then every test but the slow ones
+	@$(bin)/python -m pytest $(ARGS)
+
+test-all: lint  ## lint, then every test
+	@$(bin)/python -m pytest -m '' $(ARGS)
+
+bench: setup  ## measure every goal (ARGS=--quick: at most a minute for each area)
+	@$(bin)/python -m benchmarks all $(ARGS)
+
+clean:  ## remove .venv and every cache
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
