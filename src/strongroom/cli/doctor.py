@@ -1,0 +1,424 @@
+"""`strongroom doctor`: what this machine offers, what is missing, what that is needed for, and how to get it.
+
+`examine` decides and reads nothing by itself: a `Probe` answers its questions, so that any machine can be imagined.
+
+- A row is `ok` only if what it names was seen to work as far as that can be tried without changing anything.
+- `limited` means that it is there and does not do all that its name promises; the detail says what is lacking.
+- `unknown` means that this system offers no way to tell.
+- Heavy packages are never imported: their versions come from their metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal, Protocol
+
+from rich.table import Table
+from rich.text import Text
+
+from strongroom import __version__
+from strongroom.cli import output
+from strongroom.errors import MissingDependencyError
+
+Status = Literal["ok", "limited", "missing", "unknown"]
+
+SAME_USER_CAVEAT = "a process of the same user outside the sandbox can read its memory, and root always can"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that a machine may offer.
+
+    Attributes:
+        demo: whether `strongroom demo` needs it.
+    """
+
+    group: str
+    what: str
+    status: Status
+    detail: str
+    needed_for: str
+    how_to_get: str
+    demo: bool = False
+
+
+class Probe(Protocol):
+    """The questions that `examine` asks of a machine. None of them raises."""
+
+    system: str  # Linux, Darwin, Windows
+    release: str  # of the kernel
+    arch: str
+    python: str
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at `path`."""
+
+    def read(self, path: str) -> str | None:
+        """The text at `path`, None if it cannot be read."""
+
+    def refusal(self, path: str) -> str | None:
+        """Why the device at `path` cannot be opened for reading and writing, None if it can."""
+
+    def which(self, program: str) -> str | None:
+        """Where a program is installed."""
+
+    def run(self, *command: str) -> str | None:
+        """Why a command fails, in one line; None if it succeeds."""
+
+    def version(self, package: str) -> str | None:
+        """The installed version of a Python distribution."""
+
+    def tsm_provider(self) -> str | None:
+        """Who answers configfs-tsm's requests for evidence: `tdx_guest`, `sev_guest`, ...; None if nobody."""
+
+
+class ThisMachine:
+    """The machine that we run on."""
+
+    def __init__(self) -> None:
+        self.system = platform.system()
+        self.release = platform.release()
+        self.arch = platform.machine()
+        self.python = platform.python_version()
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def read(self, path: str) -> str | None:
+        try:
+            return Path(path).read_text(errors="replace")
+        except OSError:
+            return None
+
+    def refusal(self, path: str) -> str | None:
+        try:
+            os.close(os.open(path, os.O_RDWR))
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+        return None
+
+    def which(self, program: str) -> str | None:
+        return shutil.which(program)
+
+    def run(self, *command: str) -> str | None:
+        try:
+            done = subprocess.run(  # noqa: S603 - fixed commands of this module
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode == 0:
+            return None
+        lines = done.stderr.strip().splitlines()
+        return lines[-1] if lines else f"exit status {done.returncode}"
+
+    def version(self, package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def tsm_provider(self) -> str | None:
+        # A request is a directory; the kernel fills it in, and it goes when the directory goes.
+        try:
+            request = Path(tempfile.mkdtemp(prefix="strongroom-", dir="/sys/kernel/config/tsm/report"))
+        except OSError:
+            return None
+        try:
+            return (request / "provider").read_text().strip()
+        except OSError:
+            return None
+        finally:
+            request.rmdir()
+
+
+def examine(probe: Probe) -> list[Row]:
+    """Every row of the report, in the order in which a person reads it."""
+    return [
+        *_enclaves(probe),
+        *_isolation(probe),
+        *_network(probe),
+        *_processor(probe),
+        *_packages(probe),
+    ]
+
+
+def _enclaves(probe: Probe) -> Iterator[Row]:
+    group = "enclaves"
+    yield Row(
+        group,
+        "simulated",
+        "limited",
+        f"{output.SIMULATED_BANNER.removeprefix('simulated enclave: ')}; {SAME_USER_CAVEAT}",
+        "trying everything without special hardware",
+        "always there; for real secrets use one of the next",
+    )
+    provider = probe.tsm_provider()
+    guests = (
+        ("tdx", "Intel TDX guest", "tdx_guest", "/dev/tdx_guest", "a confidential VM on Intel TDX"),
+        ("snp", "AMD SEV-SNP guest", "sev_guest", "/dev/sev-guest", "a confidential VM on AMD SEV-SNP"),
+    )
+    for name, title, wanted, device, where in guests:
+        status: Status = "missing"
+        detail = f"not an {title}"
+        if provider == wanted:
+            status, detail = "ok", f"{title}: configfs-tsm answers as {wanted}"
+        elif probe.exists(device):
+            status, detail = "limited", f"{title}: {device} is there, configfs-tsm does not answer"
+            where = "Linux 6.7 or newer, configfs mounted, and run as root"
+        yield Row(group, name, status, detail, "evidence from a confidential VM", where)
+    yield _device(
+        probe, group, "sgx", "/dev/sgx_enclave", "enclaves under Gramine", "a machine with SGX enabled in its firmware"
+    )
+    if probe.exists("/dev/attestation"):
+        kind = (probe.read("/dev/attestation/attestation_type") or "unknown").strip()
+        inside: tuple[Status, str] = ("ok" if kind == "dcap" else "limited", f"inside, attestation_type is {kind}")
+    else:
+        inside = ("missing", "not inside Gramine")
+    yield Row(
+        group,
+        "gramine",
+        *inside,
+        "evidence from an SGX enclave",
+        'Gramine with sgx.remote_attestation = "dcap"',
+    )
+    yield _device(
+        probe, group, "tpm", "/dev/tpmrm0", "evidence from a TPM 2.0", "a TPM 2.0; membership in the group tss"
+    )
+    yield _program(probe, group, "swtpm", "trying TPM evidence without a TPM", "install swtpm and swtpm-tools")
+
+
+def _isolation(probe: Probe) -> Iterator[Row]:
+    group = "isolation"
+    needed = "isolating the program of a simulated enclave"
+    if probe.system != "Linux":
+        for what, purpose, demo in (
+            ("bubblewrap", needed, True),
+            ("namespaces", "the sandbox and the network shield", False),
+            ("fuse", "mounting vaults for unmodified programs", False),
+        ):
+            yield Row(group, what, "missing", f"not on {probe.system}", purpose, "use Linux, or a Linux VM", demo)
+        return
+
+    if probe.which("bwrap") is None:
+        yield Row(group, "bubblewrap", "missing", "not installed", needed, "install bubblewrap", demo=True)
+    else:
+        trouble = probe.run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
+        yield Row(
+            group,
+            "bubblewrap",
+            "limited" if trouble else "ok",
+            f"a sandbox fails: {trouble}" if trouble else "a sandbox starts",
+            needed,
+            _namespace_remedy(probe) if trouble else "install bubblewrap",
+            demo=True,
+        )
+
+    trouble = probe.run("unshare", "-Ur", "true") if probe.which("unshare") else "unshare is not installed"
+    yield Row(
+        group,
+        "namespaces",
+        "limited" if trouble else "ok",
+        f"user namespaces fail: {trouble}" if trouble else "user namespaces start",
+        "the sandbox and the network shield",
+        _namespace_remedy(probe),
+    )
+    yield _fuse(probe, group)
+
+
+def _namespace_remedy(probe: Probe) -> str:
+    """What most likely keeps a process from making a user namespace, as a command that ends it."""
+    blockers = (
+        ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+        ("kernel.unprivileged_userns_clone", "0", "1"),
+        ("user.max_user_namespaces", "0", "10000"),
+    )
+    for name, blocking, allowing in blockers:
+        if (probe.read("/proc/sys/" + name.replace(".", "/")) or "").strip() == blocking:
+            return f"as root: sysctl {name}={allowing}"
+    return "allow user namespaces on this machine, or in this container"
+
+
+def _fuse(probe: Probe, group: str) -> Row:
+    version = probe.version("pyfuse3")
+    lacks = []
+    if version is None:
+        lacks.append(
+            ("the package pyfuse3", 'install libfuse3-dev and pkg-config, then pip install "strongroom[fuse]"')
+        )
+    if not probe.exists("/dev/fuse"):
+        lacks.append(("/dev/fuse", "as root: modprobe fuse; start a container with --device /dev/fuse"))
+    elif refusal := probe.refusal("/dev/fuse"):
+        lacks.append((f"access to /dev/fuse ({refusal})", "as root: chmod 0666 /dev/fuse"))
+    if probe.which("fusermount3") is None:
+        lacks.append(("fusermount3", "install fuse3"))
+    return Row(
+        group,
+        "fuse",
+        "missing" if lacks else "ok",
+        f"lacks {', '.join(what for what, _ in lacks)}" if lacks else f"pyfuse3 {version}, /dev/fuse opens",
+        "mounting vaults for unmodified programs",
+        "; ".join(how for _, how in lacks) or 'pip install "strongroom[fuse]"',
+    )
+
+
+def _network(probe: Probe) -> Iterator[Row]:
+    group = "network"
+    yield _program(probe, group, "nft", "the network shield's redirection", "install nftables")
+    modules = f"/lib/modules/{probe.release}/modules."
+    lists = (probe.read(modules + "builtin"), probe.read(modules + "dep"))
+    there = probe.exists("/sys/module/wireguard") or any("/wireguard.ko" in (text or "") for text in lists)
+    yield Row(
+        group,
+        "wireguard",
+        "ok" if there else "missing",
+        "the kernel has it" if there else "not in this kernel",
+        "another transport for the mesh, never by default",
+        "a kernel with CONFIG_WIREGUARD",
+    )
+
+
+def _processor(probe: Probe) -> Iterator[Row]:
+    text = probe.read("/proc/cpuinfo") if probe.system == "Linux" else None
+    flags: set[str] | None = None
+    for line in (text or "").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):  # x86 and arm64
+            flags = set(value.split())
+            break
+    for what, flag, purpose in (
+        ("AES", "aes", "sealing at the speed of memory, not of software"),
+        ("VAES", "vaes", "faster AES-GCM on large blocks"),
+        ("AVX-512", "avx512f", "faster inference and VAES at full width"),
+    ):
+        how = "another processor, or a VM that passes its instructions on"
+        if flags is None:
+            yield Row("processor", what, "unknown", f"{probe.system} does not tell", purpose, how)
+        elif flag in flags:
+            yield Row("processor", what, "ok", "instructions present", purpose, how)
+        else:
+            yield Row("processor", what, "missing", f"no such instructions ({probe.arch})", purpose, how)
+
+
+# Distribution, extra that brings it, what it is needed for, whether the demo needs it.
+_EXTRAS = (
+    ("torch", "torch", "training with PyTorch, exporting its models", True),
+    ("onnx", "serve", "reading models", True),
+    ("onnxruntime", "serve", "serving models", True),
+    ("onnxscript", "demo", "exporting PyTorch models", True),
+    ("scikit-learn", "demo", "the demo's data set", True),
+    ("tensorflow", "tensorflow", "training with TensorFlow", False),
+    ("keras", "keras", "training with Keras", False),
+    ("jax", "jax", "training with JAX", False),
+    ("ray", "ray", "stages and replicas on several machines", False),
+    ("grpcio", "grpc", "serving over gRPC", False),
+    ("psycopg", "postgres", "a CAS over PostgreSQL", False),
+)
+
+
+def _packages(probe: Probe) -> Iterator[Row]:
+    for package, extra, purpose, demo in _EXTRAS:
+        version = probe.version(package)
+        how = f'pip install "strongroom[{extra}]"'
+        yield Row(
+            "python packages",
+            package,
+            "ok" if version else "missing",
+            version or "not installed",
+            purpose,
+            how,
+            demo,
+        )
+
+
+def _device(probe: Probe, group: str, what: str, path: str, purpose: str, how: str) -> Row:
+    if not probe.exists(path):
+        return Row(group, what, "missing", f"no {path}", purpose, how)
+    refusal = probe.refusal(path)
+    if refusal:
+        return Row(group, what, "limited", f"{path} does not open: {refusal}", purpose, f"access to {path}; {how}")
+    return Row(group, what, "ok", f"{path} opens", purpose, how)
+
+
+def _program(probe: Probe, group: str, name: str, purpose: str, how: str) -> Row:
+    path = probe.which(name)
+    return Row(group, name, "ok" if path else "missing", path or "not installed", purpose, how)
+
+
+def lacking_for_demo(rows: Sequence[Row]) -> list[Row]:
+    """The rows that keep `strongroom demo` from running."""
+    return [row for row in rows if row.demo and row.status != "ok"]
+
+
+def describe(probe: Probe) -> dict[str, str]:
+    """What this report is about, in four facts."""
+    return {
+        "strongroom": __version__,
+        "system": f"{probe.system} {probe.release}",
+        "architecture": probe.arch,
+        "python": probe.python,
+    }
+
+
+_COLOUR = {"ok": "green", "limited": "yellow", "missing": "red", "unknown": "dim"}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The report for a person: one line for what is there, two for the rest. Fits 80 columns."""
+    grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("status", no_wrap=True)
+    grid.add_column("what", no_wrap=True)
+    grid.add_column("detail")
+    for group, members in groupby(rows, key=lambda row: row.group):
+        grid.add_row()
+        grid.add_row("", Text(group, style="bold"))
+        for row in members:
+            # What nobody asked for stays in the background; what the demo lacks does not.
+            quiet = "dim" if row.status in ("missing", "unknown") and not row.demo else ""
+            detail = Text(row.detail, style="bold yellow" if row.what == "simulated" else quiet)
+            if row.status != "ok" and row.what != "simulated":
+                detail.append(f"; for {row.needed_for}\n")
+                detail.append(f"-> {row.how_to_get}", style=quiet or "cyan")
+            grid.add_row(Text(row.status, style=quiet or _COLOUR[row.status]), Text(row.what, style=quiet), detail)
+    return grid
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    output.add_json(parser)
+
+
+def run(args: argparse.Namespace, probe: Probe | None = None) -> int:
+    """Print the report; the exit status is 0 unless something that the demo needs is missing, then 3."""
+    probe = probe or ThisMachine()
+    rows = examine(probe)
+    lacking = lacking_for_demo(rows)
+    if args.json:
+        output.result(
+            {"machine": describe(probe), "demo": not lacking, "rows": [asdict(row) for row in rows]},
+        )
+    else:
+        facts = describe(probe)
+        output.stdout.print(
+            f"strongroom {facts['strongroom']} on {facts['system']} {facts['architecture']}, python {facts['python']}",
+            style="bold",
+            markup=False,
+        )
+        output.stdout.print(table(rows))
+        output.stdout.print()
+        if lacking:
+            names = ", ".join(row.what for row in lacking)
+            output.stdout.print(f"the demo cannot run here: it needs {names}", style="red", markup=False)
+        else:
+            output.stdout.print("the demo can run here: strongroom demo", style="green", markup=False)
+    return MissingDependencyError.exit_code if lacking else 0

@@ -1,0 +1,277 @@
+"""`strongroom doctor` on machines that we imagine, and once on this one."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from rich.console import Console
+
+from strongroom import __version__
+from strongroom.cli import doctor
+
+DEMO_PACKAGES = {
+    "torch": "2.13.0",
+    "onnx": "1.23.2",
+    "onnxruntime": "1.31.1",
+    "onnxscript": "0.7",
+    "scikit-learn": "1.9",
+}
+CPUINFO = "processor\t: 0\nflags\t\t: fpu aes vaes avx512f\n\nprocessor\t: 1\nflags\t\t: fpu aes\n"
+
+
+@dataclass
+class FakeMachine:
+    """A Linux machine on which the demo runs and nothing else does; tests take away or add."""
+
+    system: str = "Linux"
+    release: str = "6.12.0"
+    arch: str = "x86_64"
+    python: str = "3.12.1"
+    files: dict[str, str] = field(default_factory=lambda: {"/proc/cpuinfo": CPUINFO})
+    refused: dict[str, str] = field(default_factory=dict)
+    programs: set[str] = field(default_factory=lambda: {"bwrap", "unshare"})
+    failing: dict[str, str] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=lambda: dict(DEMO_PACKAGES))
+    tsm: str | None = None
+
+    def exists(self, path: str) -> bool:
+        return path in self.files
+
+    def read(self, path: str) -> str | None:
+        return self.files.get(path)
+
+    def refusal(self, path: str) -> str | None:
+        return self.refused.get(path)
+
+    def which(self, program: str) -> str | None:
+        return f"/usr/bin/{program}" if program in self.programs else None
+
+    def run(self, *command: str) -> str | None:
+        assert command[0] in self.programs
+        return self.failing.get(command[0])
+
+    def version(self, package: str) -> str | None:
+        return self.packages.get(package)
+
+    def tsm_provider(self) -> str | None:
+        return self.tsm
+
+
+def row(machine: doctor.Probe, what: str) -> doctor.Row:
+    (found,) = [row for row in doctor.examine(machine) if row.what == what]
+    return found
+
+
+def report(machine: doctor.Probe, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, object]]:
+    status = doctor.run(argparse.Namespace(json=True), machine)
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_a_machine_with_what_the_demo_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    status, facts = report(FakeMachine(), capsys)
+    assert status == 0
+    assert facts["demo"] is True
+    assert facts["machine"] == {
+        "strongroom": __version__,
+        "system": "Linux 6.12.0",
+        "architecture": "x86_64",
+        "python": "3.12.1",
+    }
+
+
+@pytest.mark.parametrize("package", DEMO_PACKAGES)
+def test_each_package_of_the_demo_decides_the_exit_status(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = FakeMachine(packages={k: v for k, v in DEMO_PACKAGES.items() if k != package})
+    status, facts = report(machine, capsys)
+    assert (status, facts["demo"]) == (3, False)
+    assert row(machine, package).status == "missing"
+
+
+def test_what_the_demo_does_not_need_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert row(FakeMachine(), "tensorflow").status == "missing"
+    assert report(FakeMachine(), capsys)[0] == 0
+
+
+@pytest.mark.parametrize("machine", [FakeMachine(), FakeMachine(system="Darwin"), FakeMachine(tsm="tdx_guest")])
+def test_the_simulated_enclave_is_always_there_with_its_caveat(machine: FakeMachine) -> None:
+    found = row(machine, "simulated")
+    assert found.status == "limited"
+    assert "protects nothing against the owner of this machine" in found.detail
+    assert "a process of the same user outside the sandbox can read its memory, and root always can" in found.detail
+
+
+class TestConfidentialVms:
+    def test_tdx(self) -> None:
+        assert row(FakeMachine(tsm="tdx_guest"), "tdx").status == "ok"
+        assert row(FakeMachine(tsm="tdx_guest"), "snp").status == "missing"
+
+    def test_snp(self) -> None:
+        assert row(FakeMachine(tsm="sev_guest"), "snp").status == "ok"
+        assert row(FakeMachine(tsm="sev_guest"), "tdx").status == "missing"
+
+    def test_a_guest_device_without_configfs_is_limited(self) -> None:
+        found = row(FakeMachine(files={"/dev/sev-guest": ""}), "snp")
+        assert found.status == "limited"
+        assert "configfs" in found.how_to_get
+
+    def test_an_unknown_provider_is_neither(self) -> None:
+        assert {row(FakeMachine(tsm="arm_cca_guest"), name).status for name in ("tdx", "snp")} == {"missing"}
+
+    def test_gramine(self) -> None:
+        files = {"/dev/attestation": "", "/dev/attestation/attestation_type": "dcap\n"}
+        assert row(FakeMachine(files=files), "gramine").status == "ok"
+        files["/dev/attestation/attestation_type"] = "none\n"
+        found = row(FakeMachine(files=files), "gramine")
+        assert (found.status, found.detail) == ("limited", "inside, attestation_type is none")
+
+
+@pytest.mark.parametrize(("what", "path"), [("sgx", "/dev/sgx_enclave"), ("tpm", "/dev/tpmrm0")])
+def test_a_device_must_open(what: str, path: str) -> None:
+    assert row(FakeMachine(), what).status == "missing"
+    assert row(FakeMachine(files={path: ""}), what).status == "ok"
+    closed = row(FakeMachine(files={path: ""}, refused={path: "permission denied"}), what)
+    assert (closed.status, closed.detail) == ("limited", f"{path} does not open: permission denied")
+
+
+class TestSandbox:
+    def test_without_bubblewrap_the_demo_cannot_run(self, capsys: pytest.CaptureFixture[str]) -> None:
+        machine = FakeMachine(programs={"unshare"})
+        assert row(machine, "bubblewrap").how_to_get == "install bubblewrap"
+        assert report(machine, capsys)[0] == 3
+
+    def test_bubblewrap_must_really_start_a_sandbox(self, capsys: pytest.CaptureFixture[str]) -> None:
+        machine = FakeMachine(failing={"bwrap": "bwrap: setting up uid map: Permission denied"})
+        found = row(machine, "bubblewrap")
+        assert (found.status, found.detail) == (
+            "limited",
+            "a sandbox fails: bwrap: setting up uid map: Permission denied",
+        )
+        assert report(machine, capsys)[0] == 3
+
+    @pytest.mark.parametrize(
+        ("setting", "value", "remedy"),
+        [
+            ("kernel.apparmor_restrict_unprivileged_userns", "1\n", "kernel.apparmor_restrict_unprivileged_userns=0"),
+            ("kernel.unprivileged_userns_clone", "0\n", "kernel.unprivileged_userns_clone=1"),
+            ("user.max_user_namespaces", "0\n", "user.max_user_namespaces=10000"),
+            ("user.max_user_namespaces", "95000\n", "in this container"),
+        ],
+    )
+    def test_what_forbids_user_namespaces_is_named(self, setting: str, value: str, remedy: str) -> None:
+        path = "/proc/sys/" + setting.replace(".", "/")
+        found = row(FakeMachine(files={path: value}, failing={"unshare": "Operation not permitted"}), "namespaces")
+        assert found.status == "limited"
+        assert found.how_to_get.endswith(remedy)
+
+
+class TestFuse:
+    ready = FakeMachine(
+        files={"/dev/fuse": ""}, programs={"bwrap", "unshare", "fusermount3"}, packages={"pyfuse3": "3.5.0"}
+    )
+
+    def test_all_there(self) -> None:
+        assert row(self.ready, "fuse").status == "ok"
+
+    def test_nothing_there_is_not_needed_by_the_demo(self, capsys: pytest.CaptureFixture[str]) -> None:
+        found = row(FakeMachine(), "fuse")
+        assert found.status == "missing"
+        assert found.detail == "lacks the package pyfuse3, /dev/fuse, fusermount3"
+        assert "modprobe fuse" in found.how_to_get
+        assert report(FakeMachine(), capsys)[0] == 0
+
+    def test_a_device_for_root_only(self) -> None:
+        machine = FakeMachine(
+            files=self.ready.files,
+            programs=self.ready.programs,
+            packages=self.ready.packages,
+            refused={"/dev/fuse": "permission denied"},
+        )
+        found = row(machine, "fuse")
+        assert (found.status, found.detail) == ("missing", "lacks access to /dev/fuse (permission denied)")
+        assert found.how_to_get == "as root: chmod 0666 /dev/fuse"
+
+
+def test_wireguard_loaded_built_in_or_loadable() -> None:
+    assert row(FakeMachine(), "wireguard").status == "missing"
+    for path, text in (
+        ("/sys/module/wireguard", ""),
+        ("/lib/modules/6.12.0/modules.builtin", "kernel/drivers/net/wireguard/wireguard.ko\n"),
+        ("/lib/modules/6.12.0/modules.dep", "kernel/drivers/net/wireguard/wireguard.ko.xz: kernel/a.ko\n"),
+    ):
+        assert row(FakeMachine(files={path: text}), "wireguard").status == "ok"
+
+
+def test_processor_instructions() -> None:
+    assert {row(FakeMachine(), name).status for name in ("AES", "VAES", "AVX-512")} == {"ok"}
+    arm = FakeMachine(arch="aarch64", files={"/proc/cpuinfo": "Features\t: fp asimd aes sha2\n"})
+    assert [row(arm, name).status for name in ("AES", "VAES", "AVX-512")] == ["ok", "missing", "missing"]
+    assert row(FakeMachine(files={}), "AES").status == "unknown"
+
+
+@pytest.mark.parametrize("system", ["Darwin", "Windows"])
+def test_other_systems(system: str, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = FakeMachine(system=system, files={}, programs=set())
+    for what in ("bubblewrap", "namespaces", "fuse"):
+        found = row(machine, what)
+        assert (found.status, found.detail) == ("missing", f"not on {system}")
+    assert row(machine, "AES").status == "unknown"
+    assert report(machine, capsys)[0] == 3
+
+
+@pytest.mark.parametrize("machine", [FakeMachine(), FakeMachine(system="Windows", packages={}), TestFuse.ready])
+def test_the_table_fits_80_columns_and_keeps_every_word(machine: FakeMachine) -> None:
+    rows = doctor.examine(machine)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(doctor.table(rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    words = set(text.split())
+    for each in rows:
+        assert {*each.what.split(), *each.detail.split(), each.status} <= words | {w.rstrip(";") for w in words}
+
+
+def test_the_table_says_whether_the_demo_can_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run(argparse.Namespace(json=False), FakeMachine()) == 0
+    assert "the demo can run here: strongroom demo" in capsys.readouterr().out
+    assert doctor.run(argparse.Namespace(json=False), FakeMachine(programs=set())) == 3
+    assert "the demo cannot run here: it needs bubblewrap" in capsys.readouterr().out
+
+
+def test_rows_are_complete_and_unique() -> None:
+    rows = doctor.examine(FakeMachine())
+    assert len({r.what for r in rows}) == len(rows)
+    for each in rows:
+        assert all((each.group, each.what, each.detail, each.needed_for, each.how_to_get))
+
+
+def test_on_this_machine_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from strongroom.cli.main import main; status = main(['doctor', '--json'])\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'sklearn', 'numpy', 'cryptography', 'pyfuse3'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, 3), done.stderr
+    assert {r["what"] for r in json.loads(done.stdout)["rows"]} >= {"simulated", "fuse", "torch"}
+
+
+def test_this_machine_answers_every_question_without_raising() -> None:
+    machine = doctor.ThisMachine()
+    assert machine.read("/does/not/exist") is None
+    assert machine.refusal("/does/not/exist") == "no such file or directory"
+    assert machine.run(sys.executable, "-c", "import sys; sys.exit('no\\nbecause')") == "because"
+    assert machine.run(sys.executable, "-c", "raise SystemExit(7)") == "exit status 7"
+    assert machine.run("/does/not/exist") is not None
+    assert machine.run(sys.executable, "-c", "") is None
+    assert machine.version("no-such-distribution") is None
+    assert machine.version("strongroom") is not None
+    machine.tsm_provider()
