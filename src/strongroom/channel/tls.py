@@ -33,10 +33,15 @@ class Identity:
     chain: tuple[Certificate, ...]
 
     @classmethod
-    def fresh(cls, name: str, *, now: dt.datetime, lifetime: dt.timedelta = dt.timedelta(days=1)) -> Identity:
-        """A new key under a self-signed certificate: it proves possession of the key, nothing else."""
-        key = SigningKey.generate()
+    def of_key(cls, key: SigningKey, name: str, *, now: dt.datetime) -> Identity:
+        """A key under a self-signed certificate of one day: it proves possession of the key, nothing else."""
+        lifetime = dt.timedelta(days=1)
         return cls(key, (self_signed(key, name, now=now, lifetime=lifetime),))
+
+    @classmethod
+    def fresh(cls, name: str, *, now: dt.datetime) -> Identity:
+        """The same of a new key."""
+        return cls.of_key(SigningKey.generate(), name, now=now)
 
 
 def expect_key(fingerprint: str) -> Expect:

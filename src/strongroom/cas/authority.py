@@ -1,0 +1,69 @@
+"""The CAS's own identity: a root key that clients pin, a short-lived leaf under it, and the tokens that leaf signs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from pathlib import Path
+
+from strongroom.attest.token import sign_token
+from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, RESULT_TOKEN, TIME_TOKEN
+from strongroom.channel import Identity
+from strongroom.crypto import Certificate, CertificateAuthority, PublicKey, SigningKey, random_bytes
+
+_LEAF_LIFETIME = dt.timedelta(days=7)
+_ENCLAVE_LIFETIME = dt.timedelta(hours=1)
+
+
+class Authority:
+    """Issues certificates and signs tokens for one CAS.
+
+    Args:
+        directory: holds the root key and certificate, made on first use, mode 0600.
+    """
+
+    def __init__(self, directory: Path, *, now: dt.datetime, hosts: list[str]) -> None:
+        self._ca = _load_or_create(directory, now)
+        key = SigningKey.generate()
+        leaf = self._ca.issue(
+            key.public, "Strongroom CAS", now=now, lifetime=_LEAF_LIFETIME, uris=[CAS_URI], hosts=hosts
+        )
+        self.identity = Identity(key, (leaf, self._ca.certificate))
+
+    @property
+    def cas_root(self) -> str:
+        """The fingerprint of the root key: the name by which everybody knows this CAS."""
+        return self._ca.key.public.fingerprint
+
+    @property
+    def chain(self) -> tuple[Certificate, ...]:
+        return self.identity.chain
+
+    def certify_enclave(self, public: PublicKey, policy: str, *, now: dt.datetime) -> Certificate:
+        """A certificate that names the policy which the key's enclave was appraised under."""
+        uri = f"spiffe://strongroom/{policy}"
+        hosts = ["localhost", "127.0.0.1", "::1"]
+        return self._ca.issue(public, policy, now=now, lifetime=_ENCLAVE_LIFETIME, uris=[uri], hosts=hosts)
+
+    def time_token(self, *, now: int) -> str:
+        """A signed statement of the time: evidence made over it is no older than it."""
+        jti = random_bytes(16).hex()
+        return sign_token(self.identity.key, TIME_TOKEN, {"iat": now, "exp": now + RESULT_LIFETIME, "jti": jti})
+
+    def result_token(self, payload: dict[str, str], *, now: int) -> str:
+        """A signed attestation result."""
+        return sign_token(self.identity.key, RESULT_TOKEN, {"iat": now, "exp": now + RESULT_LIFETIME, **payload})
+
+
+def _load_or_create(directory: Path, now: dt.datetime) -> CertificateAuthority:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key_path, certificate_path = directory / "root.key", directory / "root.pem"
+    if not key_path.exists():
+        authority = CertificateAuthority.create("Strongroom CAS root", now=now)
+        # The certificate first: a key without one would be an identity that nobody can use.
+        temporary = certificate_path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(authority.certificate.pem())
+        temporary.replace(certificate_path)
+        authority.key.save(key_path)
+    key = SigningKey.load(key_path)
+    return CertificateAuthority(key, Certificate.from_pem(certificate_path.read_bytes()))

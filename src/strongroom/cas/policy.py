@@ -1,0 +1,299 @@
+"""The policy: one signed TOML document that says what may run and what it receives.
+
+Rules:
+
+- What is not named is not allowed: an unknown key, an empty list or a missing field is a PolicyError.
+- A policy holds no secret; it names them.
+- Version n+1 names the digest of version n and is signed by the owner that version n names.
+- `name` enters the enclave's measurement; the document's digest enters its claims only, because the document holds the
+  expected measurement.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from strongroom.attest.appraise import ReferenceValues
+from strongroom.crypto import PublicKey, SigningKey, digest
+from strongroom.errors import PolicyError, StrongroomError, UnauthorizedError, VerificationError
+
+MAX_DOCUMENT = 1 << 18
+_SIGNING_LABEL = b"strongroom/policy/v1\0"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+_ACCESS = ("read-only", "read-write")
+
+# What the launcher sets itself, or what would let the host choose code: a policy may not set these.
+_RESERVED = re.compile(r"LD_.*|PYTHON.*|STRONGROOM_.*|PATH|HOME|TMPDIR")
+
+
+@dataclass(frozen=True)
+class VaultRule:
+    """A vault that the enclave gets the key of: its name here, where the program finds it, and how."""
+
+    name: str
+    mount: str
+    access: str
+
+
+@dataclass(frozen=True)
+class SecretRule:
+    """A secret for an environment variable of the program; with `generate`, the CAS draws so many bytes on first use."""
+
+    name: str
+    environment: str
+    generate: int | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """What runs: a command, the files it consists of (relative to the document) and its environment."""
+
+    command: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A parsed policy. Made by `parse_policy` only."""
+
+    name: str
+    version: int
+    previous: str
+    owner: str
+    role: str
+    reference: ReferenceValues
+    program: Program | None
+    vaults: tuple[VaultRule, ...]
+    secrets: tuple[SecretRule, ...]
+    text: str = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the document's bytes."""
+        return policy_digest(self.text)
+
+    def vault(self, name: str) -> VaultRule | None:
+        return next((v for v in self.vaults if v.name == name), None)
+
+
+def policy_digest(text: str) -> str:
+    """``sha256:<hex>`` of a document's bytes."""
+    return "sha256:" + digest(text.encode()).hex()
+
+
+def sign_policy(text: str, owner: SigningKey) -> bytes:
+    """The owner's signature of a document, 64 bytes."""
+    return owner.sign(_SIGNING_LABEL + text.encode())
+
+
+def verify_policy(text: str, signature: bytes, owner: PublicKey) -> None:
+    """Raises VerificationError unless `owner` signed exactly this document."""
+    try:
+        owner.verify(signature, _SIGNING_LABEL + text.encode())
+    except VerificationError as error:
+        raise VerificationError(f"policy: {error.message}") from None
+
+
+def check_succession(new: Policy, current: Policy | None) -> None:
+    """Check that `new` may follow `current` (None: that it may be the first version).
+
+    Raises:
+        PolicyError: version or previous digest do not continue the chain.
+        UnauthorizedError: it names another owner.
+    """
+    wanted = (1, "") if current is None else (current.version + 1, current.digest)
+    if (new.version, new.previous) != wanted:
+        raise PolicyError(
+            f"version, previous: got {new.version}, {new.previous or 'none'}, "
+            f"wanted {wanted[0]}, {wanted[1] or 'none'}",
+            hint="a version follows the one that the CAS holds now",
+        )
+    if current is not None and new.owner != current.owner:
+        raise UnauthorizedError(f"owner: got {new.owner}, wanted {current.owner}")
+
+
+def parse_policy(text: str) -> Policy:
+    """Parse and check a document.
+
+    Raises:
+        PolicyError: malformed, a key that does not exist, a missing one, or an unsafe value.
+    """
+    if len(text.encode()) > MAX_DOCUMENT:
+        raise PolicyError(f"policy: {len(text.encode())} bytes, the limit is {MAX_DOCUMENT}")
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
+    top = _Table(document, "policy document")
+    head = top.table("policy")
+    reference = top.table("reference")
+    program = top.optional_table("program")
+    policy = Policy(
+        name=head.match("name", _NAME, "namespace/name in lower case"),
+        version=head.positive("version"),
+        previous=head.match("previous", re.compile(f"|{_FINGERPRINT.pattern}"), "a digest, or empty", default=""),
+        owner=head.match("owner", _FINGERPRINT, "the fingerprint of the owner's key, sha256:<64 hex>"),
+        role=head.choice("role", ("program", "service")),
+        reference=_reference(reference),
+        program=_program(program) if program else None,
+        vaults=tuple(_vault(t) for t in top.tables("vaults")),
+        secrets=tuple(_secret(t) for t in top.tables("secrets")),
+        text=text,
+    )
+    for table in (top, head, reference, program):
+        if table:
+            table.finish()
+    for kind, names in (
+        ("vaults.name", [v.name for v in policy.vaults]),
+        ("vaults.mount", [v.mount for v in policy.vaults if v.mount]),
+        ("secrets.name", [s.name for s in policy.secrets]),
+        ("secrets.environment", [s.environment for s in policy.secrets]),
+    ):
+        for name in names:
+            if names.count(name) > 1:
+                raise PolicyError(f"{kind}: {name!r} appears twice")
+    return policy
+
+
+def _reference(table: _Table) -> ReferenceValues:
+    if table.value.get("allow_simulated") is True:
+        raise PolicyError(
+            "reference.allow_simulated: got true, wanted the digest of one vendor root",
+            hint="true would accept anybody's simulation; `strongroom doctor` prints this machine's digest",
+        )
+    simulated = table.match("allow_simulated", re.compile(f"|{_FINGERPRINT.pattern}"), "sha256:<64 hex>", default="")
+    try:
+        return ReferenceValues(
+            tees=table.strings("tees"),
+            measurements=table.strings("measurements"),
+            tcb_statuses=table.strings("tcb_statuses", default=("UpToDate",)),
+            advisories_allowed=table.strings("advisories_allowed", default=()),
+            allow_simulated=simulated or None,
+        )
+    except StrongroomError as error:
+        raise PolicyError(f"reference.{error.message}", hint=error.hint) from None
+
+
+def _program(table: _Table) -> Program:
+    environment = table.optional_table("environment")
+    values = dict(environment.value) if environment else {}
+    for name, value in values.items():
+        _check_variable(name, "program.environment")
+        if not isinstance(value, str) or "\0" in value:
+            raise PolicyError(f"program.environment.{name}: wanted a string")
+    files = table.strings("files", default=())
+    for name in files:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise PolicyError(f"program.files: got {name!r}, wanted a path below the document's directory")
+    return Program(table.strings("command"), files, values)
+
+
+def _vault(table: _Table) -> VaultRule:
+    rule = VaultRule(
+        name=table.match("name", _WORD, "a word"),
+        mount=table.text("mount", default=""),
+        access=table.choice("access", _ACCESS),
+    )
+    parts = rule.mount.split("/")
+    if rule.mount and (parts[0] or not all(parts[1:]) or {".", ".."} & set(parts) or "\0" in rule.mount):
+        raise PolicyError(f"vaults.mount: got {rule.mount!r}, wanted an absolute path without '.' and '..'")
+    table.finish()
+    return rule
+
+
+def _secret(table: _Table) -> SecretRule:
+    generate = table.take("generate", None)
+    if generate is not None and (type(generate) is not int or not 16 <= generate <= 1024):
+        raise PolicyError(f"secrets.generate: got {generate!r}, wanted 16 to 1024 bytes")
+    rule = SecretRule(table.match("name", _WORD, "a word"), table.text("environment"), generate)
+    _check_variable(rule.environment, "secrets.environment")
+    table.finish()
+    return rule
+
+
+def _check_variable(name: str, where: str) -> None:
+    if not _VARIABLE.fullmatch(name):
+        raise PolicyError(f"{where}: {name!r} is not the name of an environment variable")
+    if _RESERVED.fullmatch(name):
+        raise PolicyError(f"{where}: {name} may not be set by a policy")
+
+
+_MISSING: Any = object()
+
+
+class _Table:
+    """A TOML table whose every key must be taken."""
+
+    def __init__(self, value: object, path: str) -> None:
+        if not isinstance(value, dict):
+            raise PolicyError(f"{path}: got {type(value).__name__}, wanted a table")
+        self.value = value
+        self.path = path
+        self._taken: set[str] = set()
+
+    def take(self, key: str, default: Any = _MISSING) -> Any:
+        self._taken.add(key)
+        value = self.value.get(key, default)
+        if value is _MISSING:
+            raise PolicyError(f"{self.path}.{key}: missing")
+        return value
+
+    def finish(self) -> None:
+        unknown = sorted(set(self.value) - self._taken)
+        if unknown:
+            raise PolicyError(f"{self.path}.{unknown[0]}: unknown key; known here: {', '.join(sorted(self._taken))}")
+
+    def table(self, key: str) -> _Table:
+        return _Table(self.take(key), key)
+
+    def optional_table(self, key: str) -> _Table | None:
+        value = self.take(key, None)
+        return None if value is None else _Table(value, key)
+
+    def tables(self, key: str) -> list[_Table]:
+        value = self.take(key, [])
+        if not isinstance(value, list):
+            raise PolicyError(f"{key}: wanted an array of tables, [[{key}]]")
+        return [_Table(item, key) for item in value]
+
+    def text(self, key: str, default: Any = _MISSING) -> str:
+        value = self.take(key, default)
+        if not isinstance(value, str) or len(value) > 4096:
+            raise PolicyError(
+                f"{self.path}.{key}: got {type(value).__name__}, wanted a string of at most 4096 characters"
+            )
+        return value
+
+    def match(self, key: str, pattern: re.Pattern[str], wanted: str, default: Any = _MISSING) -> str:
+        value = self.text(key, default)
+        if not pattern.fullmatch(value):
+            raise PolicyError(f"{self.path}.{key}: got {value[:80]!r}, wanted {wanted}")
+        return value
+
+    def choice(self, key: str, options: tuple[str, ...]) -> str:
+        value = self.text(key)
+        if value not in options:
+            raise PolicyError(f"{self.path}.{key}: got {value[:80]!r}, wanted {' or '.join(options)}")
+        return value
+
+    def positive(self, key: str) -> int:
+        value = self.take(key)
+        if type(value) is not int or not 1 <= value < 1 << 31:
+            raise PolicyError(f"{self.path}.{key}: got {value!r}, wanted a positive whole number")
+        return value
+
+    def strings(self, key: str, default: Any = _MISSING) -> tuple[str, ...]:
+        value = self.take(key, default)
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) and "\0" not in v for v in value):
+            raise PolicyError(f"{self.path}.{key}: wanted an array of strings")
+        if not value and default is _MISSING:
+            raise PolicyError(f"{self.path}.{key}: is empty, and nothing would pass it")
+        return tuple(value)

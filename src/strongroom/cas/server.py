@@ -1,0 +1,69 @@
+"""A CAS as a running service: state directory, address, and the process that serves it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from strongroom.cas.app import cas_application
+from strongroom.cas.authority import Authority
+from strongroom.cas.store import Store
+from strongroom.channel import Server, bind
+from strongroom.errors import FormatError
+
+ADDRESS_FILE = "cas.json"
+
+
+@dataclass(frozen=True)
+class CasAddress:
+    """Where a CAS answers and by which root key it is known."""
+
+    url: str
+    cas_root: str
+
+    def save(self, directory: Path) -> None:
+        (directory / ADDRESS_FILE).write_text(json.dumps({"url": self.url, "cas_root": self.cas_root}) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> CasAddress:
+        """Raises FormatError if the file is not one that `save` wrote."""
+        try:
+            value = json.loads(path.read_text())
+            return cls(str(value["url"]), str(value["cas_root"]))
+        except (ValueError, KeyError, TypeError):
+            raise FormatError(f"{path}: not the address of a CAS") from None
+
+
+def prepare(
+    directory: Path, *, host: str = "127.0.0.1", port: int = 0, clock: Callable[[], float] = time.time
+) -> tuple[Server, CasAddress, Store]:
+    """Open the state in `directory` and bind the address; `Server.run` serves.
+
+    Raises:
+        PortInUseError: the address is taken.
+    """
+    sock = bind(host, port)
+    store = Store(directory)
+    now = dt.datetime.fromtimestamp(clock(), dt.UTC)
+    authority = Authority(directory, now=now, hosts=sorted({host, "localhost", "127.0.0.1"}))
+    server = Server(cas_application(store, authority, clock=clock), sock, authority.identity)
+    shown = f"[{host}]" if ":" in host else host
+    address = CasAddress(f"https://{shown}:{server.port}", authority.cas_root)
+    address.save(directory)
+    return server, address, store
+
+
+@contextmanager
+def running_cas(directory: Path, *, clock: Callable[[], float] = time.time) -> Iterator[CasAddress]:
+    """A CAS in a thread of this process, on a free port of the loopback interface: for development and tests."""
+    server, address, store = prepare(directory, clock=clock)
+    try:
+        with server:
+            yield address
+    finally:
+        store.close()

@@ -1,0 +1,172 @@
+"""An enclave's client of its CAS: attest (kind 1), receive, and stay attested."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from strongroom.attest.attester import Attester
+from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
+from strongroom.cas.client import MAX_ANSWER, TIMEOUT, CasAnchor, cas_expectation
+from strongroom.cas.wire import CONFIGURATION_INFO, b64, bytes_field, hex_field, text_field
+from strongroom.channel import HttpClient, Identity, Response, TlsStream
+from strongroom.crypto import Certificate, HpkeKey, digest
+from strongroom.errors import CasError, ChannelError
+
+
+@dataclass(frozen=True)
+class Provisions:
+    """What a CAS gave an attested enclave. What is secret stays out of `repr`."""
+
+    policy_digest: str
+    certificate: Certificate
+    vault_keys: Mapping[str, bytes] = field(repr=False)
+    vault_access: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ServiceResult:
+    """Kind-2 evidence that the CAS has appraised, ready to be shown to every client (docs/spec/service.md)."""
+
+    evidence: Mapping[str, str]
+    claims: bytes
+    time_token: str
+    result: str
+    cas_chain: tuple[str, ...]
+
+
+class EnclaveSession:
+    """An attested connection to a CAS; whenever the connection had to be made anew, the enclave attests again.
+
+    Args:
+        dial: gives a connected socket; the host that makes it is trusted with nothing.
+        cas_root: the CAS that the enclave was measured for.
+        policy: the policy that the enclave was measured for.
+        role: ``program`` or ``service``.
+        attester: where evidence comes from.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], socket.socket],
+        *,
+        cas_root: str,
+        policy: str,
+        role: str,
+        attester: Attester,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._identity = Identity.fresh("Strongroom enclave", now=dt.datetime.fromtimestamp(clock(), dt.UTC))
+        self._hpke = HpkeKey()
+        self._cas_root, self._policy, self._role = cas_root, policy, role
+        self._attester = attester
+        self._stream: TlsStream | None = None
+        self._provisions: Provisions | None = None
+        self._http = HttpClient(
+            dial,
+            host="cas",
+            expect=cas_expectation(cas_root),
+            identity=self._identity,
+            max_body=MAX_ANSWER,
+            timeout=TIMEOUT,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def attest(self) -> Provisions:
+        """Attest on the present connection, or on a new one, and receive.
+
+        Raises:
+            UnknownPolicyError: the CAS does not know the policy.
+            AttestationError: it refused the evidence; the class says why.
+            CasUnreachableError, ChannelError: it could not be reached, or is not the CAS that was measured.
+        """
+        stream = self._http.connect()
+        offer = self._http.post("/v1/nonce", {"policy": self._policy}, fresh=True)
+        nonce, policy_digest = hex_field(offer, "nonce"), text_field(offer, "policy_digest")
+        claims = canonical(self._claims(policy_digest))
+        binder = stream.export(EXPORTER_LABEL, self._role.encode())
+        evidence = self._attester.evidence(report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims))
+        answer = self._http.post("/v1/attest", {"evidence": evidence.to_wire(), "claims": b64(claims)}, fresh=True)
+        box = self._hpke.open(bytes_field(answer, "configuration"), info=CONFIGURATION_INFO)
+        self._provisions = _provisions(json.loads(box), policy_digest, Certificate(bytes_field(answer, "certificate")))
+        self._stream = stream
+        return self._provisions
+
+    def _claims(self, policy_digest: str) -> dict[str, Any]:
+        return {
+            "role": self._role,
+            "spki": self._identity.key.public.fingerprint,
+            "hpke": self._hpke.public.hex(),
+            "cas_root": self._cas_root,
+            "policy": self._policy,
+            "policy_digest": policy_digest,
+        }
+
+    def request(
+        self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """A request on an attested connection."""
+        if self._stream is not None and self._http.connect() is self._stream:
+            try:
+                return self._http.request(method, path, body=body, headers=headers, fresh=True)
+            except ChannelError:
+                pass  # an idle connection was dropped: attest on a new one and ask once more
+        self.attest()
+        return self._http.request(method, path, body=body, headers=headers, fresh=True)
+
+    def post(self, path: str, value: object) -> dict[str, object]:
+        """POST a JSON value on an attested connection; the answer's JSON object."""
+        body = json.dumps(value, separators=(",", ":")).encode()
+        headers = {"content-type": "application/json"}
+        return self.request("POST", path, body=body, headers=headers).expect_ok().json()
+
+    def anchor(self, vault: str) -> CasAnchor:
+        """The CAS's anchor of one of the policy's vaults."""
+        return CasAnchor(self, self._policy, vault)
+
+    def serving_identity(self) -> Identity:
+        """The enclave's key under the certificate that the CAS issued: what a service shows its clients."""
+        if self._provisions is None:
+            self.attest()
+        assert self._provisions is not None  # noqa: S101  # attest returns or raises
+        return Identity(self._identity.key, (self._provisions.certificate,))
+
+    def certify_service(self, models: Mapping[str, str]) -> ServiceResult:
+        """Make kind-2 evidence over a fresh time token and have the CAS appraise it.
+
+        Args:
+            models: digest, ``sha256:<hex>``, of each model served, by name.
+        """
+        if self._provisions is None:
+            self.attest()
+        assert self._provisions is not None  # noqa: S101  # attest returns or raises
+        token = text_field(self.post("/v1/time-token", {}), "token")
+        claims = canonical(self._claims(self._provisions.policy_digest) | {"models": dict(models)})
+        bound = report_data(Kind.SERVICE, fresh=digest(token.encode("ascii")), binder=bytes(32), claims=claims)
+        evidence = self._attester.evidence(bound).to_wire()
+        answer = self.post("/v1/service", {"evidence": evidence, "claims": b64(claims), "time_token": token})
+        chain = answer.get("cas_chain")
+        if not isinstance(chain, list):
+            raise CasError("answer: cas_chain is missing")
+        return ServiceResult(evidence, claims, token, text_field(answer, "result"), tuple(map(str, chain)))
+
+
+def _provisions(configuration: Mapping[str, Any], policy_digest: str, certificate: Certificate) -> Provisions:
+    try:
+        return Provisions(
+            policy_digest=policy_digest,
+            certificate=certificate,
+            vault_keys={name: bytes_field(v, "key") for name, v in configuration["vaults"].items()},
+            vault_access={name: str(v["access"]) for name, v in configuration["vaults"].items()},
+            environment={str(name): str(value) for name, value in configuration["environment"].items()},
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise CasError("configuration: the CAS sent one of another form") from None

@@ -1,0 +1,49 @@
+"""What both ends of the CAS's API share: names, token types and encodings (docs/spec/evidence.md)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from strongroom.errors import FormatError
+
+CAS_URI = "spiffe://strongroom/cas"
+"""The name in the certificate of every CAS; which CAS it is, the root key tells."""
+
+CONFIGURATION_INFO = b"strongroom/cas/configuration/v1"
+"""The HPKE info string under which a configuration is sealed to an enclave."""
+
+TIME_TOKEN = "strongroom-time+jwt"  # noqa: S105  # a token's type
+RESULT_TOKEN = "strongroom-result+jwt"  # noqa: S105
+RESULT_LIFETIME = 600
+"""Seconds for which a service's attestation result stands; the service renews it before."""
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def text_field(body: Mapping[str, Any], field: str) -> str:
+    """Raises FormatError unless `field` is a string."""
+    value = body.get(field)
+    if not isinstance(value, str):
+        raise FormatError(f"{field}: got {type(value).__name__}, wanted a string")
+    return value
+
+
+def bytes_field(body: Mapping[str, Any], field: str) -> bytes:
+    """Raises FormatError unless `field` is a base64 string."""
+    try:
+        return base64.b64decode(text_field(body, field), validate=True)
+    except (binascii.Error, ValueError):
+        raise FormatError(f"{field}: not base64") from None
+
+
+def hex_field(body: Mapping[str, Any], field: str) -> bytes:
+    """Raises FormatError unless `field` is a hexadecimal string."""
+    try:
+        return bytes.fromhex(text_field(body, field))
+    except ValueError:
+        raise FormatError(f"{field}: not hexadecimal") from None
