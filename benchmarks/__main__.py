@@ -1,0 +1,65 @@
+"""`python -m benchmarks NAME [--quick] [--json FILE]`: measure an area, or `all`.
+
+The exit status is 0 only if every goal measured holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.harness import Area, run_area
+
+# In the order of the story. An area's module is imported only when it is measured.
+AREAS = {
+    "story": "seal, train, serve, predict: the whole story against the same without protection",
+}
+
+
+def load(name: str) -> Area:
+    """The module of an area."""
+    area: Area = importlib.import_module(f"benchmarks.{name}")
+    return area
+
+
+def main(
+    argv: Sequence[str] | None = None, *, areas: Mapping[str, str] = AREAS, load: Callable[[str], Area] = load
+) -> int:
+    """Measure, print the table, write the JSON; the result is the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure Strongroom against its goals.",
+        epilog="areas:\n" + "\n".join(f"  {name:10} {what}" for name, what in areas.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=[*areas, "all"], metavar="NAME", help="an area, or all")
+    parser.add_argument("--quick", action="store_true", help="a minute for each area; says which goals that leaves out")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every value measured, and the machine")
+    args = parser.parse_args(argv)
+
+    console = Console(highlight=False)
+    reports = []
+    for name in areas if args.name == "all" else [args.name]:
+        console.print(f"measuring {name}", style="dim", markup=False)
+        reports.append(run_area(name, load, quick=args.quick))
+        if reports[-1].trouble:
+            console.print(reports[-1].trouble, style="red", markup=False)
+
+    facts = report.machine()
+    console.print(report.table(reports))
+    console.print(report.summary(reports, quick=args.quick), markup=False, style="bold")
+    console.print(f"on {facts['processor']}, {facts['cores']} cores, {facts['system']}", markup=False, style="dim")
+    if args.json:
+        args.json.write_text(json.dumps(report.document(reports, quick=args.quick), indent=2) + "\n")
+    return 0 if all(each.holds for each in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
