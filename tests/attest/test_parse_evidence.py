@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+
+from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_QUOTE, Evidence, parse_tdx, unpadded
+from strongroom.errors import FormatError
+
+
+def test_a_version_4_quote_parses(vector):
+    report = parse_tdx(unpadded(vector("v4_up_to_date").evidence.quote))
+    assert (report.version, report.debug, report.service_td) == (4, False, None)
+    assert report.registers["mrtd"].hex().startswith("91eb2b44d141d4ece09f0c75c2c53d24")
+    assert list(report.registers) == ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"]
+    assert len(report.report_data) == 64
+
+
+def test_a_version_5_quote_parses(vector):
+    report = parse_tdx(vector("v5_no_matching_tcb").evidence.quote)
+    assert (report.version, report.debug, report.service_td) == (5, False, bytes(48))
+
+
+def test_a_debug_quote_says_so(vector):
+    assert parse_tdx(vector("v4_debug").evidence.quote).debug
+
+
+def test_padding_is_refused_until_removed(vector):
+    quote = vector("v4_up_to_date").evidence.quote
+    with pytest.raises(FormatError, match="quote: 70 bytes after the signature data, wanted none"):
+        parse_tdx(quote)
+    assert unpadded(unpadded(quote)) == unpadded(quote)
+    with pytest.raises(FormatError, match="bytes other than zero after the signature data"):
+        unpadded(quote + b"x")
+
+
+def test_every_prefix_of_a_quote_is_refused(vendor, registers):
+    quote = vendor.quote(registers, bytes(64)).quote
+    parse_tdx(quote)
+    for size in range(len(quote)):
+        with pytest.raises(FormatError):
+            parse_tdx(quote[:size])
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (0, 3, "got version 3, wanted 4 or 5"),
+        (2, 3, "got attestation key type 3, wanted 2"),
+        (4, 0, "got TEE type 0, wanted 129"),
+        (12, 0, "got QE vendor 00"),
+        (48 + 584, 0xFF, "of signature data, wanted"),
+        (48 + 584 + 4 + 128, 5, "got certification data 5 of"),
+        (48 + 584 + 4 + 128 + 2, 0, "got certification data 6 of"),
+        (48 + 584 + 4 + 128 + 6 + 448, 33, "got certification data"),
+        (48 + 584 + 4 + 128 + 6 + 448 + 34, 4, "got certification data 4 of"),
+    ],
+)
+def test_a_header_or_length_that_is_off_is_refused(vendor, registers, offset, value, message):
+    quote = bytearray(vendor.quote(registers, bytes(64)).quote)
+    quote[offset] = value
+    with pytest.raises(FormatError, match=message):
+        parse_tdx(bytes(quote))
+
+
+def test_other_version_5_bodies_are_refused(vector):
+    quote = bytearray(vector("v5_no_matching_tcb").evidence.quote)
+    for body_type in (0, 1, 2, 4):  # 2 is known, but has another size
+        quote[48] = body_type
+        with pytest.raises(FormatError, match=f"got body type {body_type} of 648 bytes"):
+            parse_tdx(bytes(quote))
+
+
+def test_wire_form_goes_there_and_back(vendor, registers):
+    evidence = vendor.quote(registers, bytes(64))
+    assert Evidence.from_wire(evidence.to_wire()) == evidence
+    assert "quote" not in repr(evidence)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tee": "sgx2"},
+        {"tee": None},
+        {"quote": "AA=A"},
+        {"quote": "AB=="},  # stray bits
+        {"quote": "AA==\n"},
+        {"quote": "A_8="},
+        {"quote": "AAé="},
+        {"quote": 7},
+        {"quote": "AAAA" * (MAX_QUOTE // 3 + 2)},
+        {"endorsements": "AAAA" * (MAX_ENDORSEMENTS // 3 + 2)},
+        {"extra": ""},
+    ],
+)
+def test_wire_form_is_strict(change):
+    wire = {"tee": "tdx", "quote": "AA==", "endorsements": "AA=="}
+    Evidence.from_wire(wire)
+    with pytest.raises(FormatError):
+        Evidence.from_wire(wire | change)
+
+
+def test_wire_form_must_be_complete():
+    for wire in ({}, {"tee": "tdx", "quote": "AA=="}, [], None, "tdx"):
+        with pytest.raises(FormatError, match="wanted an object of exactly tee, quote and endorsements"):
+            Evidence.from_wire(wire)
