@@ -44,7 +44,7 @@ class VaultRule:
 
 @dataclass(frozen=True)
 class SecretRule:
-    """A secret for an environment variable of the program; with `generate`, the CAS draws so many bytes on first use."""
+    """A secret for one of the program's variables; with `generate`, the CAS draws so many bytes on first use."""
 
     name: str
     environment: str

@@ -1,0 +1,137 @@
+"""Boot: the one road of every enclave, walked inside it before anything else runs.
+
+1. Become undumpable; read the configuration that was measured.
+2. Make a key in memory; show evidence bound to it, and to the channel, to the CAS that was measured.
+3. Receive vault keys and secrets, sealed to that key.
+4. Raise the shields: vaults appear at their paths.
+5. Run the program with every privilege dropped; afterwards seal what it wrote.
+
+`boot` walks 1 to 3 and is shared by programs and services; `program.py` goes on with 4 and 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import os
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strongroom import vault
+from strongroom.attest.evidence import Evidence
+from strongroom.cas.session import EnclaveSession, Provisions
+from strongroom.enclave.config import BootConfig
+from strongroom.enclave.control import Control
+from strongroom.errors import EnclaveError, FormatError, StrongroomError
+
+_PR_SET_DUMPABLE = 4
+
+
+class _HostAttester:
+    """A simulated enclave's hardware is the host; a real TEE's attester takes this place."""
+
+    tee = "simulated"
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def evidence(self, report_data: bytes) -> Evidence:
+        return self._control.evidence(report_data)
+
+
+@dataclass(frozen=True)
+class Booted:
+    """An attested enclave with what it has received."""
+
+    control: Control
+    config: BootConfig
+    layout: Mapping[str, Any]
+    session: EnclaveSession
+    provisions: Provisions
+
+    def open_vault(self, name: str) -> vault.Vault:
+        """One of the policy's vaults, fresh by the CAS's anchor, read-write only if policy and layout both say so.
+
+        Raises:
+            EnclaveError: the CAS gave no key for it, or the host no place.
+            IntegrityError: it is not what the anchor names.
+        """
+        mounts = {v.name: v for v in self.config.vaults}
+        key = self.provisions.vault_keys.get(name)
+        place = self.layout.get("vaults", {}).get(name)
+        if name not in mounts or key is None:
+            raise EnclaveError(f"vault {name}: the policy gives no key for it")
+        if not isinstance(place, str):
+            raise EnclaveError(f"vault {name}: the host has not said where it lies")
+        launched, allowed = mounts[name].access, self.provisions.vault_access.get(name)
+        if launched != allowed:
+            raise EnclaveError(f"vault {name}: launched {launched}, the policy says {allowed}")
+        writable = allowed == "read-write"
+        return vault.open(Path(place), "r+" if writable else "r", key=key, anchor=self.session.anchor(name))
+
+
+def boot(control: Control) -> Booted:
+    """Attest and receive.
+
+    Raises:
+        AttestationError, CasError, ChannelError: the CAS refused, or could not be reached.
+    """
+    harden()
+    answer, _ = control.ask("config")
+    config, layout = _configuration(answer)
+    session = EnclaveSession(
+        lambda: control.ask_socket("dial"),
+        cas_root=config.cas_root,
+        policy=config.policy,
+        role=config.role,
+        attester=_HostAttester(control),
+    )
+    provisions = session.attest()
+    control.event("attested", policy=config.policy, vaults=sorted(provisions.vault_keys))
+    return Booted(control, config, layout, session, provisions)
+
+
+def _configuration(answer: Mapping[str, Any]) -> tuple[BootConfig, Mapping[str, Any]]:
+    try:
+        raw = base64.b64decode(answer["config"], validate=True)
+        layout = answer["layout"]
+    except (KeyError, TypeError, ValueError):
+        raise FormatError("boot configuration: the host sent none") from None
+    if not isinstance(layout, dict):
+        raise FormatError("layout: the host sent none")
+    return BootConfig.from_bytes(raw), layout
+
+
+def harden() -> None:
+    """Keep other processes of the same user from attaching, and memory from reaching a core file.
+
+    In a simulated enclave this does not stop the machine's owner, nor a same-user process outside the user namespace.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise EnclaveError(f"prctl(PR_SET_DUMPABLE): {os.strerror(ctypes.get_errno())}")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(run: Callable[[Booted], int]) -> int:
+    """The entry of a module that the launcher starts: boot, `run`, and report to the host how it went."""
+    parser = argparse.ArgumentParser(description="Runs inside an enclave; started by the launcher only.")
+    parser.add_argument("--control", type=int, required=True)
+    control = Control(parser.parse_args().control)
+    try:
+        status = run(boot(control))
+    except StrongroomError as error:
+        control.tell("failed", error=error.to_wire())
+        return error.exit_code
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        control.tell("failed", error=EnclaveError(f"boot: {place}{(error.strerror or str(error)).lower()}").to_wire())
+        return EnclaveError.exit_code
+    control.tell("exited", status=status)
+    sys.stdout.flush()
+    return status

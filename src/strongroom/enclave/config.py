@@ -1,0 +1,79 @@
+"""The boot configuration: what an enclave is launched to do. All of it is measured, so none of it is trusted before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from strongroom.attest.binding import canonical, parse_canonical
+from strongroom.errors import FormatError
+
+PROGRAM_ENTRY = "strongroom.enclave.program"
+SERVICE_ENTRY = "strongroom.serve.inside"
+
+
+@dataclass(frozen=True)
+class VaultMount:
+    """A vault of the policy and the path at which the program finds its content; without one it is not mounted."""
+
+    name: str
+    mount: str
+    access: str
+
+
+@dataclass(frozen=True)
+class BootConfig:
+    """What the host passes in and the measurement covers.
+
+    Attributes:
+        entry: the module that boots and then runs the program or the service.
+        policy: namespace/name of the policy, the same in every version of it.
+        cas_root: the CAS that may configure this enclave; no other gets its evidence.
+        role: ``program`` or ``service``.
+        command: program and arguments; ``{vault:NAME}`` stands for the path at which a vault is found.
+        environment: what the program gets besides its secrets.
+        vaults: where vaults appear.
+    """
+
+    entry: str
+    policy: str
+    cas_root: str
+    role: str
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    vaults: tuple[VaultMount, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON: the bytes that are measured."""
+        return canonical(
+            {
+                "entry": self.entry,
+                "policy": self.policy,
+                "cas_root": self.cas_root,
+                "role": self.role,
+                "command": list(self.command),
+                "environment": dict(self.environment),
+                "vaults": [{"name": v.name, "mount": v.mount, "access": v.access} for v in self.vaults],
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> BootConfig:
+        """Raises FormatError unless `raw` is exactly what `to_bytes` gives."""
+        value: dict[str, Any] = parse_canonical(raw)
+        try:
+            config = cls(
+                entry=value["entry"],
+                policy=value["policy"],
+                cas_root=value["cas_root"],
+                role=value["role"],
+                command=tuple(value["command"]),
+                environment=value["environment"],
+                vaults=tuple(VaultMount(**v) for v in value["vaults"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise FormatError(f"boot configuration: {str(error)[:100]}") from None
+        if config.to_bytes() != raw:
+            raise FormatError("boot configuration: not in canonical form")
+        return config

@@ -1,0 +1,181 @@
+"""The wire between an enclave and the host that launched it.
+
+One Unix socket of type SEQPACKET; each message is one JSON object, descriptors ride along. The enclave asks, the host
+answers, and the enclave believes nothing of it: the configuration is measured, connections end in TLS inside the
+enclave, and evidence is judged by the CAS. What the host can do is refuse.
+
+- ``config`` -> the boot configuration and the host's layout (where things lie)
+- ``evidence`` {report_data} -> evidence of a simulated enclave, since there the host stands for the hardware
+- ``dial`` -> a TCP connection to the CAS; ``listener`` -> the socket that a service accepts on
+- ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import json
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from strongroom.attest.attester import Attester
+from strongroom.attest.evidence import Evidence
+from strongroom.errors import EnclaveError, StrongroomError, from_wire
+
+_MAX_MESSAGE = 1 << 18
+_SEND_BUFFER = 1 << 20
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """The host's end and the enclave's."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    return pair
+
+
+def _send(sock: socket.socket, message: Mapping[str, Any], descriptor: int | None = None) -> None:
+    raw = json.dumps(message, separators=(",", ":")).encode()
+    if len(raw) > _MAX_MESSAGE:
+        raise EnclaveError(f"control message: {len(raw)} bytes, the limit is {_MAX_MESSAGE}")
+    ancillary = []
+    if descriptor is not None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+    sock.sendmsg([raw], ancillary)
+
+
+def _receive(sock: socket.socket) -> tuple[dict[str, Any] | None, int | None]:
+    """A message and the descriptor that came with it; None when the other side is gone."""
+    raw, ancillary, _flags, _ = sock.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    descriptor = None
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) == 4:
+            descriptor = array.array("i", data)[0]
+    if not raw:
+        return None, descriptor
+    message = json.loads(raw)
+    if not isinstance(message, dict):
+        raise EnclaveError("control message: not a JSON object")
+    return message, descriptor
+
+
+@dataclass
+class HostSide:
+    """Answers one enclave from a thread of the launcher's process.
+
+    Attributes:
+        config: the boot configuration's bytes.
+        layout: where the host has put things; nothing in it is measured, so nothing in it may matter for security.
+        attester: stands for the hardware of a simulated enclave.
+        dial: connects to the CAS.
+        listener: what a service accepts on.
+        on_event: called with each event, from that thread.
+    """
+
+    sock: socket.socket
+    config: bytes
+    layout: Mapping[str, Any]
+    attester: Attester
+    dial: Callable[[], socket.socket]
+    listener: socket.socket | None
+    on_event: Callable[[str, dict[str, Any]], None]
+    failure: StrongroomError | None = None
+    status: int | None = None
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="enclave-control", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the enclave has closed its end."""
+        if self._thread is not None:
+            self._thread.join()
+        self.sock.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                message, _ = _receive(self.sock)
+            except (OSError, ValueError, EnclaveError):
+                return
+            if message is None:
+                return
+            try:
+                self._answer(message)
+            except StrongroomError as error:
+                _send(self.sock, {"failed": error.to_wire()})
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                _send(self.sock, {"failed": EnclaveError(f"host: {error}").to_wire()})
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        match message.get("op"):
+            case "config":
+                _send(self.sock, {"config": base64.b64encode(self.config).decode(), "layout": self.layout})
+            case "evidence":
+                evidence = self.attester.evidence(bytes.fromhex(message["report_data"]))
+                _send(self.sock, {"evidence": evidence.to_wire()})
+            case "dial":
+                with self.dial() as connection:
+                    _send(self.sock, {}, connection.fileno())
+            case "listener" if self.listener is not None:
+                _send(self.sock, {}, self.listener.fileno())
+            case "event":
+                self.on_event(str(message.get("event")), message)
+            case "failed":
+                self.failure = from_wire(message["error"])
+            case "exited":
+                self.status = int(message["status"])
+            case other:
+                raise EnclaveError(f"host: nothing to answer to {other!r} with")
+
+
+class Control:
+    """The enclave's end. Calls may come from several threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._sock = socket.socket(fileno=descriptor)
+        self._lock = threading.Lock()
+
+    def ask(self, op: str, **arguments: object) -> tuple[dict[str, Any], int | None]:
+        """Raises EnclaveError, or what the host reports, unless there is an answer."""
+        with self._lock:
+            try:
+                _send(self._sock, {"op": op, **arguments})
+                answer, descriptor = _receive(self._sock)
+            except (OSError, ValueError) as error:
+                raise EnclaveError(f"host: {error}") from None
+        if answer is None:
+            raise EnclaveError("host: has gone away")
+        if "failed" in answer:
+            raise from_wire(answer["failed"])
+        return answer, descriptor
+
+    def ask_socket(self, op: str) -> socket.socket:
+        """A socket of the host's making."""
+        _, descriptor = self.ask(op)
+        if descriptor is None:
+            raise EnclaveError(f"host: sent no socket for {op}")
+        return socket.socket(fileno=descriptor)
+
+    def tell(self, op: str, **arguments: object) -> None:
+        """Report something. A host that has gone away misses it."""
+        with self._lock:
+            try:
+                _send(self._sock, {"op": op, **arguments})
+            except OSError:
+                return
+
+    def event(self, event: str, **detail: object) -> None:
+        self.tell("event", event=event, **detail)
+
+    def evidence(self, report_data: bytes) -> Evidence:
+        """Evidence of this simulated enclave over `report_data`."""
+        answer, _ = self.ask("evidence", report_data=report_data.hex())
+        return Evidence.from_wire(answer.get("evidence") or {})
+
+    def close(self) -> None:
+        self._sock.close()

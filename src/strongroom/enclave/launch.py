@@ -1,0 +1,266 @@
+"""The launcher: the untrusted host's side of an enclave. It copies, measures, starts, and answers; it never sees a key.
+
+For a simulated enclave it also stands for the hardware: it measures what it starts and signs quotes with the simulated
+vendor's key. That is why a simulated enclave protects nothing against its machine's owner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.tee.simulated import SimulatedVendor
+from strongroom.cas.client import dial_cas, split_address
+from strongroom.cas.server import CasAddress
+from strongroom.enclave import sandbox
+from strongroom.enclave.config import BootConfig
+from strongroom.enclave.control import HostSide, socket_pair
+from strongroom.enclave.measure import Environment, Measurement, measure
+from strongroom.errors import EnclaveError, UsageError
+
+EventHandler = Callable[[str, dict[str, Any]], None]
+_STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """What the operating system gives a simulated enclave here, in words for the person who runs it."""
+
+    sandbox: str
+    fuse: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def here(cls) -> Isolation:
+        sandbox.require_linux()
+        notes = []
+        kind = "bubblewrap" if sandbox.bubblewrap() else "process"
+        if kind == "process":
+            notes.append("no working bubblewrap: the enclave runs as an ordinary process of yours, without namespaces")
+        fuse = kind == "bubblewrap" and sandbox.fuse_available()
+        if not fuse:
+            notes.append("no FUSE: sealed data is unpacked to private memory instead of decrypted on access")
+        return cls(kind, fuse, tuple(notes))
+
+
+class Enclave:
+    """A launched enclave. Made by `launch`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], host: HostSide, resources: ExitStack, pid: int) -> None:
+        self._process = process
+        self._host = host
+        self._resources = resources
+        self._pid = pid
+
+    def wait(self) -> int:
+        """The program's exit status.
+
+        Raises:
+            StrongroomError: boot failed; the class that it failed with.
+            EnclaveError: the enclave was killed.
+        """
+        try:
+            self._process.wait()
+            self._host.join()
+        finally:
+            self._resources.close()
+        if self._host.failure is not None:
+            raise self._host.failure
+        if self._host.status is None:
+            code = self._process.returncode
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            raise EnclaveError(f"enclave: ended by {how} before its program did")
+        return self._host.status
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Pass a signal to the program."""
+        if self.running:
+            try:
+                os.kill(self._pid, number)
+            except ProcessLookupError:
+                return
+
+    def stop(self) -> int | None:
+        """Ask the program to end, then make it; its exit status if it had one."""
+        self.signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        try:
+            return self.wait()
+        except EnclaveError:
+            return None
+
+
+def launch(
+    config: BootConfig,
+    files: Mapping[str, Path],
+    *,
+    cas: CasAddress,
+    vendor: SimulatedVendor,
+    vaults: Mapping[str, Path],
+    listener: socket.socket | None = None,
+    debug: bool = False,
+    on_event: EventHandler | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Enclave:
+    """Start a simulated enclave.
+
+    Args:
+        files: the program's files by their names inside the enclave.
+        cas: where the CAS is; which CAS it must be is in `config`.
+        vaults: where the policy's vaults lie on this host.
+        listener: the socket that a service accepts on.
+        debug: launch as a debug enclave, which every policy refuses.
+        on_event: called from another thread as the enclave reports.
+        stdout, stderr: descriptors for the program's streams, instead of this process's own.
+
+    Raises:
+        UnsupportedPlatformError: not on Linux.
+        EnclaveError: it could not be started.
+    """
+    isolation = Isolation.here()
+    here = Environment.current()
+    _check_mounts(config, isolation)
+    resources = ExitStack()
+    try:
+        program = _copy_program(files, resources)
+        measured = measure(config, {name: program / name for name in files}, here)
+        attester = _SimulatedHardware(vendor, measured, debug)
+        ours, theirs = socket_pair()
+        resources.callback(ours.close)
+        resources.callback(theirs.close)
+        writable = {v.name for v in config.vaults if v.access == "read-write"}
+        places = {name: (path.resolve(), name in writable) for name, path in vaults.items()}
+        inner = [str(here.executable), "-I", "-X", "pycache_prefix=/tmp/.pycache", "-m", config.entry]
+        inner += ["--control", str(theirs.fileno())]
+        layout: dict[str, Any] = {"fuse": isolation.fuse}
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}  # noqa: S108
+        if "TERM" in os.environ:
+            environment["TERM"] = os.environ["TERM"]
+        descriptors = [theirs.fileno()]
+        info_read = None
+        if isolation.sandbox == "bubblewrap":
+            layout["vaults"] = {name: f"{sandbox.VAULTS_DIRECTORY}/{name}" for name in places}
+            info_read, info_write = os.pipe()
+            resources.callback(os.close, info_read)
+            descriptors.append(info_write)
+            bwrap = sandbox.bubblewrap()
+            assert bwrap is not None  # noqa: S101  # Isolation.here found it
+            command = sandbox.bubblewrap_command(
+                bwrap,
+                inner,
+                environment=here,
+                program=program,
+                vaults=places,
+                fuse=isolation.fuse,
+                info_fd=info_write,
+            )
+            workdir = None
+        else:
+            private = _private_directory(resources)
+            layout |= {
+                "vaults": {name: str(place) for name, (place, _) in places.items()},
+                "private_root": str(private),
+            }
+            environment |= {
+                "HOME": str(private),
+                "TMPDIR": str(private),
+                "STRONGROOM_PYCACHE": str(private / ".pycache"),
+            }
+            inner[3] = f"pycache_prefix={private / '.pycache'}"
+            command, workdir = inner, program
+        host_name, port = split_address(cas.url)
+        host = HostSide(
+            ours,
+            config=config.to_bytes(),
+            layout=layout,
+            attester=attester,
+            dial=lambda: dial_cas(host_name, port),
+            listener=listener,
+            on_event=on_event or (lambda name, detail: None),
+        )
+        process = subprocess.Popen(  # noqa: S603  # what was measured, or bubblewrap around it
+            command, env=environment, pass_fds=descriptors, cwd=workdir, stdout=stdout, stderr=stderr
+        )
+        theirs.close()
+        pid = process.pid
+        if info_read is not None:
+            os.close(info_write)
+            pid = _read_pid(info_read) or pid
+        host.start()
+    except BaseException:
+        resources.close()
+        raise
+    return Enclave(process, host, resources, pid)
+
+
+@dataclass(frozen=True)
+class _SimulatedHardware:
+    """Quotes what the launcher measured, as a processor would."""
+
+    vendor: SimulatedVendor
+    measured: Measurement
+    debug: bool
+    tee: str = "simulated"
+
+    def evidence(self, report_data: bytes) -> Evidence:
+        return self.vendor.quote(self.measured.registers, report_data, debug=self.debug)
+
+
+def _check_mounts(config: BootConfig, isolation: Isolation) -> None:
+    if isolation.sandbox == "bubblewrap":
+        return
+    for rule in config.vaults:
+        if rule.mount and not any(f"{{vault:{rule.name}}}" in word for word in config.command):
+            raise UsageError(
+                f"vault {rule.name}: cannot appear at {rule.mount} without a mount namespace",
+                hint=f"install bubblewrap, or write {{vault:{rule.name}}} in the command where its path belongs",
+            )
+
+
+def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
+    """The program's files in a directory of their own, so that what is measured is what runs."""
+    directory = Path(tempfile.mkdtemp(prefix="strongroom-program-"))
+    resources.callback(shutil.rmtree, directory, ignore_errors=True)
+    for name, source in files.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    return directory
+
+
+def _private_directory(resources: ExitStack) -> Path:
+    memory = Path("/dev/shm")  # noqa: S108
+    directory = Path(tempfile.mkdtemp(prefix="strongroom-", dir=memory if memory.is_dir() else None))
+    resources.callback(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _read_pid(descriptor: int) -> int | None:
+    """The host's number of the sandboxed process, from bubblewrap's report; None if it died before."""
+    raw = b""
+    while chunk := os.read(descriptor, 4096):
+        raw += chunk
+        try:
+            return int(json.loads(raw)["child-pid"])
+        except ValueError:
+            continue
+    return None

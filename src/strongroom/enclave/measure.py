@@ -1,0 +1,253 @@
+"""The measurement: a digest of everything that runs in an enclave, in parts that a person can compare.
+
+What is measured, in this version: the interpreter with its standard library, every file of the environment's
+site-packages, Strongroom itself, the shared libraries from outside the environment that this process has loaded, the
+program's files, and the boot configuration (command, environment, vault layout, CAS, policy name).
+
+Not measured: ``__pycache__`` (the enclave compiles from measured source into memory of its own) and the rest of
+``/usr``, which a program can see.
+
+As TDX has it, the platform goes into MRTD at launch and the program extends RTMR3, so `claims_measurement` of the
+registers is what evidence shows and a policy names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import stat
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import strongroom
+from strongroom.attest.verify import claims_measurement
+from strongroom.enclave.config import BootConfig
+from strongroom.errors import EnclaveError, UsageError
+
+_LABEL = b"strongroom/measured-part/v1\0"
+_ZERO = bytes(48)
+_MAX_PROGRAM_FILES = 5000
+
+PROGRAM_PARTS = ("program", "boot configuration")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measured part: its files, their size, and the SHA-384 over their names and contents."""
+
+    name: str
+    files: int
+    size: int
+    digest: bytes
+
+    def to_wire(self) -> dict[str, object]:
+        return {"part": self.name, "files": self.files, "bytes": self.size, "digest": self.digest.hex()}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The parts, and the registers that they come to."""
+
+    parts: tuple[Part, ...]
+    registers: Mapping[str, bytes]
+
+    @property
+    def value(self) -> str:
+        """What a policy lists: 96 hexadecimal digits."""
+        return claims_measurement(self.registers)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The Python installation that enclaves of this process run on: the one that Strongroom is installed in."""
+
+    executable: Path
+    prefix: Path
+    base_prefix: Path
+    stdlib: Path
+    site_packages: tuple[Path, ...]
+    package: Path
+
+    @classmethod
+    def current(cls) -> Environment:
+        paths = sysconfig.get_paths()
+        site = sorted({Path(paths["purelib"]), Path(paths["platlib"])})
+        return cls(
+            executable=Path(sys.executable),
+            prefix=Path(sys.prefix),
+            base_prefix=Path(sys.base_prefix),
+            stdlib=Path(paths["stdlib"]),
+            site_packages=tuple(p for p in site if p.is_dir()),
+            package=Path(strongroom.__file__).parent,
+        )
+
+
+def program_files(base: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files that a policy's `program.files` names, by their names relative to `base`.
+
+    Raises:
+        UsageError: one does not exist, or lies outside `base`.
+    """
+    found = {}
+    for name in names:
+        path = base / name
+        if not path.is_file():
+            raise UsageError(f"program file: {path} does not exist")
+        if not path.resolve().is_relative_to(base.resolve()):
+            raise UsageError(f"program file: {path} leads out of {base}")
+        found[name] = path
+    return found
+
+
+def python_files(directory: Path, base: Path) -> list[str]:
+    """The names, relative to `base`, of all Python sources below `directory`, without hidden folders and environments.
+
+    Raises:
+        UsageError: there are more than 5,000.
+    """
+    found: list[str] = []
+    for root, folders, files in os.walk(directory):
+        folders[:] = sorted(
+            f
+            for f in folders
+            if not f.startswith((".", "__pycache__")) and not (Path(root) / f / "pyvenv.cfg").exists()
+        )
+        found += [(Path(root) / f).relative_to(base).as_posix() for f in sorted(files) if f.endswith(".py")]
+        if len(found) > _MAX_PROGRAM_FILES:
+            raise UsageError(
+                f"program: more than {_MAX_PROGRAM_FILES} Python files below {directory}",
+                hint="run it from a directory of its own, or name its files in a policy",
+            )
+    return found
+
+
+def measure(config: BootConfig, files: Mapping[str, Path], environment: Environment | None = None) -> Measurement:
+    """Measure what an enclave with this configuration and these program files runs.
+
+    Args:
+        files: the program's files by their names inside the enclave.
+
+    Raises:
+        EnclaveError: a file could not be read, or changed while it was.
+    """
+    environment = environment or Environment.current()
+    parts = [_part(name, named) for name, named in _platform(environment, config)]
+    raw = config.to_bytes()
+    program = _part("program", sorted(files.items()))
+    boot = Part("boot configuration", 0, len(raw), hashlib.sha384(_LABEL + raw).digest())
+    mrtd = hashlib.sha384(b"".join(_framed(p.name.encode()) + p.digest for p in parts)).digest()
+    rtmr3 = _extend(_extend(_ZERO, program.digest), boot.digest)
+    registers = {"mrtd": mrtd, "rtmr0": _ZERO, "rtmr1": _ZERO, "rtmr2": _ZERO, "rtmr3": rtmr3}
+    return Measurement((*parts, program, boot), registers)
+
+
+def _extend(register: bytes, value: bytes) -> bytes:
+    """As TDG.MR.RTMR.EXTEND does: the new value is SHA-384(old || extension)."""
+    return hashlib.sha384(register + value).digest()
+
+
+def _platform(environment: Environment, config: BootConfig) -> Iterator[tuple[str, list[tuple[str, str | Path]]]]:
+    interpreter: list[tuple[str, str | Path]] = [("python", environment.executable.resolve())]
+    interpreter += _walk(environment.stdlib, skip={"site-packages", "dist-packages"})
+    yield "interpreter", interpreter
+    yield "strongroom", list(_walk(environment.package))
+    by_distribution: dict[str, list[tuple[str, str | Path]]] = {}
+    for site in environment.site_packages:
+        owners = _owners(site)
+        for name, path in _walk(site, leave_out=environment.package):
+            by_distribution.setdefault(owners.get(name, "files of no distribution"), []).append((name, path))
+    for name in sorted(by_distribution):
+        yield name, by_distribution[name]
+    yield "system libraries", [(str(p), p) for p in _system_libraries(environment)]
+    command = _system_command(config)
+    if command is not None:
+        yield "command", [(str(command), command)]
+
+
+def _system_command(config: BootConfig) -> Path | None:
+    """The executable of a command that is not Python: measured too, though not what it loads."""
+    if not config.command or config.command[0] in ("python", "python3"):
+        return None
+    found = shutil.which(config.command[0])
+    return Path(found).resolve() if found else None
+
+
+def _owners(site: Path) -> dict[str, str]:
+    """Which distribution each file of a site-packages directory belongs to, as its RECORD says."""
+    owners = {}
+    for distribution in importlib.metadata.distributions(path=[str(site)]):
+        record = distribution.read_text("RECORD") or ""
+        name = f"{distribution.name} {distribution.version}"
+        for line in record.splitlines():
+            owners[line.rsplit(",", 2)[0].strip('"')] = name
+    return owners
+
+
+def _walk(root: Path, skip: Iterable[str] = (), leave_out: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Every file below `root` with its relative name, sorted by folder, but for caches of compiled code."""
+    skip = {"__pycache__", *skip}
+    start = len(str(root)) + 1
+    for folder, folders, files in os.walk(root, followlinks=False):
+        folders[:] = sorted(f for f in folders if f not in skip and f"{folder}/{f}" != str(leave_out))
+        inside = folder[start:]
+        for name in sorted(files):
+            yield (f"{inside}/{name}" if inside else name), f"{folder}/{name}"
+
+
+def _system_libraries(environment: Environment) -> list[Path]:
+    """Shared libraries from outside the environment that are mapped into this very process."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    mapped = {line.split(None, 5)[5] for line in maps.splitlines() if line.count(" ") > 4 and ".so" in line}
+    roots = (environment.prefix, environment.stdlib)
+    return sorted(p for p in map(Path, mapped) if p.is_file() and not any(p.is_relative_to(r) for r in roots))
+
+
+def _part(name: str, named: Iterable[tuple[str, str | Path]]) -> Part:
+    named = list(named)
+    with ThreadPoolExecutor() as pool:
+        # Batches, since most files are small: a future for each would cost more than its digest.
+        batches = [[os.fspath(path) for _, path in named[i : i + 256]] for i in range(0, len(named), 256)]
+        digests = [result for batch in pool.map(_digests, batches) for result in batch]
+    total = hashlib.sha384(_LABEL)
+    for (file, _), (digest, _) in zip(named, digests, strict=True):
+        total.update(_framed(file.encode("utf-8", "surrogateescape")) + digest)
+    return Part(name, len(named), sum(size for _, size in digests), total.digest())
+
+
+def _framed(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "little") + data
+
+
+# Digests of this process's lifetime, by what the kernel says of the file. A host that forges these fools only a
+# simulated enclave, whose measurement it computes anyway.
+_cache: dict[tuple[int, int, int, int, int], bytes] = {}
+
+
+def _digests(paths: Sequence[str]) -> list[tuple[bytes, int]]:
+    return [_digest(path) for path in paths]
+
+
+def _digest(path: str) -> tuple[bytes, int]:
+    """SHA-256 and size of a file; of what is no regular file, a digest that says so."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # 27,000 times: a Path object each costs as much as the call
+        if not stat.S_ISREG(found.st_mode):
+            return hashlib.sha256(b"not a regular file").digest(), 0
+        identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        digest = _cache.get(identity)
+        if digest is None:
+            with open(path, "rb") as file:  # noqa: PTH123
+                digest = hashlib.file_digest(file, "sha256").digest()
+            _cache[identity] = digest
+    except OSError as error:
+        raise EnclaveError(f"measure: {path}: {(error.strerror or str(error)).lower()}") from None
+    return digest, found.st_size

@@ -1,0 +1,103 @@
+"""How much isolation this machine gives a simulated enclave, and the command line that sets it up.
+
+With bubblewrap, an enclave has its own namespaces for mounts, processes, network, IPC and host name, sees only the
+interpreter, its environment, the system's programs and its own files, all read-only, and has no network but the sockets
+handed to it. Without, it is an ordinary process of the user, and says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from strongroom.enclave.measure import Environment
+from strongroom.errors import UnsupportedPlatformError
+
+PROGRAM_DIRECTORY = "/program"
+VAULTS_DIRECTORY = "/run/strongroom/vaults"
+_SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime")
+
+
+def require_linux() -> None:
+    """Raises UnsupportedPlatformError where no enclave can be launched."""
+    if not sys.platform.startswith("linux"):
+        raise UnsupportedPlatformError(
+            f"platform: enclaves are launched on Linux, this is {sys.platform}",
+            hint="sealing, unsealing, `predict` and a CAS's clients work here; run the enclave on a Linux machine",
+        )
+
+
+@functools.cache
+def bubblewrap() -> str | None:
+    """The path of a bubblewrap that works here, or None."""
+    path = shutil.which("bwrap")
+    if path is None:
+        return None
+    trial = [path, "--unshare-all", "--uid", "0", "--gid", "0", "--ro-bind", "/", "/", "--", "/bin/true"]
+    try:
+        done = subprocess.run(trial, capture_output=True, timeout=20, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return path if done.returncode == 0 else None
+
+
+def fuse_available() -> bool:
+    """Whether vaults can be mounted: the module is installed and the device may be opened."""
+    return importlib.util.find_spec("pyfuse3") is not None and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+def bubblewrap_command(
+    bwrap: str,
+    inner: Sequence[str],
+    *,
+    environment: Environment,
+    program: Path,
+    vaults: Mapping[str, tuple[Path, bool]],
+    fuse: bool,
+    info_fd: int,
+) -> list[str]:
+    """The command that runs `inner` in a sandbox.
+
+    Args:
+        program: a directory with exactly the program's files.
+        vaults: place on the host, and whether it is writable, by name.
+        fuse: let the enclave mount file systems of its own.
+        info_fd: where bubblewrap reports the process id.
+    """
+    command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
+    command += ["--uid", "0", "--gid", "0", "--hostname", "enclave", "--info-fd", str(info_fd)]
+    command += ["--ro-bind", "/usr", "/usr"]
+    for path in _SYSTEM:
+        if os.path.islink(path):  # noqa: PTH114
+            command += ["--symlink", os.readlink(path), path]  # noqa: PTH115
+        elif os.path.isdir(path):  # noqa: PTH112
+            command += ["--ro-bind", path, path]
+    for path in _ETC:
+        command += ["--ro-bind-try", path, path]
+    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the enclave's own
+    for root in _visible(environment):
+        command += ["--ro-bind", str(root), str(root)]
+    command += ["--ro-bind", str(program), PROGRAM_DIRECTORY]
+    for name, (place, writable) in vaults.items():
+        command += ["--bind" if writable else "--ro-bind", str(place), f"{VAULTS_DIRECTORY}/{name}"]
+    if fuse:
+        command += ["--dev-bind", "/dev/fuse", "/dev/fuse", "--cap-add", "CAP_SYS_ADMIN"]
+    return [*command, "--chdir", PROGRAM_DIRECTORY, "--", *inner]
+
+
+def _visible(environment: Environment) -> list[Path]:
+    """The environment's directories, without those that lie in one another or in /usr."""
+    roots = [environment.base_prefix, environment.prefix, environment.stdlib, *environment.site_packages]
+    roots += [environment.package, environment.executable.resolve().parent]
+    kept: list[Path] = []
+    for root in sorted({r for r in roots if r.exists()}, key=lambda r: len(r.parts)):
+        if not any(root.is_relative_to(other) for other in [*kept, Path("/usr")]):
+            kept.append(root)
+    return kept
