@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from strongroom.attest.appraise import ReferenceValues, appraise
 from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
@@ -179,6 +182,31 @@ def test_signed_statements_cannot_be_edited(vendor):
             accept(edited(evidence, **{part: parts[part].replace(old, new)}), vendor)
 
 
+def revoke(certificate: x509.Certificate, directory: Path) -> bytes:
+    """The root's revocation list, naming that certificate."""
+    pem = (directory / "root.pem").read_bytes()
+    start = dt.datetime.fromtimestamp(NOW - DAY, dt.UTC)
+    entry = x509.RevokedCertificateBuilder(certificate.serial_number, start).build()
+    builder = x509.CertificateRevocationListBuilder().issuer_name(certificate.issuer).add_revoked_certificate(entry)
+    builder = builder.last_update(start).next_update(start + dt.timedelta(days=30))
+    builder = builder.add_extension(x509.CRLNumber(2), critical=False)
+    key = serialization.load_pem_private_key(pem, None)
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    builder = builder.add_extension(identifier, critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
+@pytest.mark.parametrize("chain", ["pck_crl_issuer_chain", "tcb_info_issuer_chain"])
+def test_a_revoked_authority_is_refused(tmp_path, chain):
+    vendor = SimulatedVendor.open(tmp_path, now=NOW)
+    evidence = vendor.quote(MEASURED, BOUND)
+    revoked, root = x509.load_pem_x509_certificates(json.loads(evidence.endorsements)[chain].encode())
+    with pytest.raises(VerificationError, match="Revoked"):
+        accept(edited(evidence, root_ca_crl=revoke(revoked, tmp_path).hex()), vendor)
+    with pytest.raises(VerificationError, match="Revoked"):
+        accept(edited(evidence, root_ca_crl=revoke(root, tmp_path).hex()), vendor)
+
+
 # Bits
 
 
@@ -228,8 +256,9 @@ def test_a_debug_enclave_is_refused_whoever_signed_it(vendor, real):
         verify(Evidence("tdx", debug.read_bytes(), endorsements), now=1_687_939_438)
     with pytest.raises(DebugEnclaveError):
         accept(vendor.quote(MEASURED, BOUND, debug=True), vendor)
-    with pytest.raises(DebugEnclaveError):
-        verify(flipped(real, 48 + 120), now=REAL_NOW)
+    for bit in range(8):  # all of "TD under debug", of which bit 0 is DEBUG
+        with pytest.raises(DebugEnclaveError):
+            verify(flipped(real, 48 + 120, 1 << bit), now=REAL_NOW)
 
 
 def test_hiding_the_debug_bit_breaks_the_signature(vendor):

@@ -49,10 +49,10 @@ def test_the_specification_s_formulas_give_its_vectors(spec):
 
 
 def test_every_input_changes_the_report_data():
-    base = {"fresh": A, "binder": NO_BINDER, "claims": b"{}"}
+    base = {"fresh": A, "binder": A, "claims": b"{}"}
     variants = [
         report_data(Kind.SESSION, **base),
-        report_data(Kind.SERVICE, **base),
+        report_data(Kind.SERVICE, **base | {"binder": NO_BINDER}),
         report_data(Kind.SESSION, **base | {"fresh": B}),
         report_data(Kind.SESSION, **base | {"binder": B}),
         report_data(Kind.SESSION, **base | {"claims": b'{"a":1}'}),
@@ -67,6 +67,7 @@ def test_every_input_changes_the_report_data():
         ({"fresh": b"a" * 31}, "fresh: 31 bytes, wanted 32"),
         ({"binder": b"b" * 33}, "binder: 33 bytes, wanted 32"),
         ({"kind": Kind.SERVICE}, "binder: not zero, wanted 32 zero bytes for evidence of kind service"),
+        ({"binder": NO_BINDER}, "binder: zero, wanted the channel's exporter for evidence of kind session"),
         ({"kind": 3}, "evidence kind: got 3, wanted one of [1, 2]"),
     ],
 )

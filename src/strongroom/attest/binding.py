@@ -49,7 +49,7 @@ def report_data(kind: Kind, *, fresh: bytes, binder: bytes, claims: bytes) -> by
         claims: canonical JSON, from `canonical`.
 
     Raises:
-        FormatError: a length is wrong, the kind is unknown, or a service has a binder.
+        FormatError: a length is wrong, the kind is unknown, a service has a binder or a session has none.
     """
     try:
         kind = Kind(kind)
@@ -61,6 +61,8 @@ def report_data(kind: Kind, *, fresh: bytes, binder: bytes, claims: bytes) -> by
         raise FormatError(f"binder: {len(binder)} bytes, wanted {BINDER_SIZE}")
     if kind is Kind.SERVICE and binder != NO_BINDER:
         raise FormatError("binder: not zero, wanted 32 zero bytes for evidence of kind service")
+    if kind is Kind.SESSION and binder == NO_BINDER:
+        raise FormatError("binder: zero, wanted the channel's exporter for evidence of kind session")
     return digest(LABEL, bytes([kind]), fresh, binder, digest(claims), algorithm="sha512")
 
 

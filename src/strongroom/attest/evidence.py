@@ -51,8 +51,6 @@ _CERTIFICATION = struct.Struct("<HI")
 _QE_REPORT_CERTIFICATION = 6
 _PCK_CHAIN = 5
 
-_DEBUG = 0x01  # TDATTRIBUTES, bit 0 (TUD.DEBUG)
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -116,7 +114,8 @@ class TdxReport:
 
     @property
     def debug(self) -> bool:
-        return bool(self.attributes[0] & _DEBUG)
+        """Whether a bit of TDATTRIBUTES.TUD ("TD under debug", bits 0 to 7) is set: any of them voids all trust."""
+        return self.attributes[0] != 0
 
 
 def parse_tdx(quote: bytes) -> TdxReport:

@@ -100,6 +100,7 @@ def verify(evidence: Evidence, *, now: int, vendor_root: bytes | None = None) ->
         DebugEnclaveError: the enclave can be debugged, or says so.
         ExpiredError: an endorsement or a certificate is not valid at `now`.
         VerificationError: anything else that does not hold.
+        UsageError: `now` is no moment before the year 10000.
     """
     if not 0 <= now <= _LAST_MOMENT:
         raise UsageError(f"now: got {now}, wanted seconds since 1970")

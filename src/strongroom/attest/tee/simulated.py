@@ -227,4 +227,6 @@ def _temporary(path: Path, content: bytes) -> Path:
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     with os.fdopen(fd, "wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(fd)  # a root that policies name must not be an empty file after a crash
     return Path(name)
