@@ -1,0 +1,265 @@
+"""The front door: the Open Inference Protocol V2 as an ASGI application, and the service's attestation document.
+
+Rules:
+
+- Inference, and the parsing that goes with it, runs in worker threads, so that health answers meanwhile.
+- What waits is bounded, in requests and in bytes; beyond that a request is refused at once with 429.
+- An error says what the client can act on: never a stack trace, and never what ONNX Runtime says.
+- Nothing of a request but its model's name is logged, ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from strongroom import __version__
+from strongroom.errors import ServeError, StrongroomError
+from strongroom.serve.attestation import ATTESTATION_PATH
+from strongroom.serve.stage import Stage
+from strongroom.serve.tensors import HEADER, InferResponse, header_length, parse_request, write_response
+
+MAX_BODY = 64 << 20
+MAX_QUEUE = 64
+# All bodies in memory together, as a multiple of the longest one.
+_BODIES = 4
+_BODY_SECONDS = 60.0
+# Answers up to this size go out as one piece; joining a longer one costs more than sending its pieces.
+_JOINED = 1 << 16
+
+_PATHS = ("/v2", "/v2/health/live", "/v2/health/ready", ATTESTATION_PATH)
+_MODEL = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<action>ready|infer))?")
+
+_log = logging.getLogger("strongroom.serve")
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    pieces: Sequence[bytes] = field(repr=False)
+    headers: Mapping[str, str]
+
+
+class _RefusedError(Exception):
+    """Ends a request with this status and error."""
+
+    def __init__(self, status: int, error: StrongroomError, **headers: str) -> None:
+        super().__init__(status)
+        self.answer = _json(error.to_wire(), status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+class _GoneError(Exception):
+    """The client hung up."""
+
+
+class ServiceApp:
+    """Serves stages to clients that appraise before they send. An ASGI application for `strongroom.channel.Server`.
+
+    Args:
+        stages: by the name under which each is served.
+        attestation: gives the attestation document (`ServiceAttestation.to_wire`); called for every request for it, on
+            the event loop, so it must not wait. Raises StrongroomError when there is none: the service is not ready.
+        workers: how many inferences run at once.
+        queue: how many more may wait.
+        max_body: the longest request body in bytes.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, Stage],
+        attestation: Callable[[], Mapping[str, object]],
+        *,
+        workers: int = 1,
+        queue: int = MAX_QUEUE,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        self._stages = dict(stages)
+        self._attestation = attestation
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="inference")
+        self._limit = workers + queue
+        self._max_body = max_body
+        self._admitted = 0
+        self._admission = threading.Lock()
+        self._body_bytes = 0
+
+    def close(self) -> None:
+        """Let running inferences end, drop waiting ones, and end the worker threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            raise ValueError(f"ASGI scope: got {scope['type']}, wanted http")
+        try:
+            answer = await self._answer(scope, receive)
+        except _GoneError:
+            return
+        except _RefusedError as refused:
+            answer = refused.answer
+        except StrongroomError as error:
+            answer = _json(error.to_wire(), 400)
+        except Exception as error:
+            # The type only: what an exception says may quote an input.
+            _log.error("request failed: %s", type(error).__name__)
+            answer = _json(StrongroomError("internal error").to_wire(), 500)
+        await _send(send, answer)
+
+    async def _answer(self, scope: Event, receive: Receive) -> _Answer:
+        path, method = scope["path"], scope["method"]
+        match = _MODEL.fullmatch(path)
+        if match is not None:
+            stage = self._stage(match["model"], match["version"])
+            if match["action"] == "infer":
+                _allow(method, "POST")
+                return await self._infer(match["model"], stage, scope, receive)
+            _allow(method, "GET")
+            if match["action"] == "ready":
+                return _json({"name": match["model"], "ready": True})
+            return _json(stage.metadata() | {"name": match["model"]})
+        if path not in _PATHS:
+            raise _missing(f"path: got {path[:200]!r}", hint="GET /v2 is where the protocol begins")
+        _allow(method, "GET")
+        if path == ATTESTATION_PATH:
+            return _json(self._document())
+        if path == "/v2":
+            return _json({"name": "strongroom", "version": __version__, "extensions": ["binary_tensor_data"]})
+        if path == "/v2/health/live":
+            return _json({"live": True})
+        self._document()
+        return _json({"ready": True})
+
+    def _document(self) -> Mapping[str, object]:
+        try:
+            return self._attestation()
+        except StrongroomError as error:
+            raise _RefusedError(503, error) from None
+
+    def _stage(self, name: str, version: str | None) -> Stage:
+        stage = self._stages.get(name)
+        if stage is None:
+            raise _missing(f"model: got {name[:200]!r}, wanted one of {', '.join(self._stages) or 'none'}")
+        if version not in (None, stage.version):
+            raise _missing(f"version of model {name}: got {version!r:.60}, wanted {stage.version!r}")
+        return stage
+
+    async def _infer(self, name: str, stage: Stage, scope: Event, receive: Receive) -> _Answer:
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        encoding = headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise _RefusedError(415, ServeError(f"content-encoding: got {encoding[:60]!r}, wanted none"))
+        json_length = header_length(headers.get(HEADER))
+        if int(headers.get("content-length", 0)) > self._max_body:
+            raise self._too_long()
+        chunks: list[bytes] = []
+        try:
+            try:
+                async with asyncio.timeout(_BODY_SECONDS):
+                    await self._receive_body(receive, chunks)
+            except TimeoutError:
+                raise _RefusedError(408, ServeError(f"body: not complete after {_BODY_SECONDS:.0f} s")) from None
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            return await self._run(lambda: _infer(name, stage, body, json_length), receive)
+        finally:
+            self._body_bytes -= sum(map(len, chunks))
+
+    async def _receive_body(self, receive: Receive, chunks: list[bytes]) -> None:
+        """Append the body to `chunks` as it comes; the caller takes its length off the total when done with it."""
+        size, more = 0, True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise _GoneError
+            chunk, more = event.get("body", b""), event.get("more_body", False)
+            if not chunk:
+                continue
+            chunks.append(chunk)
+            size += len(chunk)
+            self._body_bytes += len(chunk)
+            if size > self._max_body:
+                raise self._too_long()
+            if self._body_bytes > _BODIES * self._max_body:
+                raise _busy("too many bytes of requests in memory")
+
+    async def _run(self, job: Callable[[], _Answer], receive: Receive) -> _Answer:
+        """Do it in a worker thread; if the client hangs up before its turn comes, do not."""
+        with self._admission:
+            if self._admitted >= self._limit:
+                raise _busy(f"{self._admitted} requests are running or waiting")
+            self._admitted += 1
+        try:
+            running = self._pool.submit(job)
+        except RuntimeError:
+            self._release()
+            raise _RefusedError(503, ServeError("service: is stopping")) from None
+        running.add_done_callback(self._release)
+        answer = asyncio.wrap_future(running)
+        hung_up = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait((answer, hung_up), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise _GoneError
+            return answer.result()
+        finally:
+            hung_up.cancel()
+            answer.cancel()
+
+    def _release(self, done: Future[_Answer] | None = None) -> None:
+        with self._admission:
+            self._admitted -= 1
+
+    def _too_long(self) -> _RefusedError:
+        return _RefusedError(413, ServeError(f"body: longer than the limit of {self._max_body} bytes"))
+
+
+def _infer(name: str, stage: Stage, body: bytes, json_length: int | None) -> _Answer:
+    """From a request's body to its answer, in a worker thread."""
+    request = parse_request(body, json_length)
+    outputs = stage.infer(request.inputs, list(request.outputs) or None)
+    binary = request.outputs or dict.fromkeys(outputs, request.binary)
+    message = write_response(InferResponse(outputs, name, stage.version, request.id), binary)
+    return _Answer(200, message.pieces, message.headers)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, answer: _Answer) -> None:
+    length = sum(map(len, answer.pieces))
+    pieces = [b"".join(answer.pieces)] if length <= _JOINED else answer.pieces
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    headers.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    for piece in pieces[:-1]:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": pieces[-1]})
+
+
+def _json(value: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None) -> _Answer:
+    raw = json.dumps(value, separators=(",", ":")).encode()
+    return _Answer(status, [raw], {"content-type": "application/json", **(headers or {})})
+
+
+def _allow(method: str, allowed: str) -> None:
+    if method != allowed:
+        raise _RefusedError(405, ServeError(f"method: got {method[:20]}, wanted {allowed}"), allow=allowed)
+
+
+def _missing(message: str, hint: str | None = None) -> _RefusedError:
+    return _RefusedError(404, ServeError(message, hint=hint))
+
+
+def _busy(reason: str) -> _RefusedError:
+    return _RefusedError(429, ServeError(f"service: busy, {reason}", hint="try again in a moment"), retry_after="1")
