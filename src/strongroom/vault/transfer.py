@@ -33,7 +33,7 @@ def pack(source: str | os.PathLike[str], vault: Vault) -> list[str]:
     if isinstance(vault.directory, LocalDirectory) and vault.directory.path.resolve().is_relative_to(top.resolve()):
         raise UsageError(f"source: {top} holds the vault {vault.directory.path} itself")
     packed = []
-    for path, plain in sorted(_walk(top)):
+    for path, plain in sorted(walk_files(top)):
         put(plain, vault, path)
         packed.append(path)
     return packed
@@ -103,14 +103,14 @@ def _below(top: Path, path: str) -> Path:
     return top.joinpath(*PurePosixPath(path).parts)
 
 
-def _walk(top: Path) -> Iterator[tuple[str, Path]]:
+def walk_files(top: Path) -> Iterator[tuple[str, Path]]:
     """(path in the vault, plain path) of everything below `top` that is no directory."""
     with os.scandir(top) as entries:
         found = list(entries)
     for entry in found:
         plain = top / entry.name
         if entry.is_dir(follow_symlinks=False):
-            for path, below in _walk(plain):
+            for path, below in walk_files(plain):
                 yield f"{entry.name}/{path}", below
         else:
             yield entry.name, plain

@@ -1,0 +1,1 @@
+"""What stands around a program in an enclave: `files`, the file-system shield."""
