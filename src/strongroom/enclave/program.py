@@ -15,18 +15,23 @@ from strongroom.enclave.boot import Booted, main
 from strongroom.enclave.config import VaultMount
 from strongroom.errors import EnclaveError, MissingDependencyError, UnsupportedPlatformError
 from strongroom.shield import files
+from strongroom.vault import Vault
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+
+
+_MOUNTED = Path("/run/strongroom/mounted")
 
 
 def run(booted: Booted) -> int:
     """Mount, run, and seal what was written; the program's exit status, 128 + n if signal n ended it."""
     with ExitStack() as shields:
-        places = {}
-        for rule in booted.config.vaults:
-            if rule.mount:
-                places[rule.name] = _place(booted, rule)
-                shields.enter_context(_raise_shield(booted, rule, places[rule.name]))
+        rules = [rule for rule in booted.config.vaults if rule.mount]
+        places = {rule.name: _place(booted, rule) for rule in rules}
+        shields.enter_context(_readable(booted, {r.name: places[r.name] for r in rules if r.access == "read-only"}))
+        for rule in rules:
+            if rule.access == "read-write":
+                shields.enter_context(_writable(booted, rule.name, places[rule.name]))
         command = [_expand(word, places) for word in booted.config.command]
         if not command:
             raise EnclaveError("command: is empty")
@@ -51,36 +56,65 @@ def _expand(word: str, places: Mapping[str, Path]) -> str:
 
 
 @contextmanager
-def _raise_shield(booted: Booted, rule: VaultMount, place: Path) -> Iterator[None]:
-    """A read-only vault is decrypted on access through FUSE, or unpacked into memory where there is none.
-
-    A writable one is a directory in memory, sealed and committed when the program has ended.
-    """
-    place.mkdir(parents=True, exist_ok=True)
-    with booted.open_vault(rule.name) as opened:
-        if rule.access == "read-write":
-            files.expose(opened, place)
-            booted.control.event("vault", vault=rule.name, mount=rule.mount, how="memory, sealed when the program ends")
-            yield
-            sealed = files.collect(place, opened)
-            root = opened.commit()
-            booted.control.event("sealed", vault=rule.name, files=sealed, root=str(root))
-            return
-        if booted.layout.get("fuse"):
-            try:
-                mounted = files.mount(opened, place)
-            except (MissingDependencyError, UnsupportedPlatformError) as error:
-                booted.control.event("notice", text=f"vault {rule.name}: {error.message}; unpacking it to memory")
-            else:
-                booted.control.event("vault", vault=rule.name, mount=rule.mount, how="decrypted on access (FUSE)")
-                with mounted:
-                    yield
-                    if mounted.failure is not None:
-                        raise mounted.failure
-                return
-        files.expose(opened, place)
-        booted.control.event("vault", vault=rule.name, mount=rule.mount, how="unpacked to private memory")
+def _readable(booted: Booted, places: Mapping[str, Path]) -> Iterator[None]:
+    """Read-only vaults, decrypted on access through FUSE, or unpacked into memory where there is none."""
+    if not places:
         yield
+        return
+    with ExitStack() as opened:
+        vaults = {name: opened.enter_context(booted.open_vault(name)) for name in places}
+        mounted = _mount(booted, vaults, places) if booted.layout.get("fuse") else None
+        if mounted is None:
+            for name, place in places.items():
+                opened.enter_context(files.expose(vaults[name], place))
+        how = "unpacked to private memory" if mounted is None else "decrypted on access (FUSE)"
+        for name, place in places.items():
+            booted.control.event("vault", vault=name, mount=str(place), how=how)
+        if mounted is None:
+            yield
+            return
+        with mounted:
+            yield
+            # The program saw an I/O error and may have gone on; whoever asked for the run must not miss it.
+            if mounted.failure is not None:
+                raise mounted.failure
+
+
+def _mount(booted: Booted, vaults: Mapping[str, Vault], places: Mapping[str, Path]) -> files.MountedVault | None:
+    """One mount for all of them, since a process serves one; None where mounting is not possible after all."""
+    try:
+        if len(vaults) == 1:
+            [(name, opened)] = vaults.items()
+            places[name].mkdir(parents=True, exist_ok=True)
+            return files.mount(opened, places[name])
+        _MOUNTED.mkdir(parents=True, exist_ok=True)
+        mounted = files.mount(vaults, _MOUNTED)
+    except (MissingDependencyError, UnsupportedPlatformError) as error:
+        booted.control.event("notice", text=f"{error.message}; unpacking sealed data to memory")
+        return None
+    for name, place in places.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(_MOUNTED / name)
+    return mounted
+
+
+@contextmanager
+def _writable(booted: Booted, name: str, place: Path) -> Iterator[None]:
+    """A directory in memory with the vault's content, sealed and committed when the program has ended."""
+    with booted.open_vault(name) as opened:
+        files.expose(opened, place)
+        booted.control.event("vault", vault=name, mount=str(place), how="in memory, sealed when the program ends")
+        yield
+        skipped = files.collect(place, opened)
+        for path in opened.files():
+            if not (place / path).is_file():
+                opened.remove(path)
+        opened.commit()
+        booted.control.event("sealed", vault=name, files=opened.files(), root=str(opened.root))
+        if skipped:
+            booted.control.event(
+                "notice", text=f"vault {name}: not sealed, being no regular files: {', '.join(skipped)}"
+            )
 
 
 def _environment(booted: Booted) -> dict[str, str]:

@@ -1,0 +1,260 @@
+"""`strongroom run`: an unmodified program in an enclave."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import Policy, Program, VaultRule
+from strongroom.cas.server import CasAddress
+from strongroom.cli import output
+from strongroom.cli.workspace import (
+    Home,
+    SealedVault,
+    apply_development_policy,
+    entrust,
+    policy_name,
+    read_policy,
+    take_back,
+)
+from strongroom.enclave.config import PROGRAM_ENTRY, BootConfig, VaultMount
+from strongroom.enclave.launch import Enclave, Isolation, launch
+from strongroom.enclave.measure import measure, program_files, python_files
+from strongroom.errors import UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "strongroom run [OPTIONS] -- COMMAND ...\n       strongroom run [OPTIONS] --policy FILE"
+    parser.epilog = (
+        "Without --policy, a development policy is written and applied to this user's development CAS: it names "
+        "exactly the program about to run. The program finds --data at /data, read-only, and writes to /out, which is "
+        "sealed into --out when it ends. Example: strongroom seal digits, then strongroom run --data digits.vault -- "
+        "python train.py"
+    )
+    parser.add_argument("--data", action="append", default=[], metavar="VAULT[:MOUNT]", help="read-only (at /data)")
+    parser.add_argument(
+        "--out", default="out.vault", metavar="VAULT[:MOUNT]", help="read-write (at /out); made if it does not exist"
+    )
+    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="run what this policy says instead")
+    parser.add_argument(
+        "--vault", action="append", default=[], metavar="NAME=VAULT", help="with --policy: where a vault of it lies"
+    )
+    parser.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
+    parser.add_argument("--cas-root", metavar="sha256:...", help="with --cas: the fingerprint of its root key")
+    parser.add_argument("--debug-enclave", action="store_true", help="launch as a debug enclave; policies refuse it")
+    output.add_json(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    isolation = Isolation.here()
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if bool(command) == bool(args.policy):
+        raise UsageError("command: give a command after --, or --policy FILE", hint="strongroom run -- python train.py")
+    if bool(args.cas) != bool(args.cas_root):
+        raise UsageError("--cas, --cas-root: one is useless without the other")
+    output.note(output.SIMULATED_BANNER)
+    for line in isolation.notes:
+        output.note(line)
+    home = Home.open()
+    if args.policy:
+        return _run_policy(args, home)
+    return _run_command(args, home, command)
+
+
+def _run_policy(args: argparse.Namespace, home: Home) -> int:
+    policy = read_policy(args.policy)
+    if policy.program is None or policy.role != "program":
+        raise UsageError(f"policy {policy.name}: says nothing of a program to run")
+    files = program_files(args.policy.parent, policy.program.files)
+    vaults = {name: Path(place) for name, place in _pairs(args.vault, "--vault")}
+    missing = [rule.name for rule in policy.vaults if rule.name not in vaults]
+    if missing:
+        raise UsageError(f"vault {missing[0]}: the policy names it", hint=f"give --vault {missing[0]}=PATH")
+    if args.cas:
+        address = CasAddress(args.cas, args.cas_root)
+        return _launch(args, home, address, policy, policy.program, files, vaults)
+    with home.cas() as address:
+        return _launch(args, home, address, policy, policy.program, files, vaults)
+
+
+def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> int:
+    if args.cas:
+        raise UsageError(
+            "--cas: a development policy goes to the development CAS", hint="write a policy: --policy FILE"
+        )
+    command, files = _program_of(command, args.include)
+    program = Program(tuple(command), tuple(sorted(files)), dict(_pairs(args.env, "--env")))
+    sealed, rules = _vaults_of(args)
+    owner, vendor = home.owner(), home.vendor()
+    keys = [vault.key() for vault in sealed.values()]
+    label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
+    name = policy_name(label, keys)
+    with home.cas() as address, OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+        config = _boot_config(name, address, program, rules)
+        measured = measure(config, files)
+        policy = apply_development_policy(
+            client,
+            name=name,
+            role="program",
+            owner=owner.public.fingerprint,
+            measurement=measured.value,
+            vendor_root=vendor.root_digest,
+            program=program,
+            vaults=rules,
+        )
+        entrust(client, policy, sealed)
+        output.note(f"policy {policy.name} version {policy.version}, measurement {measured.value[:16]}...")
+        try:
+            return _launch(args, home, address, policy, program, files, {n: v.path for n, v in sealed.items()})
+        finally:
+            for rule in rules:
+                if rule.access == "read-write":
+                    take_back(client, policy, rule.name, sealed[rule.name])
+
+
+def _launch(
+    args: argparse.Namespace,
+    home: Home,
+    address: CasAddress,
+    policy: Policy,
+    program: Program,
+    files: Mapping[str, Path],
+    vaults: Mapping[str, Path],
+) -> int:
+    events: list[dict[str, Any]] = []
+
+    def on_event(name: str, detail: dict[str, Any]) -> None:
+        events.append(detail)
+        line = describe_event(name, detail)
+        if line:
+            output.note(line)
+
+    enclave = launch(
+        _boot_config(policy.name, address, program, policy.vaults),
+        files,
+        cas=address,
+        vendor=home.vendor(),
+        vaults=vaults,
+        debug=args.debug_enclave,
+        on_event=on_event,
+        stdout=sys.stderr.fileno() if args.json else None,
+    )
+    _pass_signals_on(enclave)
+    status = enclave.wait()
+    if args.json:
+        output.result({"policy": policy.name, "exit_status": status, "events": events})
+    return status
+
+
+def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
+    """An enclave's report in words; None for those that say nothing new to a person."""
+    match name:
+        case "attested":
+            return f"attested; the CAS released the keys of: {', '.join(detail['vaults']) or 'nothing'}"
+        case "vault":
+            return f"vault {detail['vault']} at {detail['mount']}: {detail['how']}"
+        case "sealed":
+            count = len(detail["files"])
+            return f"vault {detail['vault']}: sealed {count} file{'s' * (count != 1)}"
+        case "notice":
+            return str(detail["text"])
+    return None
+
+
+def _boot_config(name: str, address: CasAddress, program: Program, rules: tuple[VaultRule, ...]) -> BootConfig:
+    return BootConfig(
+        entry=PROGRAM_ENTRY,
+        policy=name,
+        cas_root=address.cas_root,
+        role="program",
+        command=program.command,
+        environment=program.environment,
+        vaults=tuple(VaultMount(r.name, r.mount, r.access) for r in rules),
+    )
+
+
+def _program_of(command: list[str], include: list[str]) -> tuple[list[str], dict[str, Path]]:
+    """The command as the enclave runs it, and the files that it consists of.
+
+    A script below the current directory keeps its relative name; another one's directory becomes the program's. All
+    Python files below the script's directory come along, or below the current one for ``python -m``.
+    """
+    base = Path.cwd()
+    names: list[str] = []
+    if command[0] in ("python", "python3"):
+        position = next((i for i, word in enumerate(command[1:], 1) if not word.startswith("-")), None)
+        if "-m" in command[1:position]:
+            names = python_files(base, base)
+        elif position is not None and "-c" not in command[1:position]:
+            script = Path(command[position])
+            if not script.is_file():
+                raise UsageError(f"program: {script} does not exist")
+            if not script.resolve().is_relative_to(base.resolve()):
+                base = script.resolve().parent
+                command = [*command[:position], script.name, *command[position + 1 :]]
+                script = base / script.name
+            names = python_files(script.resolve().parent, base.resolve())
+            names = sorted({*names, script.resolve().relative_to(base.resolve()).as_posix()})
+    for extra in include:
+        path = Path(extra).resolve()
+        if not path.is_file() or not path.is_relative_to(base.resolve()):
+            raise UsageError(f"--include: {extra} is not a file below {base}")
+        names.append(path.relative_to(base.resolve()).as_posix())
+    return command, program_files(base, names)
+
+
+def _vaults_of(args: argparse.Namespace) -> tuple[dict[str, SealedVault], tuple[VaultRule, ...]]:
+    sealed: dict[str, SealedVault] = {}
+    rules = []
+    for text in args.data:
+        path, mount = _place_and_mount(text, "/data")
+        name = mount.strip("/").replace("/", "-")
+        sealed[name] = SealedVault.at(path)
+        sealed[name].open().close()
+        rules.append(VaultRule(name, mount, "read-only"))
+    path, mount = _place_and_mount(args.out, "/out")
+    out = SealedVault.at(path)
+    if not path.exists():
+        with out.create() as new:
+            new.commit()
+        output.note(f"made {path}; its key is {out.key_path}")
+    name = mount.strip("/").replace("/", "-")
+    sealed[name] = out
+    rules.append(VaultRule(name, mount, "read-write"))
+    mounts = [rule.mount for rule in rules]
+    for mount in mounts:
+        if mounts.count(mount) > 1:
+            raise UsageError(f"mount: {mount} is used twice", hint="--data VAULT:/another/path")
+    return sealed, tuple(rules)
+
+
+def _place_and_mount(text: str, default: str) -> tuple[Path, str]:
+    place, colon, mount = text.rpartition(":/")
+    return (Path(place), f"/{mount}") if colon else (Path(text), default)
+
+
+def _pairs(texts: list[str], flag: str) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag}: got {text!r}, wanted NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def _pass_signals_on(enclave: Enclave) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        enclave.signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+        signal.signal(number, pass_on)

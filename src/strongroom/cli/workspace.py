@@ -1,0 +1,224 @@
+"""What the verbs share: this user's Strongroom home, sealed vaults beside their keys, and development policies.
+
+A development policy accepts one simulated vendor, that of this home, and exactly the measurement of what is about to
+run. It is as strict as any other policy; what it cannot do is make a simulated enclave protect anything against the
+owner of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from strongroom import vault
+from strongroom.attest.tee.simulated import SimulatedVendor
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
+from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
+from strongroom.crypto import SigningKey, digest
+from strongroom.errors import CasError, ChannelError, StrongroomError, UnknownPolicyError, UsageError
+from strongroom.sealed import FileAnchor
+from strongroom.sealed.keyfile import create_key, load_key
+
+VAULT_SUFFIX = ".vault"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The directory with this user's owner key, simulated vendor and development CAS.
+
+    ``$STRONGROOM_HOME``, or ``strongroom`` below the user's data directory.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Home:
+        if path is None:
+            given = os.environ.get("STRONGROOM_HOME")
+            path = Path(given) if given else _data_directory() / "strongroom"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(path)
+
+    def owner(self) -> SigningKey:
+        """The key that signs this user's policies, made on first use."""
+        path = self.path / "owner.key"
+        if not path.exists():
+            SigningKey.generate().save(path)
+        return SigningKey.load(path)
+
+    def vendor(self) -> SimulatedVendor:
+        """The simulated vendor of this home, made on first use."""
+        return SimulatedVendor.open(self.path / "simulated-vendor", now=int(time.time()))
+
+    @contextmanager
+    def cas(self) -> Iterator[CasAddress]:
+        """The development CAS: the one that already runs for this home, or one inside this process."""
+        directory = self.path / "cas"
+        running = self._running(directory)
+        if running is not None:
+            yield running
+            return
+        with running_cas(directory) as address:
+            yield address
+
+    @staticmethod
+    def _running(directory: Path) -> CasAddress | None:
+        try:
+            address = CasAddress.load(directory / ADDRESS_FILE)
+            with OwnerClient(address.url, cas_root=address.cas_root) as client:
+                client.describe()
+        except (OSError, StrongroomError):
+            return None
+        return address
+
+
+def _data_directory() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home())
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+
+
+@dataclass(frozen=True)
+class SealedVault:
+    """A vault on this machine, with the key file and the anchor file beside it."""
+
+    path: Path
+    key_path: Path
+
+    @classmethod
+    def at(cls, path: Path, key: Path | None = None) -> SealedVault:
+        return cls(path, key or path.with_name(path.name + ".key"))
+
+    @property
+    def anchor(self) -> FileAnchor:
+        return FileAnchor(self.path.with_name(self.path.name + ".anchor"))
+
+    def key(self) -> bytes:
+        """Raises UsageError if there is no key file."""
+        try:
+            return load_key(self.key_path)
+        except FileNotFoundError:
+            raise UsageError(
+                f"key file: {self.key_path} does not exist", hint="give the vault's key with --key FILE"
+            ) from None
+
+    def create(self) -> vault.Vault:
+        """A new vault; its key is made unless the key file exists."""
+        if self.path.exists():
+            raise UsageError(f"vault: {self.path} exists", hint="choose another name, or remove it first")
+        key = load_key(self.key_path) if self.key_path.exists() else create_key(self.key_path)
+        return vault.open(self.path, "x", key=key, anchor=self.anchor)
+
+    def open(self) -> vault.Vault:
+        """The vault, for reading.
+
+        Raises:
+            UsageError: it, its key or its anchor file does not exist.
+        """
+        if not self.path.is_dir():
+            hint = f"`strongroom seal {self.path}` makes a vault of it" if self.path.exists() else None
+            raise UsageError(f"vault: {self.path} is not one", hint=hint)
+        if self.anchor.read() is None:
+            raise UsageError(
+                f"anchor file: {self.anchor.path} does not exist",
+                hint="it says which version is the newest; `unseal --no-freshness` accepts any",
+            )
+        return vault.open(self.path, "r", key=self.key(), anchor=self.anchor)
+
+
+def policy_name(label: str, keys: Sequence[bytes]) -> str:
+    """The name of a development policy: one for each program and set of vaults (told apart by their keys)."""
+    word = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] or "program"
+    return f"dev/{word}-{digest(b'strongroom/dev-policy', *keys).hex()[:8]}"
+
+
+def write_policy(
+    *,
+    name: str,
+    role: str,
+    owner: str,
+    measurement: str,
+    vendor_root: str,
+    program: Program | None,
+    vaults: Sequence[VaultRule],
+    version: int = 1,
+    previous: str = "",
+) -> str:
+    """The text of a development policy."""
+    quote = json.dumps  # a JSON string is a TOML basic string
+    lines = [
+        "# A development policy, written by strongroom: it accepts this machine's simulated enclaves.",
+        "[policy]",
+        f"name = {quote(name)}",
+        f"version = {version}",
+        f"previous = {quote(previous)}",
+        f"owner = {quote(owner)}",
+        f"role = {quote(role)}",
+        "",
+        "[reference]",
+        'tees = ["simulated"]',
+        f"measurements = [{quote(measurement)}]",
+        f"allow_simulated = {quote(vendor_root)}",
+    ]
+    if program is not None:
+        lines += ["", "[program]", f"command = {quote(list(program.command))}", f"files = {quote(list(program.files))}"]
+        if program.environment:
+            lines += ["[program.environment]", *(f"{k} = {quote(v)}" for k, v in sorted(program.environment.items()))]
+    for rule in vaults:
+        lines += ["", "[[vaults]]", f"name = {quote(rule.name)}"]
+        lines += [f"mount = {quote(rule.mount)}", f"access = {quote(rule.access)}"]
+    return "\n".join(lines) + "\n"
+
+
+def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
+    """Apply what `write_policy` writes as the next version, unless the CAS holds the same already."""
+    name = str(content["name"])
+    try:
+        current = client.policy(name)
+    except UnknownPolicyError:
+        return client.apply(write_policy(**content))  # type: ignore[arg-type]
+    same = write_policy(**content, version=current.version, previous=current.previous)  # type: ignore[arg-type]
+    if same == current.text:
+        return current
+    following = write_policy(**content, version=current.version + 1, previous=current.digest)  # type: ignore[arg-type]
+    return client.apply(following)
+
+
+def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVault]) -> None:
+    """Give the CAS the keys of a policy's vaults, and, the first time, the root that each has now."""
+    for name, sealed in vaults.items():
+        client.put_vault_key(policy.name, name, sealed.key())
+        anchor = client.anchor(policy.name, name)
+        if anchor.read() is None:
+            with sealed.open() as opened:
+                root = opened.root
+            if root is not None:
+                anchor.advance(None, root)
+
+
+def take_back(client: OwnerClient, policy: Policy, name: str, sealed: SealedVault) -> None:
+    """Move a vault's anchor file to where the CAS's anchor is, after an enclave has written to the vault."""
+    try:
+        root = client.anchor(policy.name, name).read()
+    except (CasError, ChannelError):
+        return
+    before = sealed.anchor.read()
+    if root is not None and root != before:
+        sealed.anchor.advance(before, root)
+
+
+def read_policy(path: Path) -> Policy:
+    """Parse a policy file.
+
+    Raises:
+        PolicyError: malformed.
+    """
+    return parse_policy(path.read_text())
