@@ -200,36 +200,41 @@ def _enclaves(probe: Probe) -> Iterator[Row]:
 
 def _isolation(probe: Probe) -> Iterator[Row]:
     group = "isolation"
-    needed = "isolating the program of a simulated enclave"
-    if probe.system != "Linux":
-        for what, purpose, demo in (
-            ("bubblewrap", needed, True),
-            ("namespaces", "the sandbox and the network shield", False),
-            ("fuse", "mounting vaults for unmodified programs", False),
-        ):
-            yield Row(group, what, "missing", f"not on {probe.system}", purpose, "use Linux, or a Linux VM", demo)
+    linux = probe.system == "Linux"
+    yield Row(
+        group,
+        "linux",
+        "ok" if linux else "missing",
+        "enclaves can be launched" if linux else f"this is {probe.system}: sealing, attestation and clients work",
+        "launching enclaves",
+        "run enclaves on Linux, or in a Linux VM",
+        demo=True,
+    )
+    if not linux:
         return
 
-    if probe.which("bwrap") is None:
-        yield Row(group, "bubblewrap", "missing", "not installed", needed, "install bubblewrap", demo=True)
-    else:
-        trouble = probe.run("bwrap", "--unshare-all", "--ro-bind", "/", "/", "true")
-        yield Row(
-            group,
-            "bubblewrap",
-            "limited" if trouble else "ok",
-            f"a sandbox fails: {trouble}" if trouble else "a sandbox starts",
-            needed,
-            _namespace_remedy(probe) if trouble else "install bubblewrap",
-            demo=True,
-        )
+    needed = "isolating a simulated enclave, without it an ordinary process"
+    trouble = "not installed"
+    if present := probe.which("bwrap") is not None:
+        # The same user and group as in an enclave's sandbox.
+        command = ("bwrap", "--unshare-all", "--uid", "0", "--gid", "0", "--ro-bind", "/", "/", "true")
+        failure = probe.run(*command)
+        trouble = f"a sandbox fails: {failure}" if failure else ""
+    yield Row(
+        group,
+        "bubblewrap",
+        "missing" if not present else "limited" if trouble else "ok",
+        trouble or "a sandbox starts",
+        needed,
+        _namespace_remedy(probe) if present and trouble else "install bubblewrap",
+    )
 
-    trouble = probe.run("unshare", "-Ur", "true") if probe.which("unshare") else "unshare is not installed"
+    failure = probe.run("unshare", "-Ur", "true") if probe.which("unshare") else "unshare is not installed"
     yield Row(
         group,
         "namespaces",
-        "limited" if trouble else "ok",
-        f"user namespaces fail: {trouble}" if trouble else "user namespaces start",
+        "limited" if failure else "ok",
+        f"user namespaces fail: {failure}" if failure else "user namespaces start",
         "the sandbox and the network shield",
         _namespace_remedy(probe),
     )
@@ -260,14 +265,16 @@ def _fuse(probe: Probe, group: str) -> Row:
         lacks.append(("/dev/fuse", "as root: modprobe fuse; start a container with --device /dev/fuse"))
     elif refusal := probe.refusal("/dev/fuse"):
         lacks.append((f"access to /dev/fuse ({refusal})", "as root: chmod 0666 /dev/fuse"))
+    status: Status = "missing" if lacks else "ok"
     if probe.which("fusermount3") is None:
-        lacks.append(("fusermount3", "install fuse3"))
+        status = "missing" if lacks else "limited"  # enclaves and root mount without it
+        lacks.append(("fusermount3 for mounts by plain users", "install fuse3"))
     return Row(
         group,
         "fuse",
-        "missing" if lacks else "ok",
+        status,
         f"lacks {', '.join(what for what, _ in lacks)}" if lacks else f"pyfuse3 {version}, /dev/fuse opens",
-        "mounting vaults for unmodified programs",
+        "decrypting on access, without it into memory at the start",
         "; ".join(how for _, how in lacks) or 'pip install "strongroom[fuse]"',
     )
 
