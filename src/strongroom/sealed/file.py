@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -418,7 +419,8 @@ class SealedFile(io.BufferedIOBase):
                 self._blocks.clear()
                 self._storage.close()
                 if self._root is None:
-                    self.on_abandon()
+                    with contextlib.suppress(OSError):  # what stays behind holds nothing, and is taken over by "w"
+                        self.on_abandon()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
