@@ -22,7 +22,7 @@ lint: setup  ## style, types and layers
 	@$(bin)/ruff check --quiet
 	@$(bin)/ruff format --check --quiet || { echo 'lint: `make format` formats the files named by: ruff format --check'; exit 1; }
 	@$(bin)/mypy
-	@$(bin)/lint-imports
+	@layers=$$($(bin)/lint-imports --no-logo) || { echo "$$layers"; exit 1; }; echo "$${layers##*$$'\n'}"
 
 format: setup  ## format the code and sort its imports
 	@$(bin)/ruff check --quiet --fix-only
