@@ -61,7 +61,7 @@ def main() -> None:
         input_names=["image"],
         output_names=["logits"],
         dynamic_shapes=({0: "batch"},),
-        dynamo=True,
+        external_data=False,
     )
 
 

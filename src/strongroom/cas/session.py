@@ -38,7 +38,7 @@ class ServiceResult:
     claims: bytes
     time_token: str
     result: str
-    cas_chain: tuple[str, ...]
+    cas_chain: tuple[bytes, ...]
 
 
 class EnclaveSession:
@@ -154,9 +154,10 @@ class EnclaveSession:
         evidence = self._attester.evidence(bound).to_wire()
         answer = self.post("/v1/service", {"evidence": evidence, "claims": b64(claims), "time_token": token})
         chain = answer.get("cas_chain")
-        if not isinstance(chain, list):
+        if not isinstance(chain, list) or len(chain) != 2:
             raise CasError("answer: cas_chain is missing")
-        return ServiceResult(evidence, claims, token, text_field(answer, "result"), tuple(map(str, chain)))
+        ders = tuple(bytes_field({"cas_chain": der}, "cas_chain") for der in chain)
+        return ServiceResult(evidence, claims, token, text_field(answer, "result"), ders)
 
 
 def _provisions(configuration: Mapping[str, Any], policy_digest: str, certificate: Certificate) -> Provisions:

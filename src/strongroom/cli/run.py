@@ -23,7 +23,7 @@ from strongroom.cli.workspace import (
     read_policy,
     take_back,
 )
-from strongroom.enclave.config import PROGRAM_ENTRY, BootConfig, VaultMount
+from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, VaultMount
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.measure import measure, program_files, python_files
 from strongroom.errors import UsageError
@@ -91,7 +91,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
         raise UsageError(
             "--cas: a development policy goes to the development CAS", hint="write a policy: --policy FILE"
         )
-    command, files = _program_of(command, args.include)
+    command, files = program_of(command, args.include)
     program = Program(tuple(command), tuple(sorted(files)), dict(_pairs(args.env, "--env")))
     sealed, rules = _vaults_of(args)
     owner, vendor = home.owner(), home.vendor()
@@ -99,7 +99,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
     name = policy_name(label, keys)
     with home.cas() as address, OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
-        config = _boot_config(name, address, program, rules)
+        config = boot_config(name, address, program, rules)
         measured = measure(config, files)
         policy = apply_development_policy(
             client,
@@ -139,7 +139,7 @@ def _launch(
             output.note(line)
 
     enclave = launch(
-        _boot_config(policy.name, address, program, policy.vaults),
+        boot_config(policy.name, address, program, policy.vaults),
         files,
         cas=address,
         vendor=home.vendor(),
@@ -170,19 +170,22 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _boot_config(name: str, address: CasAddress, program: Program, rules: tuple[VaultRule, ...]) -> BootConfig:
+def boot_config(
+    name: str, address: CasAddress, program: Program, rules: tuple[VaultRule, ...], *, role: str = "program"
+) -> BootConfig:
+    """What an enclave is launched with under a policy of this name."""
     return BootConfig(
-        entry=PROGRAM_ENTRY,
+        entry=PROGRAM_ENTRY if role == "program" else SERVICE_ENTRY,
         policy=name,
         cas_root=address.cas_root,
-        role="program",
+        role=role,
         command=program.command,
         environment=program.environment,
         vaults=tuple(VaultMount(r.name, r.mount, r.access) for r in rules),
     )
 
 
-def _program_of(command: list[str], include: list[str]) -> tuple[list[str], dict[str, Path]]:
+def program_of(command: list[str], include: list[str]) -> tuple[list[str], dict[str, Path]]:
     """The command as the enclave runs it, and the files that it consists of.
 
     A script below the current directory keeps its relative name; another one's directory becomes the program's. All

@@ -57,6 +57,19 @@ def require_self_contained_onnx(model: bytes) -> None:
     Raises:
         ModelFormatError: it is something else, is cut short, or keeps weights in other files.
     """
+    if has_outside_weights(model):
+        raise ModelFormatError(
+            "model: keeps weights in other files, wanted all of them in the model",
+            hint="save it in one file: onnx.save(onnx.load(path), new_path)",
+        )
+
+
+def has_outside_weights(model: bytes) -> bool:
+    """Whether a model that is ONNX keeps weights in other files.
+
+    Raises:
+        ModelFormatError: it is something else, or is cut short.
+    """
     if not model:
         raise ModelFormatError("model: is empty, wanted ONNX")
     for offset, magic, kind, hint in _OTHERS:
@@ -66,16 +79,11 @@ def require_self_contained_onnx(model: bytes) -> None:
         top = {number for number, _, _ in _fields(memoryview(model), 0, len(model))}
         if not {_IR_VERSION, _GRAPH} <= top:
             raise _NotProtobufError
-        external = _names_outside_files(memoryview(model))
+        return _names_outside_files(memoryview(model))
     except _NotProtobufError:
         raise ModelFormatError(
             f"model: {len(model)} bytes that are not ONNX, or were cut short", hint="give a whole .onnx file"
         ) from None
-    if external:
-        raise ModelFormatError(
-            "model: keeps weights in other files, wanted all of them in the model",
-            hint="save it in one file: onnx.save(onnx.load(path), new_path)",
-        )
 
 
 def _names_outside_files(model: memoryview) -> bool:

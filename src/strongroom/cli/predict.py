@@ -1,0 +1,100 @@
+"""`strongroom predict`: appraise a service, and only then send it inputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import Policy
+from strongroom.cas.server import ADDRESS_FILE, CasAddress
+from strongroom.cli import output
+from strongroom.cli.workspace import Home, read_policy
+from strongroom.errors import FormatError, UsageError
+from strongroom.serve.client import Client
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "The policy says which enclaves to accept. By name, it is read from the CAS, over a channel pinned to the "
+        "CAS's root key; as a file, it is yours."
+    )
+    parser.add_argument("--url", required=True, metavar="https://HOST:PORT", help="the service")
+    parser.add_argument("--policy", required=True, metavar="NAME|FILE", help="namespace/name at the CAS, or a file")
+    parser.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
+    parser.add_argument("--cas-root", metavar="sha256:...", help="the fingerprint of the CAS's root key")
+    parser.add_argument("--model", help="the model's name (default: the only one)")
+    parser.add_argument("--model-digest", metavar="sha256:...", help="accept only this model")
+    parser.add_argument("--output", type=Path, metavar="FILE.npz", help="write the outputs there")
+    output.add_json(parser)
+    parser.add_argument("input", type=Path, nargs="?", metavar="INPUT", help=".npy or .npz; without one, only appraise")
+
+
+def run(args: argparse.Namespace) -> int:
+    address = _cas_address(args)
+    policy = _policy(args, address)
+    inputs = None if args.input is None else _read(args.input)
+    with Client(
+        args.url,
+        cas_root=address.cas_root,
+        policy=policy.name,
+        reference=policy.reference,
+        model=args.model,
+        model_digest=args.model_digest,
+    ) as client:
+        service = client.appraise()
+        if service.result.tee == "simulated":
+            output.note(output.SIMULATED_BANNER)
+        output.note(f"appraised: {service.result.tee} enclave, measurement {service.result.measurement[:16]}...")
+        outputs = {} if inputs is None else client.predict(inputs)
+    if args.output:
+        np.savez(args.output, allow_pickle=False, **outputs)
+    if args.json:
+        output.result(
+            {
+                "policy": service.policy,
+                "measurement": service.result.measurement,
+                "models": dict(service.models),
+                "outputs": {name: array.tolist() for name, array in outputs.items()},
+            }
+        )
+    elif inputs is not None and not args.output:
+        for name, array in outputs.items():
+            output.stdout.print(f"{name} {array.dtype} {list(array.shape)}", markup=False)
+            output.stdout.print(np.array2string(array, threshold=200, precision=5), markup=False)
+    return 0
+
+
+def _cas_address(args: argparse.Namespace) -> CasAddress:
+    if bool(args.cas) != bool(args.cas_root):
+        raise UsageError("--cas, --cas-root: one is useless without the other")
+    if args.cas:
+        return CasAddress(args.cas, args.cas_root)
+    try:
+        return CasAddress.load(Home.open().path / "cas" / ADDRESS_FILE)
+    except FileNotFoundError:
+        raise UsageError("CAS: this user has no development CAS", hint="give --cas URL and --cas-root") from None
+
+
+def _policy(args: argparse.Namespace, address: CasAddress) -> Policy:
+    if Path(args.policy).is_file():
+        return read_policy(Path(args.policy))
+    with OwnerClient(address.url, cas_root=address.cas_root) as client:
+        return client.policy(args.policy)
+
+
+def _read(path: Path) -> dict[str, npt.NDArray[Any]] | npt.NDArray[Any]:
+    try:
+        if path.suffix == ".json":
+            value = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+            return {k: np.asarray(v) for k, v in value.items()} if isinstance(value, dict) else np.asarray(value)
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise FormatError(f"input: {path} is not .npy, .npz or .json, or holds Python objects") from None
+    return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}

@@ -1,0 +1,136 @@
+"""`strongroom serve`: a sealed model behind HTTPS, in an enclave."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from pathlib import Path, PurePosixPath
+from types import FrameType
+from typing import Any
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import Policy, Program, VaultRule
+from strongroom.cas.server import CasAddress
+from strongroom.channel import bind
+from strongroom.cli import output
+from strongroom.cli.run import boot_config, describe_event
+from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
+from strongroom.enclave.launch import Enclave, Isolation, launch
+from strongroom.enclave.measure import measure
+from strongroom.errors import UsageError
+
+_MODEL_VAULT = "model"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Speaks the Open Inference Protocol V2 over TLS 1.3. Writes and applies a development policy that names "
+        "exactly this service, and keeps this user's development CAS running meanwhile. `strongroom predict` is its "
+        "client."
+    )
+    parser.add_argument("vault", type=Path, metavar="VAULT", help="a vault with ONNX models")
+    parser.add_argument(
+        "--model", action="append", metavar="PATH", help="a model's path in the vault (default: every .onnx file)"
+    )
+    parser.add_argument("--key", type=Path, metavar="FILE", help="the vault's key file (default: VAULT.key)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8443, help="the port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--debug-enclave", action="store_true", help="launch as a debug enclave; policies refuse it")
+    output.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    isolation = Isolation.here()
+    sealed = SealedVault.at(args.vault, args.key)
+    with sealed.open() as opened:
+        names = args.model or [name for name in opened.files() if name.endswith(".onnx")]
+        missing = [name for name in names if name not in opened]
+    if missing or not names:
+        raise UsageError(f"model: {missing[0] if missing else 'no .onnx file'} is not in {args.vault}")
+    output.note(output.SIMULATED_BANNER)
+    for line in isolation.notes:
+        output.note(line)
+    home = Home.open()
+    listener = bind(args.host, args.port)
+    with listener, home.cas() as address:
+        policy, enclave, serving = start_service(
+            home, address, sealed, names, listener=listener, debug=args.debug_enclave
+        )
+        _until_told(enclave)
+        url = f"https://{args.host}:{listener.getsockname()[1]}"
+        waiter = threading.Thread(target=_announce, args=(args, enclave, serving, url, policy), daemon=True)
+        waiter.start()
+        return enclave.wait()
+
+
+def start_service(
+    home: Home,
+    address: CasAddress,
+    sealed: SealedVault,
+    models: list[str],
+    *,
+    listener: Any,
+    debug: bool = False,
+) -> tuple[Policy, Enclave, threading.Event]:
+    """Apply a development policy for a service, give the CAS the vault's key, and launch it.
+
+    Returns:
+        The policy, the enclave, and an event that is set once it accepts requests.
+    """
+    owner, vendor = home.owner(), home.vendor()
+    rule = VaultRule(_MODEL_VAULT, "", "read-only")
+    program = Program(tuple(models))
+    name = policy_name("serve-" + PurePosixPath(models[0]).stem, [sealed.key()])
+    config = boot_config(name, address, program, (rule,), role="service")
+    with OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+        policy = apply_development_policy(
+            client,
+            name=name,
+            role="service",
+            owner=owner.public.fingerprint,
+            measurement=measure(config, {}).value,
+            vendor_root=vendor.root_digest,
+            program=program,
+            vaults=(rule,),
+        )
+        entrust(client, policy, {rule.name: sealed})
+    serving = threading.Event()
+
+    def on_event(event: str, detail: dict[str, Any]) -> None:
+        if event == "serving":
+            serving.set()
+        line = describe_event(event, detail)
+        if line:
+            output.note(line)
+
+    enclave = launch(
+        config,
+        {},
+        cas=address,
+        vendor=vendor,
+        vaults={rule.name: sealed.path},
+        listener=listener,
+        debug=debug,
+        on_event=on_event,
+    )
+    return policy, enclave, serving
+
+
+def _announce(args: argparse.Namespace, enclave: Enclave, serving: threading.Event, url: str, policy: Policy) -> None:
+    while not serving.wait(0.2):
+        if not enclave.running:
+            return
+    if args.json:
+        output.result({"url": url, "policy": policy.name, "measurement": policy.reference.measurements[0]})
+    else:
+        output.stdout.print(f"serving at {url} under policy {policy.name}", markup=False)
+        output.note(f"strongroom predict --url {url} --policy {policy.name} INPUT.npy   asks it; Ctrl-C ends it")
+
+
+def _until_told(enclave: Enclave) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
+        enclave.signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
