@@ -199,7 +199,8 @@ def test_root_has_one_text_form():
     root = Root(7, bytes(range(32)))
     assert Root.parse(str(root)) == root
     good = str(root)
-    for bad in ["", "7", good[:-1], good + "0", "0" + good, "+" + good, good.upper(), good.replace("7:", "0:"), "9" * 99]:
+    numbers = ["0" + good, "+" + good, good.replace("7:", "0:"), "9" * 20 + good]
+    for bad in ["", "7", good[:-1], good + "0", good.upper(), *numbers]:
         with pytest.raises(FormatError, match="root"):
             Root.parse(bad)
 
@@ -277,9 +278,12 @@ def test_one_writer_or_many_readers(tmp_path):
             open_sealed(path, "r+", key=KEY, anchor=NO_FRESHNESS)
         with pytest.raises(LockedError, match="being written"):
             open_sealed(path, "r", key=KEY, anchor=NO_FRESHNESS)
-    with open_sealed(path, key=KEY, anchor=NO_FRESHNESS), open_sealed(path, key=KEY, anchor=NO_FRESHNESS):
-        with pytest.raises(LockedError):
-            open_sealed(path, "w", key=KEY, anchor=NO_FRESHNESS)
+    readers = [open_sealed(path, key=KEY, anchor=NO_FRESHNESS) for _ in range(2)]
+    with pytest.raises(LockedError):
+        open_sealed(path, "w", key=KEY, anchor=NO_FRESHNESS)
+    for reader in readers:
+        reader.close()
+    open_sealed(path, "w", key=KEY, anchor=NO_FRESHNESS).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -359,7 +363,7 @@ def test_older_version_is_refused():
         with sealed(storage, "w", anchor) as file:
             file.write(content)
     for mode in ("r", "r+", "w"):
-        with pytest.raises(RollbackError, match="root 1:[0-9a-f]{64}, wanted 3:[0-9a-f]{64}"):
+        with pytest.raises(RollbackError, match=r"root 1:[0-9a-f]{64}, wanted 3:[0-9a-f]{64}"):
             sealed(MemoryStorage(old), mode, anchor)
     assert content_of(MemoryStorage(old)) == b"1"  # NO_FRESHNESS, as asked
 
@@ -460,7 +464,7 @@ def test_file_anchor(tmp_path: Path):
     one, two = Root(1, bytes(32)), Root(2, bytes(32))
     anchor.advance(None, one)
     anchor.advance(None, one)  # a lost answer
-    with pytest.raises(ConflictError, match="holds 1:0+, wanted no root"):
+    with pytest.raises(ConflictError, match=r"holds 1:0+, wanted no root"):
         anchor.advance(None, two)
     anchor.advance(one, two)
     assert FileAnchor(tmp_path / "anchor").read() == two

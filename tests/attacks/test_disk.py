@@ -1,0 +1,270 @@
+"""What whoever holds the disk can try: each attempt is refused, or changes nothing."""
+
+import contextlib
+import os
+import random
+
+import pytest
+
+from strongroom import vault
+from strongroom.errors import (
+    FormatError,
+    IntegrityError,
+    RollbackError,
+    StrongroomError,
+    TamperedError,
+    TruncatedError,
+    WrongKeyError,
+)
+from strongroom.sealed import NO_FRESHNESS, MemoryAnchor, open_sealed
+from strongroom.sealed.layout import SLOTS_SIZE
+from strongroom.storage import MemoryDirectory, MemoryStorage
+
+KEY = bytes(range(32))
+BLOCK = 4096
+CONTENT = os.urandom(100 * BLOCK + 50)  # a tree of three levels
+
+
+def sealed(storage, mode="r", anchor=NO_FRESHNESS, key=KEY):
+    return open_sealed(storage, mode, key=key, anchor=anchor, block_size=BLOCK)
+
+
+def read(data: bytes, anchor) -> bytes:
+    with sealed(MemoryStorage(data), "r", anchor) as file:
+        content = file.read()
+        file.verify()
+        return content
+
+
+@pytest.fixture(scope="module")
+def target():
+    storage, anchor = MemoryStorage(), MemoryAnchor()
+    with sealed(storage, "x", anchor) as file:
+        file.write(CONTENT)
+    return bytes(storage.data), anchor
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_flip_a_bit_of_any_block(target):
+    data, anchor = target
+    rng = random.Random(1)  # noqa: S311
+    for place in range(SLOTS_SIZE // BLOCK, len(data) // BLOCK):
+        at = place * BLOCK * 8
+        for bit in (at, at + BLOCK * 8 - 1, at + rng.randrange(BLOCK * 8)):
+            with pytest.raises(TamperedError, match="authentication failed"):
+                read(flipped(data, bit), anchor)
+
+
+def test_flip_any_bit_of_a_slot(target):
+    data, anchor = target
+    # The close wrote two copies. Damage to one is repaired by the other, so destroy the second first.
+    alone = bytearray(data)
+    alone[4096:8192] = bytes(4096)
+    assert read(bytes(alone), anchor) == CONTENT
+    rng = random.Random(2)  # noqa: S311
+    bits = [*range(88 * 8), *(rng.randrange(88 * 8, 4096 * 8) for _ in range(500))]
+    for bit in bits:
+        with pytest.raises((FormatError, IntegrityError)):
+            read(flipped(bytes(alone), bit), anchor)
+    for bit in bits[::10]:
+        assert read(flipped(data, bit), anchor) == CONTENT
+
+
+def test_bits_that_nothing_reaches_change_nothing(target):
+    data, anchor = target
+    for bit in (8192 * 8, SLOTS_SIZE * 8 - 1):
+        assert read(flipped(data, bit), anchor) == CONTENT
+
+
+def test_truncate_at_many_lengths(target):
+    data, anchor = target
+    rng = random.Random(3)  # noqa: S311
+    for length in [8, 63, 64, 100, 4095, 4096, 8192, SLOTS_SIZE, len(data) - 1, *rng.sample(range(64, len(data)), 100)]:
+        with pytest.raises(TruncatedError, match=f"{length} bytes, wanted at least|{min(length, 4096)} bytes, wanted"):
+            read(data[:length], anchor)
+    for length in range(8):
+        with pytest.raises(FormatError, match="not a sealed file"):
+            read(data[:length], anchor)
+
+
+def test_truncate_while_open(target):
+    storage = MemoryStorage(target[0])
+    with sealed(storage, "r") as file:
+        storage.resize(SLOTS_SIZE)
+        with pytest.raises(TruncatedError):
+            file.read()
+
+
+def test_swap_any_two_blocks(target):
+    data, anchor = target
+    places = range(SLOTS_SIZE // BLOCK, len(data) // BLOCK)
+    rng = random.Random(4)  # noqa: S311
+    for _ in range(100):
+        one, two = rng.sample(places, 2)
+        changed = bytearray(data)
+        changed[one * BLOCK : (one + 1) * BLOCK] = data[two * BLOCK : (two + 1) * BLOCK]
+        changed[two * BLOCK : (two + 1) * BLOCK] = data[one * BLOCK : (one + 1) * BLOCK]
+        with pytest.raises(TamperedError):
+            read(bytes(changed), anchor)
+
+
+def test_put_an_old_block_back(target):
+    storage, anchor = MemoryStorage(target[0]), MemoryAnchor(target[1].read())
+    with sealed(storage, "r+", anchor) as file:
+        file.write(b"x" * BLOCK)
+    old, new = target[0], bytes(storage.data)
+    refused = 0
+    for place in range(SLOTS_SIZE // BLOCK, len(old) // BLOCK):
+        part = slice(place * BLOCK, (place + 1) * BLOCK)
+        if old[part] != new[part]:
+            with pytest.raises(IntegrityError):
+                read(new[: part.start] + old[part] + new[part.stop :], anchor)
+            refused += 1
+    with pytest.raises(RollbackError):
+        read(old[:SLOTS_SIZE] + new[SLOTS_SIZE:], anchor)
+    assert refused == 0  # the commit overwrote no block that the version before it reaches
+
+
+def test_block_of_another_file_under_the_same_key(target):
+    data, anchor = target
+    other = MemoryStorage()
+    with sealed(other, "x") as file:
+        file.write(CONTENT)
+    with pytest.raises(TamperedError):
+        read(data[:SLOTS_SIZE] + bytes(other.data[SLOTS_SIZE:]), anchor)
+    # Its slots beside ours:
+    with pytest.raises(TamperedError, match="different files"):
+        read(data[:4096] + bytes(other.data[:4096]) + data[8192:], NO_FRESHNESS)
+    with pytest.raises(RollbackError):
+        read(bytes(other.data), anchor)
+
+
+def test_key_of_the_attackers(target):
+    forged = MemoryStorage()
+    with sealed(forged, "x", key=bytes(32)) as file:
+        file.write(b"forged")
+    with pytest.raises(WrongKeyError):
+        read(bytes(forged.data), target[1])
+
+
+def test_change_under_an_open_reader(target):
+    storage = MemoryStorage(target[0])
+    with sealed(storage, "r", target[1]) as file:
+        storage.data[20 * BLOCK] ^= 1
+        buffer = bytearray(b"\xaa" * len(CONTENT))
+        with pytest.raises(TamperedError):
+            file.readinto(buffer)
+        # Nothing that failed to authenticate is left in the caller's memory.
+        ahead = buffer.index(b"\xaa" * 64)
+        assert CONTENT.startswith(bytes(buffer[: ahead - BLOCK]))
+        assert buffer[ahead - BLOCK : ahead] == bytes(BLOCK)
+
+
+# A vault.
+
+FILES = {"train/images": os.urandom(70_000), "train/labels": os.urandom(70_000), "small": b"1"}
+
+
+@pytest.fixture
+def tree():
+    directory, anchor = MemoryDirectory(), MemoryAnchor()
+    with vault.open(directory, "x", key=KEY, anchor=anchor) as opened:
+        for path, content in FILES.items():
+            opened.write_bytes(path, content)
+    return directory, anchor
+
+
+def copy(directory: MemoryDirectory) -> dict[str, bytes]:
+    return {name: bytes(file.data) for name, file in directory.files.items()}
+
+
+def check(files: dict[str, bytes], anchor) -> None:
+    """Open and read everything; raises unless all of it is what the last commit held."""
+    with vault.open(MemoryDirectory(files), key=KEY, anchor=anchor) as opened:
+        opened.verify()
+
+
+def data_names(directory: MemoryDirectory) -> list[str]:
+    return [name for name in directory.list() if name != "meta"]
+
+
+def test_names_and_shape_do_not_show(tree):
+    for name, content in copy(tree[0]).items():
+        assert b"train" not in content
+        assert "train" not in name
+
+
+def test_swap_two_data_files(tree):
+    files = copy(tree[0])
+    one, two, three = data_names(tree[0])
+    for a, b in ((one, two), (two, three), (one, three)):
+        with pytest.raises(TamperedError, match="is another one"):
+            check(files | {a: files[b], b: files[a]}, tree[1])
+
+
+def test_delete_or_empty_a_data_file(tree):
+    files = copy(tree[0])
+    for name in data_names(tree[0]):
+        with pytest.raises(TamperedError, match="is missing"):
+            check({n: data for n, data in files.items() if n != name}, tree[1])
+        with pytest.raises(TamperedError, match="is another one"):
+            check(files | {name: b""}, tree[1])
+
+
+def test_truncate_a_data_file(tree):
+    files = copy(tree[0])
+    for name in data_names(tree[0]):
+        for length in (100, 4096, len(files[name]) // 2, len(files[name]) - 1):
+            with pytest.raises(TruncatedError):
+                check(files | {name: files[name][:length]}, tree[1])
+
+
+def test_roll_back_one_file(tree):
+    directory, anchor = tree
+    before = copy(directory)
+    with vault.open(directory, "r+", key=KEY, anchor=anchor) as opened:
+        opened.write_bytes("train/images", b"n" * 70_000)
+    after = copy(directory)
+    new = next(name for name in after if name not in before)
+    old = next(name for name in before if name not in after)
+    with pytest.raises(TamperedError, match=r"train/images: its data file [0-9a-f]{32} is another one"):
+        check(after | {new: before[old]}, anchor)
+    with pytest.raises(RollbackError):
+        check(after | {"meta": before["meta"]}, anchor)
+
+
+def test_roll_back_the_whole_tree(tree):
+    directory, anchor = tree
+    before = copy(directory)
+    for content in (b"2", b"3"):
+        with vault.open(directory, "r+", key=KEY, anchor=anchor) as opened:
+            opened.write_bytes("small", content)
+    with pytest.raises(RollbackError, match=r"root 1:.* wanted 3:"):
+        check(before, anchor)
+    check(before, NO_FRESHNESS)  # without an anchor nobody can tell
+
+
+def test_delete_the_whole_tree(tree):
+    with pytest.raises(FileNotFoundError):
+        check({}, tree[1])
+    with pytest.raises(RollbackError, match="is new, but the anchor holds"):
+        vault.open(MemoryDirectory(), "x", key=KEY, anchor=tree[1])
+
+
+def test_flip_bits_anywhere_in_the_tree(tree):
+    files = copy(tree[0])
+    rng = random.Random(5)  # noqa: S311
+    for name, data in files.items():
+        for _ in range(60):
+            bit = rng.randrange(len(data) * 8)
+            # Refused, or a bit of a slot that the other copy stands in for, or of padding that nothing reaches.
+            with (
+                contextlib.suppress(StrongroomError),
+                vault.open(MemoryDirectory(files | {name: flipped(data, bit)}), key=KEY, anchor=tree[1]) as opened,
+            ):
+                assert {path: opened.read_bytes(path) for path in opened.files()} == FILES
