@@ -153,7 +153,7 @@ def _check_device() -> None:
 def clear_stale(path: Path) -> None:
     """Detach a mount at `path` whose server is dead; anything else is left alone."""
     try:
-        path.stat()
+        os.statvfs(path)  # unlike `stat`, never answered from a cache
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNREFUSED):
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ class Vault:
         self._what = what
         self._lock = threading.RLock()
         self._writing: set[str] = set()  # data files not in `_files` yet
+        self._uncommitted: set[str] = set()  # those in it that no attempt at a commit has named
         self._closed = False
         self._files: dict[str, Entry] = {}
         self._changed = mode == "x"
@@ -269,6 +271,7 @@ class Vault:
             self._files[path] = entry
             self._names.add(path)
             self._writing.discard(entry.name)
+            self._uncommitted.add(entry.name)
             self._changed = True
 
     # The commit.
@@ -289,6 +292,7 @@ class Vault:
                 self._meta.seek(0)
                 self._meta.truncate(0)
                 self._meta.write(data)
+            self._uncommitted.clear()  # even if the next line fails, `meta` on the disk may name them
             self._root = self._meta.commit()
             if self._changed:
                 self._changed = False
@@ -332,6 +336,9 @@ class Vault:
         with self._lock:
             self._closed = True
             self._meta.discard()
+            while self._uncommitted:
+                with contextlib.suppress(OSError):  # the next commit sweeps
+                    self._directory.unlink(self._uncommitted.pop())
 
     def __enter__(self) -> Self:
         return self
