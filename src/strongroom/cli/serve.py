@@ -72,8 +72,14 @@ def start_service(
     *,
     listener: Any,
     debug: bool = False,
+    quiet: bool = False,
 ) -> tuple[Policy, Enclave, threading.Event]:
     """Apply a development policy for a service, give the CAS the vault's key, and launch it.
+
+    Args:
+        listener: the socket to accept on.
+        debug: launch a debug enclave, which the policy refuses.
+        quiet: say nothing of what the enclave reports.
 
     Returns:
         The policy, the enclave, and an event that is set once it accepts requests.
@@ -101,7 +107,7 @@ def start_service(
         if event == "serving":
             serving.set()
         line = describe_event(event, detail)
-        if line:
+        if line and not quiet:
             output.note(line)
 
     enclave = launch(

@@ -1,8 +1,8 @@
 """The measurement: a digest of everything that runs in an enclave, in parts that a person can compare.
 
 What is measured, in this version: the interpreter with its standard library, every file of the environment's
-site-packages, Strongroom itself, the shared libraries from outside the environment that this process has loaded, the
-program's files, and the boot configuration (command, environment, vault layout, CAS, policy name).
+site-packages, Strongroom itself, the system's shared libraries that any of these links to, the program's files, and the
+boot configuration (command, environment, vault layout, CAS, policy name).
 
 Not measured: ``__pycache__`` (the enclave compiles from measured source into memory of its own) and the rest of
 ``/usr``, which a program can see.
@@ -28,6 +28,7 @@ from pathlib import Path
 import strongroom
 from strongroom.attest.verify import claims_measurement
 from strongroom.enclave.config import BootConfig
+from strongroom.enclave.elf import system_libraries
 from strongroom.errors import EnclaveError, UsageError
 
 _LABEL = b"strongroom/measured-part/v1\0"
@@ -71,6 +72,7 @@ class Environment:
     prefix: Path
     base_prefix: Path
     stdlib: Path
+    libpython: tuple[Path, ...]
     site_packages: tuple[Path, ...]
     package: Path
 
@@ -83,9 +85,17 @@ class Environment:
             prefix=Path(sys.prefix),
             base_prefix=Path(sys.base_prefix),
             stdlib=Path(paths["stdlib"]),
+            libpython=_shared_interpreter(),
             site_packages=tuple(p for p in site if p.is_dir()),
             package=Path(strongroom.__file__).parent,
         )
+
+
+def _shared_interpreter() -> tuple[Path, ...]:
+    """The library that the interpreter is in, where its executable is but a shell around it."""
+    directory, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    path = Path(str(directory), str(name))
+    return (path,) if ".so" in path.name and path.is_file() else ()
 
 
 def program_files(base: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -154,6 +164,7 @@ def _extend(register: bytes, value: bytes) -> bytes:
 
 def _platform(environment: Environment, config: BootConfig) -> Iterator[tuple[str, list[tuple[str, str | Path]]]]:
     interpreter: list[tuple[str, str | Path]] = [("python", environment.executable.resolve())]
+    interpreter += [(path.name, path) for path in environment.libpython]
     interpreter += _walk(environment.stdlib, skip={"site-packages", "dist-packages"})
     yield "interpreter", interpreter
     yield "strongroom", list(_walk(environment.package))
@@ -164,7 +175,13 @@ def _platform(environment: Environment, config: BootConfig) -> Iterator[tuple[st
             by_distribution.setdefault(owners.get(name, "files of no distribution"), []).append((name, path))
     for name in sorted(by_distribution):
         yield name, by_distribution[name]
-    yield "system libraries", [(str(p), p) for p in _system_libraries(environment)]
+    linked = [
+        os.fspath(path)
+        for named in (interpreter, *by_distribution.values())
+        for name, path in named
+        if ".so" in name or name == "python"
+    ]
+    yield "system libraries", [(str(path), path) for path in system_libraries(linked)]
     command = _system_command(config)
     if command is not None:
         yield "command", [(str(command), command)]
@@ -198,17 +215,6 @@ def _walk(root: Path, skip: Iterable[str] = (), leave_out: Path | None = None) -
         inside = folder[start:]
         for name in sorted(files):
             yield (f"{inside}/{name}" if inside else name), f"{folder}/{name}"
-
-
-def _system_libraries(environment: Environment) -> list[Path]:
-    """Shared libraries from outside the environment that are mapped into this very process."""
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return []
-    mapped = {line.split(None, 5)[5] for line in maps.splitlines() if line.count(" ") > 4 and ".so" in line}
-    roots = (environment.prefix, environment.stdlib)
-    return sorted(p for p in map(Path, mapped) if p.is_file() and not any(p.is_relative_to(r) for r in roots))
 
 
 def _part(name: str, named: Iterable[tuple[str, str | Path]]) -> Part:

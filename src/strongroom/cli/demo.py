@@ -1,0 +1,364 @@
+"""`strongroom demo`: the whole story on real data, in front of your eyes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import strongroom
+from strongroom import vault
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import Policy, Program, VaultRule
+from strongroom.cas.server import CasAddress
+from strongroom.channel import bind
+from strongroom.cli import output
+from strongroom.cli.digits import Digits, load_digits
+from strongroom.cli.run import boot_config
+from strongroom.cli.serve import start_service
+from strongroom.cli.show import Show
+from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name, take_back
+from strongroom.enclave.launch import Enclave, Isolation, launch
+from strongroom.enclave.measure import measure
+from strongroom.errors import EnclaveError, IntegrityError, MeasurementError, MissingDependencyError, StrongroomError
+from strongroom.serve.client import Client
+from strongroom.serve.stage import Stage
+
+_EPOCH = re.compile(rb"epoch (\d+)/(\d+)")
+_SCRIPT = "train_digits.py"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "Takes about a minute. Leaves nothing behind, unless --keep says where."
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a directory with MNIST (default: scikit-learn's digits)"
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this new directory and leave it")
+    output.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    _require_packages()
+    isolation = Isolation.here()
+    digits = load_digits(args.data)
+    if args.keep is not None:
+        args.keep.mkdir(parents=True)
+    console = output.stderr if args.json else output.stdout
+    show = Show(console)
+    show.banner(
+        "Strongroom",
+        f"A data owner, a model and a client, on a machine that none of them trusts. Data: {digits.name}, "
+        f"{len(digits.train_images):,} images to learn from, {len(digits.test_images):,} to test on.\n"
+        f"{output.SIMULATED_BANNER[0].upper()}{output.SIMULATED_BANNER[1:]}.",
+    )
+    for line in isolation.notes:
+        show.fact(line)
+    work = args.keep or Path(tempfile.mkdtemp(prefix="strongroom-demo-"))
+    try:
+        accuracy = _Story(show, work, digits, isolation, mnist=args.data is not None).tell()
+    finally:
+        if args.keep is None:
+            shutil.rmtree(work, ignore_errors=True)
+    show.closing(
+        "The enclaves here were simulated: the steps are those of real hardware, the protection against this machine's "
+        "owner is not. `strongroom doctor` says what this machine could offer."
+    )
+    if args.keep:
+        output.note(f"everything is in {args.keep}")
+    if args.json:
+        total = round(sum(act.seconds for act in show.acts), 2)
+        output.result({"acts": [a.to_wire() for a in show.acts], "accuracy": accuracy, "seconds": total})
+    return 0
+
+
+class _Story:
+    def __init__(self, show: Show, work: Path, digits: Digits, isolation: Isolation, *, mnist: bool) -> None:
+        self.show, self.work, self.digits, self.isolation = show, work, digits, isolation
+        self.home = Home.open(work / "home")
+        self.data = SealedVault.at(work / "digits.vault")
+        self.out = SealedVault.at(work / "model.vault")
+        self.rules = (VaultRule("data", "/data", "read-only"), VaultRule("out", "/out", "read-write"))
+        command = ["python", _SCRIPT, "--epochs", "1" if mnist else "20"]
+        if isolation.sandbox == "process":
+            command += ["--data", "{vault:data}", "--out", "{vault:out}"]
+        self.script = Path(shutil.copy(_example(), work / _SCRIPT))
+        self.program = Program(tuple(command), (_SCRIPT,))
+
+    def tell(self) -> dict[str, float]:
+        """All acts; the accuracy of the served and of the plain model."""
+        with self.home.cas() as address:
+            self._trust(address)
+            self._seal()
+            self._train(address)
+            accuracy = self._serve(address)
+            self._tamper()
+        return accuracy
+
+    def _trust(self, address: CasAddress) -> None:
+        with self.show.act("a", "a configuration and attestation service starts, and gets a policy") as act:
+            self.show.fact(f"CAS at {address.url}, known by its root key {_short(address.cas_root)}")
+            self.name = policy_name("train-digits", [b"demo"])
+            self.show.doing("measuring the interpreter, 60 packages and the script")
+            self.config = boot_config(self.name, address, self.program, self.rules)
+            measured = measure(self.config, {_SCRIPT: self.script})
+            files = sum(part.files for part in measured.parts)
+            size = sum(part.size for part in measured.parts)
+            self.show.fact(f"measured {files:,} files, {size / 2**20:,.0f} MiB: {measured.value[:32]}...")
+            owner, vendor = self.home.owner(), self.home.vendor()
+            with OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+                self.policy = apply_development_policy(
+                    client,
+                    name=self.name,
+                    role="program",
+                    owner=owner.public.fingerprint,
+                    measurement=measured.value,
+                    vendor_root=vendor.root_digest,
+                    program=self.program,
+                    vaults=self.rules,
+                )
+            self.show.fact(f"policy {self.policy.name}, signed by the data owner: that measurement, and no other")
+            act.outcome = "the owner said which program may have the data"
+            act.protected = "keys, from every program that is not exactly the one measured"
+
+    def _seal(self) -> None:
+        with self.show.act("b", "the data is sealed") as act:
+            plain = self.work / "plain"
+            plain.mkdir()
+            np.savez(plain / "train.npz", images=self.digits.train_images, labels=self.digits.train_labels)
+            with self.data.create() as opened:
+                vault.pack(plain, opened)
+                opened.commit()
+            with self.out.create() as opened:
+                opened.commit()
+            content = (plain / "train.npz").read_bytes()
+            shutil.rmtree(plain)
+            found = _plaintext_on_disk(self.data.path, content, self.digits)
+            if found:
+                raise IntegrityError(f"sealed data: {found} lies on the disk in clear")
+            sealed = b"".join(p.read_bytes() for p in sorted(self.data.path.iterdir()) if p.is_file())
+            at = content.find(bytes(self.digits.train_images[0].tobytes()))
+            self.show.fact(f"plain   {_hex(content[at + 8 : at + 32])}  {_entropy(content):.2f} bits a byte")
+            self.show.fact(f"on disk {_hex(sealed[-1000:-976])}  {_entropy(sealed):.2f} bits a byte")
+            self.show.fact(
+                f"searched {len(sealed):,} sealed bytes for all {len(self.digits.train_images):,} images, the file's "
+                "name and its format: nothing"
+            )
+            act.outcome = f"{len(content):,} bytes sealed; the plain file is deleted; the disk holds ciphertext only"
+            act.protected = "content, names and sizes of the data, from the machine's disk and whoever reads it"
+
+    def _train(self, address: CasAddress) -> None:
+        with self.show.act("c", f"{_SCRIPT}, an unmodified PyTorch script, trains in an enclave") as act:
+            with OwnerClient(address.url, cas_root=address.cas_root, owner=self.home.owner()) as client:
+                entrust(client, self.policy, {"data": self.data, "out": self.out})
+                self.show.doing("a tampered script tries first")
+                tampered = self.work / "tampered" / _SCRIPT
+                tampered.parent.mkdir()
+                tampered.write_bytes(_one_byte_changed(self.script.read_bytes()))
+                try:
+                    self._run(address, tampered)
+                except MeasurementError as error:
+                    self.show.refused(f"the script with one byte changed: {_first_line(error)}")
+                else:
+                    raise EnclaveError("demo: a changed script got the keys")
+                self._run(address, self.script)
+                take_back(client, self.policy, "out", self.out)
+            act.outcome = "the CAS appraised the evidence, released the keys, and the script wrote /out/model.onnx"
+            act.protected = "data and model, from disk, network and other programs; refused to a changed script"
+
+    def _run(self, address: CasAddress, script: Path) -> None:
+        def on_event(name: str, detail: dict[str, Any]) -> None:
+            if name == "attested":
+                self.show.fact(f"evidence appraised; the CAS released the keys of: {', '.join(detail['vaults'])}")
+                self.show.doing("importing PyTorch in the enclave")
+            elif name == "vault":
+                self.show.fact(f"{detail['mount']}: {detail['how']}")
+            elif name == "sealed":
+                self.show.fact(f"{', '.join(detail['files'])}: sealed into {self.out.path.name}")
+            elif name == "notice":
+                self.show.fact(str(detail["text"]))
+
+        with _streams(self.work / "training.log", self._on_line) as (stdout, stderr):
+            enclave = launch(
+                self.config,
+                {_SCRIPT: script},
+                cas=address,
+                vendor=self.home.vendor(),
+                vaults={"data": self.data.path, "out": self.out.path},
+                on_event=on_event,
+                stdout=stdout,
+                stderr=stderr,
+            )
+            status = enclave.wait()
+        if status:
+            tail = (self.work / "training.log").read_text(errors="replace").strip().splitlines()[-1:]
+            raise EnclaveError(f"{_SCRIPT}: ended with status {status}: {' '.join(tail)[:300]}")
+
+    def _on_line(self, line: bytes) -> None:
+        if match := _EPOCH.match(line):
+            epoch, epochs = int(match[1]), int(match[2])
+            self.show.doing(f"training, epoch {epoch} of {epochs}", done=epoch / epochs)
+            if epoch == epochs:
+                self.show.fact(line.decode(errors="replace").strip())
+                self.show.doing("exporting to ONNX")
+
+    def _serve(self, address: CasAddress) -> dict[str, float]:
+        with self.show.act("d", "the sealed model is served; a client appraises before it sends") as act:
+            self.show.doing("launching the service's enclave")
+            with bind("127.0.0.1", 0) as listener:
+                url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+                policy, enclave, serving = start_service(
+                    self.home, address, self.out, ["model.onnx"], listener=listener, quiet=True
+                )
+                try:
+                    _wait_for(serving, enclave)
+                    logits = self._ask(url, address, policy)
+                finally:
+                    enclave.stop()
+            with self.out.open() as opened:
+                plain = Stage.load(opened.read_bytes("model.onnx"), name="plain")
+            name = plain.outputs[0].name
+            expected = plain.infer({plain.inputs[0].name: self.digits.test_input()})[name]
+            served, alone = (float((x.argmax(1) == self.digits.test_labels).mean()) for x in (logits, expected))
+            if served != alone:
+                raise StrongroomError(f"accuracy: {served:.4f} served, {alone:.4f} plain; wanted the same")
+            right = int((logits.argmax(1) == self.digits.test_labels).sum())
+            equal = "equal to the bit" if np.array_equal(logits, expected) else "the same decisions"
+            self.show.fact(f"{right} of {len(logits)} test images right: accuracy {served:.2%} from the enclave")
+            self.show.fact(f"accuracy {alone:.2%} from the plain model in ONNX Runtime: {equal}")
+            act.outcome = f"{len(logits)} images predicted over TLS 1.3: {served:.2%} right, as with the plain model"
+            act.protected = (
+                "inputs, outputs and the model, from the machine that serves; sent only to what was appraised"
+            )
+        return {"served": served, "plain": alone}
+
+    def _ask(self, url: str, address: CasAddress, policy: Policy) -> Any:
+        with Client(url, cas_root=address.cas_root, policy=policy.name, reference=policy.reference) as client:
+            service = client.appraise()
+            self.show.fact(
+                f"appraised the service: {service.result.tee} enclave {service.result.measurement[:16]}..., "
+                f"its TLS key {_short(service.key)}"
+            )
+            images, answers = self.digits.test_input(), []
+            for start in range(0, len(images), 256):
+                self.show.doing("predicting the test set", done=start / len(images))
+                answers.append(client.predict(images[start : start + 256])["logits"])
+            return np.concatenate(answers)
+
+    def _tamper(self) -> None:
+        with self.show.act("e", "one bit of the sealed data is flipped") as act:
+            largest = max((p for p in self.data.path.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+            place = largest.stat().st_size // 2
+            _flip(largest, place)
+            self.show.fact(f"flipped bit 0 of byte {place:,} of {largest.name}")
+            try:
+                with self.data.open() as opened:
+                    opened.verify()
+            except IntegrityError as error:
+                self.show.refused(_first_line(error))
+            else:
+                raise IntegrityError("demo: a flipped bit went unseen")
+            _flip(largest, place)
+            with self.data.open() as opened:
+                count = opened.verify()
+            self.show.fact(f"flipped back: all {count} file{'s' * (count != 1)} verify again")
+            act.outcome = "the change was found and the read refused"
+            act.protected = "the data's integrity, from whoever can write to the disk"
+
+
+def _require_packages() -> None:
+    import importlib.util
+
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(f"{package}: is not installed", hint="pip install 'strongroom[demo]'")
+
+
+def _example() -> Path:
+    """The script, from the package or from the source tree."""
+    package = Path(strongroom.__file__).parent
+    candidates = (package / "_examples" / _SCRIPT, package.parent.parent / "examples" / _SCRIPT)
+    return next(path for path in candidates if path.is_file())
+
+
+@contextmanager
+def _streams(log: Path, on_line: Callable[[bytes], None]) -> Iterator[tuple[int, int]]:
+    """Descriptors for a program's output: its lines go to `on_line`, its errors to a file."""
+    read, write = os.pipe()
+
+    def follow() -> None:
+        with os.fdopen(read, "rb") as lines:
+            for line in lines:
+                on_line(line)
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    with log.open("ab") as errors:
+        try:
+            yield write, errors.fileno()
+        finally:
+            os.close(write)
+            reader.join()
+
+
+def _wait_for(serving: threading.Event, enclave: Enclave) -> None:
+    while not serving.wait(0.05):
+        if not enclave.running:
+            enclave.wait()
+            raise EnclaveError("service: ended before it served")
+
+
+def _plaintext_on_disk(directory: Path, content: bytes, digits: Digits) -> str | None:
+    """What of the plain data can be found in the sealed files, if anything."""
+    sealed = b"\0".join(p.read_bytes() + p.name.encode() for p in directory.iterdir() if p.is_file())
+    looked_for: Mapping[str, bytes] = {"the file's name": b"train.npz", "the format": content[:16]}
+    for what, plain in looked_for.items():
+        if plain in sealed:
+            return what
+    for number, image in enumerate(digits.train_images):
+        # The middle rows: the first ones may be all black, and zeros prove nothing.
+        rows = image.tobytes()[image.size // 4 : image.size * 3 // 4]
+        if len(set(rows)) > 4 and rows in sealed:
+            return f"image {number}"
+    return None
+
+
+def _one_byte_changed(source: bytes) -> bytes:
+    changed = bytearray(source)
+    changed[source.index(b"lr=1e-3") + 3] ^= 2  # 1e-3 becomes 3e-3
+    return bytes(changed)
+
+
+def _flip(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def _entropy(data: bytes) -> float:
+    """Shannon entropy of the bytes, in bits a byte."""
+    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+    share = counts[counts > 0] / len(data)
+    return float(-(share * np.log2(share)).sum())
+
+
+def _hex(data: bytes) -> str:
+    return data.hex(" ", 4)
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint[:23] + "..."
+
+
+def _first_line(error: StrongroomError) -> str:
+    return f"{error.message} (exit status {error.exit_code})"
