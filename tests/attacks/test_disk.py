@@ -1,6 +1,7 @@
 """What whoever holds the disk can try: each attempt is refused, or changes nothing."""
 
 import contextlib
+import dataclasses
 import os
 import random
 
@@ -144,6 +145,18 @@ def test_block_of_another_file_under_the_same_key(target):
         read(bytes(other.data), anchor)
 
 
+def test_two_histories_in_one_file(target):
+    forks = []
+    for content in (b"one", b"two"):
+        fork = MemoryStorage(target[0])
+        with sealed(fork, "w") as file:
+            file.write(content)
+        forks.append(bytes(fork.data))
+    mixed = forks[0][: 3 * 4096] + forks[1][3 * 4096 : 4 * 4096] + forks[0][4 * 4096 :]
+    with pytest.raises(TamperedError, match="two different commits have sequence 2"):
+        read(mixed, NO_FRESHNESS)
+
+
 def test_key_of_the_attackers(target):
     forged = MemoryStorage()
     with sealed(forged, "x", key=bytes(32)) as file:
@@ -222,6 +235,15 @@ def test_truncate_a_data_file(tree):
         for length in (100, 4096, len(files[name]) // 2, len(files[name]) - 1):
             with pytest.raises(TruncatedError):
                 check(files | {name: files[name][:length]}, tree[1])
+
+
+def test_size_that_is_not_the_data_files(tree):
+    directory, anchor = tree
+    with vault.open(directory, "r+", key=KEY, anchor=anchor) as opened:
+        opened._files["small"] = dataclasses.replace(opened._files["small"], size=2)
+        opened.write_bytes("other", b"")
+    with pytest.raises(TamperedError, match="small: 1 bytes, wanted 2"):
+        check(copy(directory), anchor)
 
 
 def test_roll_back_one_file(tree):

@@ -161,6 +161,18 @@ def test_nothing_counts_before_the_commit():
     file.discard()
 
 
+def test_the_version_before_the_newest_stays_whole():
+    storage = stored(b"1" * (20 * BLOCK))
+    with sealed(storage, "w") as file:
+        file.write(b"2" * (20 * BLOCK))
+    file = sealed(storage, "r+")
+    file.write(b"3" * (20 * BLOCK))
+    before = MemoryStorage(storage.data)
+    before.write_at(2 * 4096, bytes(2 * 4096))  # both slots of the newest
+    assert content_of(before) == b"1" * (20 * BLOCK)
+    file.discard()
+
+
 def test_an_exception_discards(tmp_path):
     storage = stored(b"old")
     with pytest.raises(RuntimeError), sealed(storage, "r+") as file:

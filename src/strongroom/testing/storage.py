@@ -5,7 +5,7 @@
     disk = FaultyDirectory(stop_after=7)
     with contextlib.suppress(PowerCutError):
         ...                                          # the code under test, on `disk`
-    after = disk.after_crash(lambda: rng.random() < 0.5)   # a MemoryDirectory
+    after = disk.after_crash(lambda offset: rng.random() < 0.5)   # a MemoryDirectory
 
 A step is a write, a resize, a sync, or a change of names; `steps` counts them, so that a run without `stop_after` tells
 how many crash points there are. Step k does not happen, nor does anything after it.
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 
-Survives = Callable[[], bool]
+# Whether a piece at this offset of its file survives; -1 stands for a change of a name or of a file's size.
+Survives = Callable[[int], bool]
+
+
+def _nothing(offset: int) -> bool:
+    return False
 
 
 class PowerCutError(Exception):
@@ -88,16 +93,16 @@ class FaultyStorage:
     def close(self) -> None:
         """Closing makes nothing durable."""
 
-    def after_crash(self, survives: Survives = lambda: False) -> bytes:
+    def after_crash(self, survives: Survives = _nothing) -> bytes:
         """What is on the disk when the power is back; `survives` is asked about each piece that was not synced."""
         disk = MemoryStorage(self._durable)
         for at, data in self._pending:
             if data is None:
-                if survives():
+                if survives(-1):
                     disk.resize(at)
                 continue
             for start in range(0, len(data), SECTOR):
-                if survives():
+                if survives(at + start):
                     disk.write_at(at + start, data[start : start + SECTOR])
         return bytes(disk.data)
 
@@ -147,11 +152,11 @@ class FaultyDirectory:
         except KeyError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
 
-    def after_crash(self, survives: Survives = lambda: False) -> MemoryDirectory:
+    def after_crash(self, survives: Survives = _nothing) -> MemoryDirectory:
         """What is on the disk when the power is back."""
         names = dict(self._durable)
         for name in sorted(self._now.keys() | self._durable.keys()):
-            if self._now.get(name) is not self._durable.get(name) and survives():
+            if self._now.get(name) is not self._durable.get(name) and survives(-1):
                 if name in self._now:
                     names[name] = self._now[name]
                 else:
