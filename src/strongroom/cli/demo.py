@@ -47,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _require_packages()
     isolation = Isolation.here()
+    _require_packages()
     digits = load_digits(args.data)
     if args.keep is not None:
         args.keep.mkdir(parents=True)
@@ -144,13 +144,13 @@ class _Story:
             found = _plaintext_on_disk(self.data.path, content, self.digits)
             if found:
                 raise IntegrityError(f"sealed data: {found} lies on the disk in clear")
-            sealed = b"".join(p.read_bytes() for p in sorted(self.data.path.iterdir()) if p.is_file())
-            at = content.find(bytes(self.digits.train_images[0].tobytes()))
-            self.show.fact(f"plain   {_hex(content[at + 8 : at + 32])}  {_entropy(content):.2f} bits a byte")
-            self.show.fact(f"on disk {_hex(sealed[-1000:-976])}  {_entropy(sealed):.2f} bits a byte")
+            block = _largest(self.data.path).read_bytes()[-(1 << 15) :]
+            at = content.find(self.digits.train_images[0].tobytes())
+            self.show.fact(f"plain    {_hex(content[at + 8 : at + 28])}   {_entropy(content):.2f} bits a byte")
+            self.show.fact(f"on disk  {_hex(block[:20])}   {_entropy(block):.2f} bits a byte")
             self.show.fact(
-                f"searched {len(sealed):,} sealed bytes for all {len(self.digits.train_images):,} images, the file's "
-                "name and its format: nothing"
+                f"searched the sealed files for all {len(self.digits.train_images):,} images, the file's name and its "
+                "format: none is there"
             )
             act.outcome = f"{len(content):,} bytes sealed; the plain file is deleted; the disk holds ciphertext only"
             act.protected = "content, names and sizes of the data, from the machine's disk and whoever reads it"
@@ -255,7 +255,7 @@ class _Story:
 
     def _tamper(self) -> None:
         with self.show.act("e", "one bit of the sealed data is flipped") as act:
-            largest = max((p for p in self.data.path.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+            largest = _largest(self.data.path)
             place = largest.stat().st_size // 2
             _flip(largest, place)
             self.show.fact(f"flipped bit 0 of byte {place:,} of {largest.name}")
@@ -316,6 +316,10 @@ def _wait_for(serving: threading.Event, enclave: Enclave) -> None:
             raise EnclaveError("service: ended before it served")
 
 
+def _largest(directory: Path) -> Path:
+    return max((p for p in directory.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+
+
 def _plaintext_on_disk(directory: Path, content: bytes, digits: Digits) -> str | None:
     """What of the plain data can be found in the sealed files, if anything."""
     sealed = b"\0".join(p.read_bytes() + p.name.encode() for p in directory.iterdir() if p.is_file())
@@ -361,4 +365,6 @@ def _short(fingerprint: str) -> str:
 
 
 def _first_line(error: StrongroomError) -> str:
-    return f"{error.message} (exit status {error.exit_code})"
+    """The refusal as the command line would say it, with long digests cut."""
+    message = re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", error.message)
+    return f"{message} (exit status {error.exit_code})"

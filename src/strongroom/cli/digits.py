@@ -54,7 +54,9 @@ def load_digits(directory: Path | None) -> Digits:
     except ImportError:
         raise MissingDependencyError("scikit-learn: is not installed", hint="pip install 'strongroom[demo]'") from None
     images, labels = bundled(return_X_y=True)
-    images = images.reshape(-1, 8, 8).astype(np.uint8)
+    # The file is sorted by writer; a fixed shuffle gives both sets all of them.
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order].reshape(-1, 8, 8).astype(np.uint8), labels[order]
     return Digits("scikit-learn's digits", images[:_TRAIN], labels[:_TRAIN], images[_TRAIN:], labels[_TRAIN:])
 
 

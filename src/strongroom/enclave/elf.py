@@ -47,7 +47,7 @@ def needed(path: str) -> list[str]:
                     file.seek(loaded[2] + strings - loaded[3] + value)
                     names.append(file.read(256).split(b"\0", 1)[0].decode("ascii", "replace"))
             return names
-    except (OSError, struct.error, ZeroDivisionError):
+    except (OSError, struct.error, ZeroDivisionError, ValueError, OverflowError):
         return []
 
 

@@ -1,0 +1,122 @@
+"""A home with a CAS, and a way to run small programs in enclaves of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import Program, VaultRule
+from strongroom.cas.server import CasAddress
+from strongroom.cli.run import boot_config
+from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
+from strongroom.enclave import sandbox
+from strongroom.enclave.launch import Enclave, launch
+from strongroom.enclave.measure import measure
+
+DATA = VaultRule("data", "/data", "read-only")
+OUT = VaultRule("out", "/out", "read-write")
+
+
+@dataclass
+class Job:
+    """A program, approved by a policy of its own."""
+
+    world: World
+    files: dict[str, Path]
+    config: Any
+    policy: Any
+    vaults: dict[str, SealedVault]
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def launch(self, **options: Any) -> Enclave:
+        options.setdefault("cas", self.world.cas)
+        options.setdefault("files", self.files)
+        files = options.pop("files")
+        return launch(
+            self.config,
+            files,
+            vendor=self.world.home.vendor(),
+            vaults={name: sealed.path for name, sealed in self.vaults.items()},
+            on_event=lambda name, detail: self.events.append((name, detail)),
+            **options,
+        )
+
+    def run(self, **options: Any) -> tuple[int, str]:
+        """Exit status and standard output."""
+        log = self.world.directory / "stdout"
+        with log.open("wb") as stream:
+            status = self.launch(stdout=stream.fileno(), **options).wait()
+        return status, log.read_text()
+
+
+@dataclass
+class World:
+    directory: Path
+    home: Home
+    cas: CasAddress
+
+    def owner(self) -> OwnerClient:
+        return OwnerClient(self.cas.url, cas_root=self.cas.cas_root, owner=self.home.owner())
+
+    def seal(self, name: str, **files: bytes) -> SealedVault:
+        sealed = SealedVault.at(self.directory / f"{name}.vault")
+        with sealed.create() as opened:
+            for path, content in files.items():
+                opened.write_bytes(path, content)
+            opened.commit()
+        return sealed
+
+    def job(self, source: str, *arguments: str, rules: tuple[VaultRule, ...] = (), **options: Any) -> Job:
+        """Approve `source` to run with vaults by these rules."""
+        script = self.directory / "job.py"
+        script.write_text(source)
+        program = Program(("python", "job.py", *arguments), ("job.py",), options.pop("environment", {}))
+        vaults = options.pop("vaults", {})
+        files = {"job.py": script}
+        name = policy_name("job", [str(self.directory).encode(), source.encode()])
+        config = boot_config(name, self.cas, program, rules)
+        content = {
+            "name": name,
+            "role": "program",
+            "owner": self.home.owner().public.fingerprint,
+            "measurement": measure(config, files).value,
+            "vendor_root": self.home.vendor().root_digest,
+            "program": program,
+            "vaults": rules,
+        }
+        with self.owner() as client:
+            policy = apply_development_policy(client, **(content | options))
+            entrust(client, policy, vaults)
+        return Job(self, files, config, policy, vaults)
+
+
+@pytest.fixture(scope="session")
+def home_and_cas(tmp_path_factory):
+    home = Home.open(tmp_path_factory.mktemp("home"))
+    with home.cas() as cas:
+        yield home, cas
+
+
+@pytest.fixture
+def world(tmp_path, home_and_cas):
+    return World(tmp_path, *home_and_cas)
+
+
+@pytest.fixture(params=["bubblewrap", "process"])
+def any_sandbox(request, monkeypatch):
+    """Both ways in which a simulated enclave may run; the first is skipped, aloud, where it cannot."""
+    if request.param == "process":
+        monkeypatch.setattr(sandbox, "bubblewrap", lambda: None)
+    elif sandbox.bubblewrap() is None:
+        pytest.skip("bubblewrap does not work here: the sandbox is not tested")
+    return request.param
+
+
+@pytest.fixture
+def bubblewrap():
+    if sandbox.bubblewrap() is None:
+        pytest.skip("bubblewrap does not work here: the sandbox is not tested")
