@@ -127,7 +127,8 @@ class FileStorage:
 
     def _read(self, offset: int, view: memoryview) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(self._fd, [view], offset)
+            count: int = os.preadv(self._fd, [view], offset)
+            return count
         with self._seek_lock:
             os.lseek(self._fd, offset, os.SEEK_SET)
             data = os.read(self._fd, len(view))
@@ -143,7 +144,8 @@ class FileStorage:
 
     def _write(self, offset: int, view: memoryview) -> int:
         if hasattr(os, "pwrite"):
-            return os.pwrite(self._fd, view, offset)
+            count: int = os.pwrite(self._fd, view, offset)
+            return count
         with self._seek_lock:
             os.lseek(self._fd, offset, os.SEEK_SET)
             return os.write(self._fd, view)

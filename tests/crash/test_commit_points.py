@@ -10,8 +10,8 @@ import pytest
 from strongroom import vault
 from strongroom.errors import FormatError, IntegrityError
 from strongroom.sealed import MemoryAnchor, Root
-from strongroom.sealed.file import open_in
 from strongroom.sealed.layout import SLOTS_SIZE
+from strongroom.sealed.opening import open_in
 from strongroom.storage import MemoryDirectory
 from strongroom.testing.storage import FaultyDirectory, FaultyStorage, PowerCutError, Survives
 

@@ -15,8 +15,9 @@ from strongroom.sealed.anchor import (
     PinnedAnchor,
     Root,
 )
-from strongroom.sealed.file import SealedFile, open_sealed
+from strongroom.sealed.file import SealedFile
 from strongroom.sealed.keyfile import create_key, load_key
+from strongroom.sealed.opening import open_sealed
 
 __all__ = [
     "NO_FRESHNESS",

@@ -19,8 +19,8 @@ from strongroom.errors import (
     WrongKeyError,
 )
 from strongroom.sealed import NO_FRESHNESS, Anchor, NoFreshness, PinnedAnchor, Root, SealedFile
-from strongroom.sealed.file import open_in
 from strongroom.sealed.layout import DEFAULT_BLOCK, MIN_BLOCK, check_block_size
+from strongroom.sealed.opening import open_in
 from strongroom.storage import Directory, LocalDirectory
 from strongroom.vault import metadata
 from strongroom.vault.metadata import DATA_NAME, Entry
