@@ -1,4 +1,4 @@
-"""A small world for these tests: a CAS, a simulated vendor, models of a few bytes, and services with or without lies."""
+"""A small world for these tests: a CAS, a simulated vendor, models of a few bytes, and services that may lie."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Cas:
         claims=None,
         result=None,
         time=None,
-        registers=None,
+        registers=REGISTERS_OF_OURS,
     ) -> ServiceAttestation:
         """The document of a service that holds `key`; `claims`, `result` and `time` change what is said in it."""
         token = sign_token(self.key, "strongroom-time+jwt", {"iat": now, "exp": now + 600, "jti": "00"} | (time or {}))
@@ -110,15 +110,16 @@ class Cas:
             "models": models,
         }
         raw = canonical(said | (claims or {}))
-        bound = report_data(kind, fresh=digest(token.encode()), binder=NO_BINDER, claims=raw)
-        evidence = vendor().quote(registers or REGISTERS_OF_OURS, bound)
+        binder = NO_BINDER if kind is Kind.SERVICE else bytes([7]) * 32
+        bound = report_data(kind, fresh=digest(token.encode()), binder=binder, claims=raw)
+        evidence = vendor().quote(registers, bound)
         seen = {
             "iat": now,
             "exp": now + 600,
             "policy": POLICY,
             "policy_digest": "sha256:" + "cd" * 32,
             "tee": "simulated",
-            "measurement": claims_measurement(registers or REGISTERS_OF_OURS),
+            "measurement": claims_measurement(registers),
             "vendor_root": vendor().root_digest,
             "claims": digest(raw).hex(),
         }

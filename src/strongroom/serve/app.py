@@ -31,8 +31,6 @@ MAX_QUEUE = 64
 # All bodies in memory together, as a multiple of the longest one.
 _BODIES = 4
 _BODY_SECONDS = 60.0
-# Answers up to this size go out as one piece; joining a longer one costs more than sending its pieces.
-_JOINED = 1 << 16
 
 _PATHS = ("/v2", "/v2/health/live", "/v2/health/ready", ATTESTATION_PATH)
 _MODEL = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<action>ready|infer))?")
@@ -238,13 +236,12 @@ async def _hung_up(receive: Receive) -> None:
 
 async def _send(send: Send, answer: _Answer) -> None:
     length = sum(map(len, answer.pieces))
-    pieces = [b"".join(answer.pieces)] if length <= _JOINED else answer.pieces
     headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(length).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    for piece in pieces[:-1]:
+    for piece in answer.pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": pieces[-1]})
+    await send({"type": "http.response.body", "body": answer.pieces[-1]})
 
 
 def _json(value: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None) -> _Answer:

@@ -42,6 +42,8 @@ MAX_RANK = 32
 MAX_ELEMENTS = 1 << 40
 # JSON before binary tensors is padded to this, so that they can be used where they lie.
 _ALIGNMENT = 64
+# Messages up to this size are one piece: sending one costs more than copying it. Longer ones are not copied.
+_JOINED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,8 @@ def _message(head: Mapping[str, object], pieces: Sequence[bytes]) -> Message:
     if not any("binary_data_size" in entry.get("parameters", ()) for entry in _entries(head)):
         return Message([raw], None)
     raw += b" " * (-len(raw) % _ALIGNMENT)
+    if len(raw) + sum(map(len, pieces)) <= _JOINED:
+        return Message([b"".join([raw, *pieces])], len(raw))
     return Message([raw, *pieces], len(raw))
 
 

@@ -1,0 +1,279 @@
+"""Serving against plain ONNX Runtime: the same model, inputs, thread settings and cores.
+
+Plain is a loop around ONNX Runtime in a process of its own, with as many runs at once as the service has workers.
+Served is the whole road: clients that appraised the service, TLS 1.3, HTTP, the protocol's encoding, the worker's
+queue; the service in its own process, the clients in this one. All of them share the same two cores, and run in
+turns, so that a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import multiprocessing as mp
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CORES = 2
+POLICY = "benchmark/model"
+Image = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is measured: a model, its input, and how many threads and requests work on it.
+
+    Attributes:
+        image: height and width of the input, 3 channels of float32.
+        width: channels of the network's first layers; sets how long a run takes.
+        strides: of its six convolutions.
+        threads: of one run. workers: runs at once, on either side.
+        in_flight: requests that the clients keep open.
+    """
+
+    image: int
+    width: int
+    strides: tuple[int, ...]
+    threads: int = 1
+    workers: int = CORES
+    in_flight: int = CORES + 2
+
+
+# About 10 ms a run on two threads each; the first sends 588 KiB, the second 12 KiB.
+LARGE = Load(image=224, width=48, strides=(2, 1, 2, 1, 2, 1))
+SMALL = Load(image=32, width=176, strides=(1, 1, 2, 1, 2, 1))
+
+
+def network(load: Load) -> bytes:
+    """Six 3x3 convolutions with ReLU, a mean over the image, and ten scores; weights from a seeded generator."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    last, channels = "image", 3
+    for i, stride in enumerate(load.strides):
+        wide = load.width << (i // 2)
+        scale = np.sqrt(2 / (9 * channels))
+        weight = (rng.standard_normal((wide, channels, 3, 3)) * scale).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w{i}"))
+        conv = helper.make_node("Conv", [last, f"w{i}"], [f"conv{i}"], pads=[1] * 4, strides=[stride] * 2)
+        nodes.append(conv)
+        nodes.append(helper.make_node("Relu", [f"conv{i}"], [f"relu{i}"]))
+        last, channels = f"relu{i}", wide
+    final = (rng.standard_normal((channels, 10)) / np.sqrt(channels)).astype(np.float32)
+    weights.append(numpy_helper.from_array(final, "w"))
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["mean"]))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["flat"]))
+    nodes.append(helper.make_node("MatMul", ["flat", "w"], ["scores"]))
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, load.image, load.image])]
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 10])]
+    graph = helper.make_graph(nodes, "benchmark", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def image(load: Load) -> Image:
+    """The one input that both sides get."""
+    return np.random.default_rng(1).standard_normal((1, 3, load.image, load.image)).astype(np.float32)
+
+
+class Rig:
+    """Both sides of one load, warm. `plain` and `served` each give runs or requests per second; made by `rig`."""
+
+    def __init__(self, load: Load, plain: Connection, client: Any) -> None:
+        self._load = load
+        self._plain = plain
+        self._image = image(load)
+        self.client = client
+
+    def plain(self, seconds: float, at_once: int | None = None) -> tuple[float, list[float]]:
+        """Runs per second of ONNX Runtime alone, and how long each took in seconds."""
+        self._plain.send((seconds, at_once or self._load.workers))
+        rate, durations = self._plain.recv()
+        return rate, durations
+
+    def served(self, seconds: float, at_once: int | None = None) -> tuple[float, list[float]]:
+        """Answers per second from the service, and how long each took in seconds."""
+        return _hammer(lambda: self.client.predict({"image": self._image}), seconds, at_once or self._load.in_flight)
+
+
+@contextlib.contextmanager
+def rig(load: Load) -> Iterator[Rig]:
+    """Start both sides on the same cores, warm them, and check that they give the same answer."""
+    from strongroom.attest.appraise import ReferenceValues
+    from strongroom.serve import Client
+
+    before = _pin()
+    context = mp.get_context("spawn")
+    processes, pipes = [], []
+    try:
+        for side in (_plain_side, _served_side):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=side, args=(load, theirs), daemon=True)
+            process.start()
+            processes.append(process)
+            pipes.append(ours)
+        scores = pipes[0].recv()
+        facts = pipes[1].recv()
+        reference = ReferenceValues(("simulated",), (facts["measurement"],), allow_simulated=facts["vendor_root"])
+        url = f"https://127.0.0.1:{facts['port']}"
+        with Client(url, cas_root=facts["cas_root"], policy=POLICY, reference=reference) as client:
+            running = Rig(load, pipes[0], client)
+            if not np.array_equal(client.predict({"image": image(load)})["scores"], scores):
+                raise RuntimeError("served and plain scores differ")
+            running.served(0.3)
+            running.plain(0.3)
+            yield running
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.join(10)
+            process.kill()
+        if before is not None:
+            os.sched_setaffinity(0, before)
+
+
+def measure_serving(seconds: float, load: Load = LARGE, *, rounds: int = 10) -> dict[str, Any]:
+    """Plain and served in turns for about `seconds` in total.
+
+    Returns:
+        `plain` and `served`: runs per second of each round; `ratio`: the median of the rounds' served / plain;
+        `plain_ms` and `served_ms`: the median time of one run or request, one at a time; `load`: what was measured.
+    """
+    turn = seconds / (2 * rounds + 4)
+    plain, served = [], []
+    with rig(load) as running:
+        for _ in range(rounds):
+            plain.append(running.plain(turn)[0])
+            served.append(running.served(turn)[0])
+        plain_ms = 1000 * statistics.median(running.plain(2 * turn, 1)[1])
+        served_ms = 1000 * statistics.median(running.served(2 * turn, 1)[1])
+    ratio = statistics.median(s / p for s, p in zip(served, plain, strict=True))
+    return {
+        "plain": plain,
+        "served": served,
+        "ratio": ratio,
+        "plain_ms": plain_ms,
+        "served_ms": served_ms,
+        "load": dataclasses.asdict(load),
+    }
+
+
+def _hammer(once: Callable[[], object], seconds: float, at_once: int) -> tuple[float, list[float]]:
+    """Call `once` from `at_once` threads; calls per second, and seconds of each call."""
+    durations: list[list[float]] = [[] for _ in range(at_once)]
+    began = time.perf_counter()
+    until = began + seconds
+
+    def work(mine: list[float]) -> None:
+        now = time.perf_counter()
+        while now < until:
+            once()
+            after = time.perf_counter()
+            mine.append(after - now)
+            now = after
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in durations]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - began
+    every = [duration for mine in durations for duration in mine]
+    return len(every) / elapsed, every
+
+
+def _plain_side(load: Load, pipe: Connection) -> None:
+    """ONNX Runtime alone: for each (seconds, threads) that comes, what `_hammer` gives."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = load.threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(network(load), options, providers=["CPUExecutionProvider"])
+    inputs = {"image": image(load)}
+    pipe.send(session.run(None, inputs)[0])
+    with contextlib.suppress(EOFError):
+        while True:
+            seconds, at_once = pipe.recv()
+            pipe.send(_hammer(lambda: session.run(None, inputs), seconds, at_once))
+
+
+def _served_side(load: Load, pipe: Connection) -> None:
+    """An attested service in a simulated enclave of its own CAS; says where it is, and serves until the pipe closes."""
+    from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
+    from strongroom.attest.evidence import REGISTERS
+    from strongroom.attest.tee.simulated import SimulatedVendor
+    from strongroom.attest.verify import claims_measurement
+    from strongroom.cas.authority import Authority
+    from strongroom.channel import Identity, Server, bind
+    from strongroom.crypto import Certificate, digest
+    from strongroom.serve import ServiceApp, ServiceAttestation, Stage
+
+    moment = dt.datetime.now(dt.UTC)
+    now = int(moment.timestamp())
+    stage = Stage.load(network(load), name="model", threads=load.threads)
+    identity = Identity.fresh("service", now=moment)
+    registers = {name: bytes(48) for name in REGISTERS}
+    with tempfile.TemporaryDirectory() as directory:
+        authority = Authority(Path(directory) / "cas", now=moment, hosts=["localhost"])
+        vendor = SimulatedVendor.open(Path(directory) / "vendor", now=now)
+    told = {"policy": POLICY, "policy_digest": "sha256:" + 64 * "0"}
+    claims = canonical(
+        {
+            **told,
+            "role": "service",
+            "spki": identity.key.public.fingerprint,
+            "hpke": 64 * "0",
+            "cas_root": authority.cas_root,
+            "models": {"model": "sha256:" + stage.digest},
+        }
+    )
+    token = authority.time_token(now=now)
+    bound = report_data(Kind.SERVICE, fresh=digest(token.encode()), binder=NO_BINDER, claims=claims)
+    facts = {"vendor_root": vendor.root_digest, "measurement": claims_measurement(registers)}
+    result = authority.result_token({**told, **facts, "tee": "simulated", "claims": digest(claims).hex()}, now=now)
+    leaf, root = authority.chain
+    document = ServiceAttestation(vendor.quote(registers, bound), claims, token, result, (leaf, root))
+    app = ServiceApp({"model": stage}, document.to_wire, workers=load.workers)
+    with Server(app, bind("127.0.0.1", 0), identity) as server:
+        pipe.send({**facts, "cas_root": authority.cas_root, "port": server.port})
+        with contextlib.suppress(EOFError):
+            pipe.recv()
+
+
+def _pin() -> set[int] | None:
+    """Keep this process and its children on the first cores that it may use; the cores before, where that can be."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(before)[:CORES]))
+    return before
+
+
+def main() -> int:
+    """`python -m benchmarks.serving large|small SECONDS [THREADS WORKERS IN_FLIGHT]`: print what was measured."""
+    load = {"large": LARGE, "small": SMALL}[sys.argv[1]]
+    if sys.argv[3:]:
+        threads, workers, in_flight = map(int, sys.argv[3:])
+        load = dataclasses.replace(load, threads=threads, workers=workers, in_flight=in_flight)
+    print(json.dumps(measure_serving(float(sys.argv[2]), load)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
