@@ -18,6 +18,7 @@ from strongroom.errors import (
     LockedError,
     RollbackError,
     StrongroomError,
+    TamperedError,
     TruncatedError,
     UsageError,
     WrongKeyError,
@@ -345,10 +346,24 @@ def test_a_failed_sync_poisons_the_handle():
     with pytest.raises(OSError, match="input/output"):
         file.commit()
     storage.fail = False
-    with pytest.raises(StrongroomError, match="an earlier commit failed"):
+    with pytest.raises(StrongroomError, match="an earlier write or commit failed"):
         file.commit()
-    file.close()
+    with pytest.raises(StrongroomError, match="an earlier write or commit failed"):
+        file.close()  # no failed commit passes for a success
+    assert file.closed
     assert content_of(storage) == b""
+
+
+def test_half_a_write_is_not_committed():
+    storage = stored(b"x" * (90 * BLOCK))
+    file = sealed(storage, "r+")
+    storage.data[4 * BLOCK : 100 * BLOCK] = bytes(len(storage.data[4 * BLOCK : 100 * BLOCK]))
+    file.seek(90 * BLOCK - 10)
+    with pytest.raises(TamperedError):
+        file.write(b"y" * (10_000 * BLOCK))
+    with pytest.raises(StrongroomError, match="an earlier write or commit failed"):
+        file.commit()
+    file.discard()
 
 
 # Freshness.
@@ -430,10 +445,10 @@ def test_two_writers_of_one_anchor_conflict():
     one.commit()
     with pytest.raises(ConflictError, match="anchor: holds 1:"):
         two.commit()
-    with pytest.raises(StrongroomError, match="an earlier commit failed"):
+    with pytest.raises(StrongroomError, match="an earlier write or commit failed"):
         two.commit()
     one.close()
-    two.close()
+    two.discard()
 
 
 class SilentAnchor(MemoryAnchor):

@@ -37,7 +37,8 @@ class SealedFile(io.BufferedIOBase):
 
     - A commit is data blocks -> sync -> slot -> sync -> anchor. What the newest committed root and the one before it
       reach is not overwritten meanwhile.
-    - After a failed commit the handle is poisoned: what a failed sync left on the disk is unknown.
+    - After a failed write or commit the handle is poisoned: what a failed sync left on the disk is unknown, and half a
+      write is nothing that anybody asked to commit.
     - Bytes of the last block behind the length are zeros.
 
     Args:
@@ -200,7 +201,7 @@ class SealedFile(io.BufferedIOBase):
                 raise UsageError(f"length: {end} bytes, wanted at most {MAX_LENGTH}")
             if not view:
                 return 0
-            self._changed = True
+            self._poisoned = self._changed = True
             if end > self._length:
                 self._tree.grow(end)
             size = self._block_size
@@ -218,6 +219,7 @@ class SealedFile(io.BufferedIOBase):
                 done += count
                 self._position += count
                 self._length = max(self._length, self._position)
+            self._poisoned = False
             return done
 
     def truncate(self, size: int | None = None) -> int:
@@ -229,7 +231,7 @@ class SealedFile(io.BufferedIOBase):
                 raise UsageError(f"length: {size} bytes, wanted 0 to {MAX_LENGTH}")
             if size == self._length:
                 return size
-            self._changed = True
+            self._poisoned = self._changed = True
             if size > self._length:
                 self._tree.grow(size)
             else:
@@ -241,6 +243,7 @@ class SealedFile(io.BufferedIOBase):
                     self._forget(index)
                 self._tree.cut(size)
             self._length = size
+            self._poisoned = False
             return size
 
     def flush(self) -> None:
@@ -312,12 +315,17 @@ class SealedFile(io.BufferedIOBase):
     # The end.
 
     def close(self) -> None:
-        """Commit what was written, and give back the storage. Closing twice is fine."""
+        """Commit what was written, and give back the storage. Closing twice is fine.
+
+        Raises:
+            StrongroomError: an earlier write or commit failed, so that what was written since the last is lost.
+            OSError, ConflictError, CasError: as `commit`.
+        """
         with self._lock:
             if self.closed:
                 return
             try:
-                if self.writable() and not self._poisoned:
+                if self.writable():
                     self.commit()
                     self._copy_slot()
             finally:
@@ -398,7 +406,7 @@ class SealedFile(io.BufferedIOBase):
             raise io.UnsupportedOperation(f"{self._what}: open for reading only")
         if self._poisoned:
             raise StrongroomError(
-                f"{self._what}: an earlier commit failed, so this handle can write no more", hint="open it again"
+                f"{self._what}: an earlier write or commit failed, so this handle commits no more", hint="open it again"
             )
 
 
