@@ -112,8 +112,8 @@ def test_arguments_and_environment_arrive_unchanged(world, any_sandbox):
 
 def test_a_signal_reaches_the_program(world, any_sandbox):
     source = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *a: (print('told', flush=True), sys.exit(3)))\n"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *a: (os.write(1, b'told\\n'), sys.exit(3)))\n"
         "print('ready', flush=True)\n"
         "while True: time.sleep(0.01)\n"
     )
@@ -287,4 +287,6 @@ def test_nothing_is_left_behind(copying, any_sandbox):
 
     before = (threading.active_count(), descriptors(), set(Path("/dev/shm").iterdir()))
     assert copying.run()[0] == 0
-    assert (threading.active_count(), descriptors(), set(Path("/dev/shm").iterdir())) == before
+    assert threading.active_count() <= before[0]
+    assert descriptors() <= before[1]
+    assert set(Path("/dev/shm").iterdir()) == before[2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -62,6 +63,12 @@ class Enclave:
         self._host = host
         self._resources = resources
         self._pid = pid
+        self._death: int | None = None
+        try:
+            self._death = os.pidfd_open(pid)
+        except OSError:
+            return  # it has ended already, or the kernel is older than 5.3
+        resources.callback(os.close, self._death)
 
     def wait(self) -> int:
         """The program's exit status.
@@ -72,6 +79,7 @@ class Enclave:
         """
         try:
             self._process.wait()
+            self._await_death()
             self._host.join()
         finally:
             self._resources.close()
@@ -82,6 +90,11 @@ class Enclave:
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
             raise EnclaveError(f"enclave: ended by {how} before its program did")
         return self._host.status
+
+    def _await_death(self) -> None:
+        """Wait until the sandboxed process has closed all its files: bubblewrap, when killed, is gone before it."""
+        if self._death is not None:
+            select.select([self._death], [], [])
 
     @property
     def running(self) -> bool:

@@ -1,0 +1,266 @@
+"""Bad input at the command line: one line that says what is wrong, a hint, its own exit status, no stack trace."""
+
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from strongroom import errors
+from strongroom.cas.policy import Program, VaultRule
+from strongroom.cas.server import CasAddress
+from strongroom.cli.main import main
+from strongroom.cli.run import boot_config
+from strongroom.cli.workspace import Home, SealedVault, write_policy
+from strongroom.enclave.measure import measure
+from strongroom.errors import StrongroomError, from_wire
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return Home.open()
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs a command that must fail with this status, and gives its error line."""
+
+    def check(status, *argv):
+        assert main([str(word) for word in argv]) == status
+        err = capfd.readouterr().err
+        assert "Traceback" not in err
+        lines = [line for line in err.splitlines() if line.startswith("strongroom: error: ")]
+        assert len(lines) == 1, err
+        return lines[0], next((line for line in err.splitlines() if line.startswith("strongroom: hint: ")), "")
+
+    return check
+
+
+@pytest.fixture
+def sealed(home, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "numbers").write_bytes(bytes(range(256)) * 1000)
+    assert main(["seal", "data"]) == 0
+    return SealedVault.at(tmp_path / "data.vault")
+
+
+def largest(sealed):
+    return max((p for p in sealed.path.iterdir() if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_seal_and_unseal_give_back_what_went_in(sealed, tmp_path, capfd):
+    assert main(["unseal", "data.vault", "again"]) == 0
+    assert (tmp_path / "again" / "numbers").read_bytes() == bytes(range(256)) * 1000
+    assert sealed.key_path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_wrong_key(sealed, refused, tmp_path):
+    (tmp_path / "other").write_text("x")
+    assert main(["seal", "other"]) == 0
+    line, hint = refused(21, "unseal", "data.vault", "x", "--key", "other.vault.key")
+    assert "another key" in line
+    assert "key file" in hint
+    assert not list(tmp_path.glob("x/*"))
+
+
+def test_a_truncated_sealed_file(sealed, refused):
+    os.truncate(largest(sealed), largest(sealed).stat().st_size // 2)
+    line, _ = refused(22, "unseal", "data.vault", "x")
+    assert "numbers" in line
+
+
+def test_a_flipped_bit(sealed, refused):
+    path = largest(sealed)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused(23, "unseal", "data.vault", "x")
+
+
+def test_an_old_version(sealed, refused, tmp_path):
+    from strongroom import vault
+
+    shutil.copytree(sealed.path, tmp_path / "old")
+    for number in range(2):
+        with vault.open(sealed.path, "r+", key=sealed.key(), anchor=sealed.anchor) as opened:
+            opened.write_bytes("new", bytes([number]))
+    shutil.rmtree(sealed.path)
+    shutil.move(tmp_path / "old", sealed.path)
+    refused(24, "unseal", "data.vault", "x")
+    assert main(["unseal", "data.vault", "x", "--no-freshness"]) == 0
+
+
+def test_arguments_that_make_no_sense(sealed, refused):
+    for argv in (
+        ("seal", "nothing-there"),
+        ("seal", "data"),  # data.vault exists
+        ("unseal", "data"),
+        ("unseal", "data.vault", "x", "--key", "nowhere"),
+        ("run",),
+        ("run", "--data", "data", "--", "python", "x.py"),
+        ("run", "--", "python", "x.py"),
+        ("run", "--env", "novalue", "--", "true"),
+        ("run", "--cas", "https://127.0.0.1:1", "--", "true"),
+        ("run", "--data", "data.vault:/out", "--", "true"),
+        ("serve", "data.vault"),
+        ("predict", "--url", "http://127.0.0.1:1", "--policy", "a/b"),
+        ("measure",),
+    ):
+        refused(2, *argv)
+
+
+def test_a_vault_without_its_anchor(sealed, refused):
+    sealed.anchor.path.unlink()
+    _, hint = refused(2, "unseal", "data.vault", "x")
+    assert "--no-freshness" in hint
+
+
+def test_a_port_in_use(home, refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line, hint = refused(52, "cas", "start", "--port", taken.getsockname()[1])
+    assert "in use" in line
+    assert "port 0" in hint
+
+
+def test_a_port_in_use_for_a_service(home, refused, tmp_path):
+    (tmp_path / "model.onnx").write_text("anything")
+    assert main(["seal", "model.onnx"]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(52, "serve", "model.onnx.vault", "--port", taken.getsockname()[1])
+
+
+def test_a_model_that_is_not_onnx(home, refused, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"PK\x03\x04 a torch.save archive")
+    assert main(["seal", "model.onnx"]) == 0
+    line, hint = refused(12, "serve", "model.onnx.vault", "--port", 0)
+    assert "zip archive" in line
+    assert "ONNX" in hint
+
+
+class Written:
+    """A policy by hand, applied to a CAS that runs, for a script in the current directory."""
+
+    def __init__(self, home, address, **content):
+        self.script = Path("job.py")
+        self.script.write_text("print('ran')\n")
+        program = Program(("python", "job.py"), ("job.py",))
+        files = {"job.py": self.script}
+        config = boot_config("hand/written", address, program, (), role="program")
+        values = {
+            "name": "hand/written",
+            "role": "program",
+            "owner": home.owner().public.fingerprint,
+            "measurement": measure(config, files).value,
+            "vendor_root": home.vendor().root_digest,
+            "program": program,
+            "vaults": (VaultRule("out", "", "read-write"),) if content.pop("with_vault", False) else (),
+        }
+        self.text = write_policy(**(values | content))
+        Path("policy.toml").write_text(self.text)
+
+
+@pytest.fixture
+def cas(home):
+    with home.cas() as address:
+        yield address
+
+
+def test_a_policy_by_hand_runs(home, cas, capfd):
+    Written(home, cas)
+    assert main(["cas", "apply", "policy.toml"]) == 0
+    assert main(["run", "--policy", "policy.toml"]) == 0
+    assert "ran" in capfd.readouterr().out
+
+
+def test_an_unknown_policy(home, cas, refused):
+    Written(home, cas)
+    line, hint = refused(41, "run", "--policy", "policy.toml")
+    assert "hand/written" in line
+    assert hint
+
+
+def test_a_script_changed_by_one_byte(home, cas, refused, capfd):
+    written = Written(home, cas)
+    assert main(["cas", "apply", "policy.toml"]) == 0
+    written.script.write_text("print('Ran')\n")
+    line, hint = refused(35, "run", "--policy", "policy.toml")
+    assert "measurement: got" in line
+    assert hint
+
+
+def test_a_debug_enclave(home, cas, refused):
+    Written(home, cas)
+    assert main(["cas", "apply", "policy.toml"]) == 0
+    _, hint = refused(32, "run", "--policy", "policy.toml", "--debug-enclave")
+    assert hint
+
+
+def test_a_simulated_enclave_under_a_default_policy(home, cas, refused):
+    written = Written(home, cas)
+    text = "\n".join(line for line in written.text.splitlines() if not line.startswith("allow_simulated"))
+    Path("policy.toml").write_text(text.replace('tees = ["simulated"]', 'tees = ["tdx"]'))
+    assert main(["cas", "apply", "policy.toml"]) == 0
+    _, hint = refused(33, "run", "--policy", "policy.toml")
+    assert "allow_simulated" in hint
+
+
+def test_a_policy_that_says_true_to_every_simulation(home, cas, refused):
+    written = Written(home, cas)
+    root = home.vendor().root_digest
+    Path("policy.toml").write_text(written.text.replace(f'allow_simulated = "{root}"', "allow_simulated = true"))
+    refused(11, "cas", "apply", "policy.toml")
+
+
+def test_a_cas_that_does_not_answer(home, refused):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    Written(home, CasAddress("", "sha256:" + "0" * 64))
+    root = "sha256:" + "0" * 64
+    refused(44, "run", "--policy", "policy.toml", "--cas", f"https://127.0.0.1:{port}", "--cas-root", root)
+
+
+def test_another_cas_at_the_same_address(home, cas, refused):
+    refused(51, "cas", "status", "--cas", cas.url, "--cas-root", "sha256:" + "0" * 64)
+
+
+def test_an_error_as_json(home, capfd):
+    import json
+
+    assert main(["unseal", "nothing.vault", "--json"]) == 2
+    error = json.loads(capfd.readouterr().out)
+    assert error["code"] == "usage"
+    assert error["exit_status"] == 2
+
+
+def every_error(kind=StrongroomError):
+    yield kind
+    for child in kind.__subclasses__():
+        yield from every_error(child)
+
+
+def test_each_class_of_error_has_a_name_and_an_exit_status_of_its_own():
+    kinds = list(every_error())
+    assert len({kind.code for kind in kinds}) == len(kinds)
+    assert len({kind.exit_code for kind in kinds}) == len(kinds)
+    for kind in kinds:
+        assert re.search(rf"\b{kind.__name__} +{kind.exit_code}   {kind.code}\n", errors.__doc__)
+        assert type(from_wire(kind("x").to_wire())) is kind
+
+
+def test_what_comes_over_the_wire_is_cleaned_for_the_terminal():
+    error = from_wire({"error": "a\x1b[31mb\nc" + "x" * 5000, "code": "no-such", "hint": "\x07"})
+    assert type(error) is StrongroomError
+    assert error.message.startswith("a [31mb c")
+    assert len(error.message) == 2000
+
+
+def test_help_names_every_verb_and_no_verb_is_usage(capfd):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    assert "demo" in capfd.readouterr().out
+    assert main([]) == 2
