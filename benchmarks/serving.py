@@ -221,7 +221,7 @@ def _served_side(load: Load, pipe: Connection) -> None:
     from strongroom.attest.verify import claims_measurement
     from strongroom.cas.authority import Authority
     from strongroom.channel import Identity, Server, bind
-    from strongroom.crypto import Certificate, digest
+    from strongroom.crypto import digest
     from strongroom.serve import ServiceApp, ServiceAttestation, Stage
 
     moment = dt.datetime.now(dt.UTC)
