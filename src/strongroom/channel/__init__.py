@@ -8,9 +8,16 @@ Rules:
 - Private keys live in memory only.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from strongroom.channel.http import HttpClient, Response
-from strongroom.channel.server import Server, TlsInfo, bind, tls_info
 from strongroom.channel.tls import Expect, Identity, TlsStream, connect, expect_authority, expect_key
+
+if TYPE_CHECKING:
+    from strongroom.channel.server import Server, TlsInfo, bind, tls_info
 
 __all__ = [
     "Expect",
@@ -26,3 +33,10 @@ __all__ = [
     "expect_key",
     "tls_info",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The server's end is imported when it is used: an enclave that only connects need not trust an HTTP server.
+    if name in ("Server", "TlsInfo", "bind", "tls_info"):
+        return getattr(importlib.import_module("strongroom.channel.server"), name)
+    raise AttributeError(f"module 'strongroom.channel' has no attribute {name!r}")

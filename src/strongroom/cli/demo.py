@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         f"{output.SIMULATED_BANNER[0].upper()}{output.SIMULATED_BANNER[1:]}.",
     )
     for line in isolation.notes:
-        show.fact(line)
+        show.note(line)
     work = args.keep or Path(tempfile.mkdtemp(prefix="strongroom-demo-"))
     try:
         accuracy = _Story(show, work, digits, isolation, mnist=args.data is not None).tell()
@@ -184,7 +184,7 @@ class _Story:
             elif name == "sealed":
                 self.show.fact(f"{', '.join(detail['files'])}: sealed into {self.out.path.name}")
             elif name == "notice":
-                self.show.fact(str(detail["text"]))
+                self.show.note(str(detail["text"]))
 
         with _streams(self.work / "training.log", self._on_line) as (stdout, stderr):
             enclave = launch(

@@ -89,6 +89,10 @@ class Show:
         """Something that was seen."""
         self._line("[green]✓[/]", text)
 
+    def note(self, text: str) -> None:
+        """Something that this machine lacks, and what happens instead."""
+        self._line("[yellow]![/]", text)
+
     def refused(self, text: str) -> None:
         """Something that was tried and refused, as it should be."""
         self._line("[red]✗[/]", text)
