@@ -72,7 +72,8 @@ def bubblewrap_command(
         info_fd: where bubblewrap reports the process id.
     """
     command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
-    command += ["--uid", "0", "--gid", "0", "--hostname", "enclave", "--info-fd", str(info_fd)]
+    # Started by root, bubblewrap would leave nearly every capability.
+    command += ["--uid", "0", "--gid", "0", "--cap-drop", "ALL", "--hostname", "enclave", "--info-fd", str(info_fd)]
     command += ["--ro-bind", "/usr", "/usr"]
     for path in _SYSTEM:
         if os.path.islink(path):  # noqa: PTH114
