@@ -1,13 +1,21 @@
-"""The CAS's HTTP API: an owner applies policies and secrets, an enclave attests and receives.
+"""The CAS's HTTP API: an owner applies policies and secrets, an enclave attests and receives (docs/spec/cas.md).
 
-Attestation, kind 1 (docs/spec/evidence.md), on one TLS connection:
+Attestation, kind 1, on one TLS connection; `session.py` is the other end:
 
-1. The enclave asks for a nonce and names its policy; the CAS answers both, with the policy's digest.
-2. The enclave sends evidence and claims. The CAS recomputes the report data from that nonce, this connection's exporter
-   and the claims; verifies; appraises against the policy; checks that the claims name this CAS, this policy and the key
-   that the TLS handshake proved.
-3. It answers with the configuration, HPKE-sealed to the key in the claims, and a certificate for the TLS key.
-4. The connection is now attested: anchors, time tokens and service results are given on it.
+1. The enclave connects: TLS 1.3, with its own key, to the CAS that it was measured for.
+2. It asks for a nonce and names its policy; the CAS answers both, with the policy's digest.
+3. It sends evidence and claims.
+4. The CAS recomputes the report data from that nonce, this connection's exporter and the claims; verifies; appraises
+   against the policy; checks that the claims name this CAS, this policy and the key that the TLS handshake proved.
+5. It answers with the configuration, HPKE-sealed to the key in the claims, and a certificate for the TLS key. From now
+   on the connection is attested: anchors, time tokens and service results are given on it.
+6. The enclave opens the configuration.
+
+Rules:
+
+- Whatever fails leaves the connection not attested, and the nonce used.
+- A connection stays attested until it ends or the policy has a new version; then the enclave attests again.
+- Between reading a request and answering it nothing else runs: no policy changes halfway through an appraisal.
 """
 
 from __future__ import annotations
@@ -15,27 +23,38 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from strongroom import __version__
 from strongroom.attest.appraise import AttestationResult, appraise
-from strongroom.attest.binding import EXPORTER_LABEL, Kind, parse_canonical, report_data
+from strongroom.attest.binding import EXPORTER_LABEL, NO_BINDER, Kind, parse_canonical, report_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.token import verify_token
 from strongroom.attest.verify import verify
 from strongroom.cas.authority import Authority
 from strongroom.cas.policy import Policy, parse_policy
 from strongroom.cas.store import Store
-from strongroom.cas.wire import CONFIGURATION_INFO, TIME_TOKEN, b64, bytes_field, hex_field, text_field
+from strongroom.cas.wire import (
+    ATTEST_FIRST,
+    CONFIGURATION_INFO,
+    TIME_TOKEN,
+    b64,
+    bytes_field,
+    hex_field,
+    text_field,
+)
 from strongroom.channel import TlsInfo, tls_info
-from strongroom.crypto import PublicKey, digest, hpke_seal, random_bytes
+from strongroom.crypto import KEY_SIZE, PublicKey, digest, hpke_seal, random_bytes
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -43,6 +62,7 @@ from strongroom.errors import (
     ConflictError,
     FormatError,
     PolicyError,
+    RollbackError,
     StrongroomError,
     UnauthorizedError,
     UnknownPolicyError,
@@ -51,18 +71,27 @@ from strongroom.errors import (
 from strongroom.sealed import Root
 
 _MAX_BODY = 1 << 20
+_LOG_PAGE = 1000
+_CLAIMS = {"role", "spki", "hpke", "cas_root", "policy", "policy_digest"}
+_MODEL_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _log = logging.getLogger("strongroom.cas")
 
 Clock = Callable[[], float]
 Handler = Callable[[Request], Awaitable[Response]]
 
+
+class _NotAttestedError(UnauthorizedError):
+    """On the wire an UnauthorizedError like any other; the status tells an enclave to attest and ask again."""
+
+
 _STATUS: list[tuple[type[StrongroomError], int]] = [
+    (_NotAttestedError, ATTEST_FIRST),
     (UnknownPolicyError, 404),
     (UnauthorizedError, 403),
     (AttestationError, 403),
     (ConflictError, 409),
+    (RollbackError, 409),
     (FormatError, 400),
-    (PolicyError, 400),
     (UsageError, 400),
 ]
 
@@ -83,7 +112,15 @@ def cas_application(store: Store, authority: Authority, *, clock: Clock = time.t
         Route("/v1/policies/{namespace}/{name}/anchors/{vault}", _guard(cas.put_anchor), methods=["PUT"]),
         Route("/v1/log", _guard(cas.get_log), methods=["GET"]),
     ]
-    return Starlette(routes=routes)
+    application = Starlette(routes=routes, exception_handlers={404: _no_such, 405: _no_such})
+    # A redirection would be to whatever the Host header says.
+    application.router.redirect_slashes = False
+    return application
+
+
+async def _no_such(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return JSONResponse(UsageError("request: the CAS knows no such path and method").to_wire(), status_code=status)
 
 
 def _guard(handler: Handler) -> Handler:
@@ -94,9 +131,13 @@ def _guard(handler: Handler) -> Handler:
             return await handler(request)
         except StrongroomError as error:
             status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+            if status == 500:
+                _log.error("request failed: %s %r: %s", request.method, request.url.path[:200], error.message)
             return JSONResponse(error.to_wire(), status_code=status)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
         except Exception:
-            _log.exception("request failed: %s %s", request.method, request.url.path)
+            _log.exception("request failed: %s %r", request.method, request.url.path[:200])
             return JSONResponse(CasError("request: the CAS failed to handle it").to_wire(), status_code=500)
 
     return guarded
@@ -114,12 +155,15 @@ class _Cas:
         return JSONResponse({"service": "strongroom-cas", "version": __version__, "cas_root": self._authority.cas_root})
 
     async def get_policy(self, request: Request) -> Response:
-        text, signature = self._store.policy_document(_policy_name(request))
-        return JSONResponse({"text": text, "signature": b64(signature)})
+        signed = self._store.signed_policy(_policy_name(request))
+        return JSONResponse(
+            {"text": signed.policy.text, "signature": b64(signed.signature), "owner": b64(signed.owner.spki)}
+        )
 
     # Enclaves
 
     async def nonce(self, request: Request) -> Response:
+        """Step 2."""
         body = await _body(request)
         policy = self._store.policy(text_field(body, "policy"))
         nonce = random_bytes(32)
@@ -127,35 +171,39 @@ class _Cas:
         return JSONResponse({"nonce": nonce.hex(), "policy_digest": policy.digest})
 
     async def attest(self, request: Request) -> Response:
+        """Steps 3 to 5."""
         body, tls, now = await _body(request), tls_info(request.scope), self._now()
-        nonce = tls.session.pop("nonce", None)
+        tls.session.pop("attested", None)
+        # 3
+        nonce, key = tls.session.pop("nonce", None), _enclave_key(tls)
         if nonce is None:
             raise BindingError("nonce: none was asked for on this connection, or it was used already")
         claims_bytes = bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
         policy = self._store.policy(text_field(claims, "policy"))
         role = text_field(claims, "role")
-        try:
-            expected = report_data(
-                Kind.SESSION, fresh=nonce, binder=tls.export(EXPORTER_LABEL, role.encode()), claims=claims_bytes
-            )
+        # 4
+        binder = tls.export(EXPORTER_LABEL, role.encode())
+        expected = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims_bytes)
+        with self._recorded_if_refused(policy, now):
             result = self._appraise(body, policy, expected, now)
-            self._check_claims(claims, policy, tls)
-            public = tls.peer.key if tls.peer else None
-            if public is None:
-                raise BindingError("TLS: the enclave showed no certificate")
+            self._check_claims(claims, policy, key, known=_CLAIMS)
+        # 5
+        configuration = json.dumps(self._configuration(policy, now)).encode()
+        box = hpke_seal(hex_field(claims, "hpke"), configuration, info=CONFIGURATION_INFO)
+        certificate = self._authority.certify_enclave(key, policy.name, now=self._utc())
+        detail: dict[str, object] = {"role": role, "tee": result.tee, "measurement": result.measurement}
+        self._store.record("attested", policy.name, detail | {"version": policy.version}, now=now)
+        tls.session["attested"] = (policy.name, policy.digest)
+        return JSONResponse({"configuration": b64(box), "certificate": b64(certificate.der)})
+
+    @contextmanager
+    def _recorded_if_refused(self, policy: Policy, now: int) -> Iterator[None]:
+        try:
+            yield
         except AttestationError as error:
             self._store.record("refused", policy.name, {"code": error.code, "reason": error.message[:500]}, now=now)
             raise
-        configuration = json.dumps(self._configuration(policy, now)).encode()
-        self._store.record(
-            "attested", policy.name, {"role": role, "tee": result.tee, "measurement": result.measurement}, now=now
-        )
-        tls.session["attested"] = policy.name
-        tls.session["role"] = role
-        certificate = self._authority.certify_enclave(public, policy.name, now=self._utc())
-        box = hpke_seal(hex_field(claims, "hpke"), configuration, info=CONFIGURATION_INFO)
-        return JSONResponse({"configuration": b64(box), "certificate": b64(certificate.der)})
 
     def _appraise(self, body: Mapping[str, Any], policy: Policy, expected: bytes, now: int) -> AttestationResult:
         wire = body.get("evidence")
@@ -164,53 +212,62 @@ class _Cas:
         claims = verify(Evidence.from_wire(wire), now=now)
         return appraise(claims, policy.reference, expected_report_data=expected, now=now)
 
-    def _check_claims(self, claims: Mapping[str, Any], policy: Policy, tls: TlsInfo) -> None:
+    def _check_claims(self, claims: Mapping[str, Any], policy: Policy, key: PublicKey, *, known: set[str]) -> None:
+        if set(claims) != known:
+            raise FormatError(f"claims: got {', '.join(sorted(claims))[:200]}, wanted {', '.join(sorted(known))}")
         wanted = {
             "role": policy.role,
             "cas_root": self._authority.cas_root,
+            "policy": policy.name,
             "policy_digest": policy.digest,
-            "spki": tls.peer.key.fingerprint if tls.peer else "a TLS client certificate",
+            "spki": key.fingerprint,
         }
         for field, value in wanted.items():
-            if claims.get(field) != value:
-                raise BindingError(f"claims.{field}: got {str(claims.get(field))[:100]}, wanted {value}")
+            if claims[field] != value:
+                raise BindingError(f"claims.{field}: got {str(claims[field])[:100]}, wanted {value}")
 
     def _configuration(self, policy: Policy, now: int) -> dict[str, Any]:
         vaults = {}
         for rule in policy.vaults:
-            key = self._store.secret(policy.name, f"vault:{rule.name}")
+            key = self._store.secret(policy.name, _vault_key(rule.name))
             if key is None:
                 raise PolicyError(f"vault {rule.name}: its key has not been stored", hint="its owner stores it first")
             vaults[rule.name] = {"key": b64(key), "access": rule.access}
         secrets = {}
         for secret in policy.secrets:
-            value = (
-                self._store.secret(policy.name, secret.name)
-                if secret.generate is None
-                else self._store.secret_or_new(policy.name, secret.name, secret.generate, now=now)
-            )
+            if secret.generate is not None:
+                drawn = self._store.secret_or_new(policy.name, f"generated:{secret.name}", secret.generate, now=now)
+                secrets[secret.environment] = drawn.hex()
+                continue
+            value = self._store.secret(policy.name, secret.name)
             if value is None:
                 raise PolicyError(f"secret {secret.name}: has not been stored", hint="its owner stores it first")
-            text = value.hex() if secret.generate is not None else value.decode("utf-8", "surrogateescape")
-            secrets[secret.environment] = text
+            # As Python's own os.environ holds bytes that are not UTF-8.
+            secrets[secret.environment] = value.decode("utf-8", "surrogateescape")
         return {"vaults": vaults, "environment": secrets}
 
     async def time_token(self, request: Request) -> Response:
-        _attested(request)
+        await _body(request)
+        self._attested_policy(request)
         return JSONResponse({"token": self._authority.time_token(now=self._now())})
 
     async def service(self, request: Request) -> Response:
         """Kind 2: appraise the evidence that a service will show to all its clients, and sign the result."""
         body, tls, now = await _body(request), tls_info(request.scope), self._now()
-        policy = self._store.policy(_attested(request))
+        policy, key = self._attested_policy(request), _enclave_key(tls)
+        if policy.role != "service":
+            raise UnauthorizedError(f"policy {policy.name}: its role is {policy.role}, wanted service")
         token, claims_bytes = text_field(body, "time_token"), bytes_field(body, "claims")
-        verify_token(token, self._authority.identity.key.public, TIME_TOKEN, now=now)
-        expected = report_data(Kind.SERVICE, fresh=digest(token.encode("ascii")), binder=bytes(32), claims=claims_bytes)
-        result = self._appraise(body, policy, expected, now)
         claims = parse_canonical(claims_bytes)
-        self._check_claims(claims, policy, tls)
-        if claims.get("policy") != policy.name or policy.role != "service":
-            raise BindingError(f"claims.policy: got {claims.get('policy')}, wanted {policy.name} with role service")
+        with self._recorded_if_refused(policy, now):
+            verify_token(token, self._authority.identity.key.public, TIME_TOKEN, now=now)
+            fresh = digest(token.encode("ascii"))
+            expected = report_data(Kind.SERVICE, fresh=fresh, binder=NO_BINDER, claims=claims_bytes)
+            result = self._appraise(body, policy, expected, now)
+            self._check_claims(claims, policy, key, known=_CLAIMS | {"models"})
+        models = claims["models"]
+        if not isinstance(models, dict) or not all(_MODEL_DIGEST.fullmatch(str(value)) for value in models.values()):
+            raise FormatError("claims.models: wanted an object of digests, sha256:<64 hex>")
         self._store.record("service", policy.name, {"measurement": result.measurement}, now=now)
         signed = self._authority.result_token(
             {
@@ -229,7 +286,7 @@ class _Cas:
 
     async def get_anchor(self, request: Request) -> Response:
         policy = self._may_use_vault(request, write=False)
-        root = self._store.anchor(policy, request.path_params["vault"])
+        root = self._store.anchor(policy.name, request.path_params["vault"])
         return JSONResponse({"root": None if root is None else str(root)})
 
     async def put_anchor(self, request: Request) -> Response:
@@ -237,34 +294,48 @@ class _Cas:
         policy = self._may_use_vault(request, write=True)
         old = body.get("old")
         self._store.advance_anchor(
-            policy,
+            policy.name,
             request.path_params["vault"],
             None if old is None else Root.parse(text_field(body, "old")),
             Root.parse(text_field(body, "new")),
+            may_go_back=_is_owner(request, policy),
             now=self._now(),
         )
         return JSONResponse({})
 
-    def _may_use_vault(self, request: Request, *, write: bool) -> str:
+    def _may_use_vault(self, request: Request, *, write: bool) -> Policy:
         policy = self._store.policy(_policy_name(request))
-        rule = policy.vault(request.path_params["vault"])
-        if rule is None:
-            raise PolicyError(f"vault: policy {policy.name} names none called {request.path_params['vault']!r}")
-        if tls_info(request.scope).session.get("attested") == policy.name:
-            if write and rule.access != "read-write":
-                raise UnauthorizedError(f"vault {rule.name}: this enclave may only read it")
+        name, attested = request.path_params["vault"], tls_info(request.scope).session.get("attested")
+        enclave = attested is not None and attested[0] == policy.name
+        if enclave:
+            self._attested_policy(request)
         else:
             _require_owner(request, policy)
-        return policy.name
+        rule = policy.vault(name)
+        if rule is None:
+            raise PolicyError(f"vault: policy {policy.name} names none called {name[:80]!r}")
+        if enclave and write and rule.access != "read-write":
+            raise UnauthorizedError(f"vault {rule.name}: this enclave may only read it")
+        return policy
+
+    def _attested_policy(self, request: Request) -> Policy:
+        """The policy that an enclave attested under on this connection, and no newer one has replaced."""
+        attested = tls_info(request.scope).session.get("attested")
+        if attested is None:
+            raise _NotAttestedError("connection: no enclave has attested on it")
+        policy = self._store.policy(attested[0])
+        if policy.digest != attested[1]:
+            raise _NotAttestedError(f"policy {policy.name}: has a new version, {policy.version}; attest again")
+        return policy
 
     # Owners
 
     async def put_policy(self, request: Request) -> Response:
-        body, tls = await _body(request), tls_info(request.scope)
-        text, owner = text_field(body, "text"), _client_key(tls)
+        body, owner = await _body(request), _owner_key(request)
+        text = text_field(body, "text")
         name = parse_policy(text).name
         if name != _policy_name(request):
-            raise PolicyError(f"policy.name: got {name}, wanted {_policy_name(request)}")
+            raise PolicyError(f"policy.name: got {name}, wanted {_policy_name(request)[:200]}")
         policy = self._store.put_policy(text, bytes_field(body, "signature"), owner, now=self._now())
         return JSONResponse({"version": policy.version, "digest": policy.digest})
 
@@ -272,22 +343,32 @@ class _Cas:
         body = await _body(request)
         policy = self._store.policy(_policy_name(request))
         _require_owner(request, policy)
-        name = request.path_params["secret"]
-        known = {s.name for s in policy.secrets if s.generate is None} | {f"vault:{v.name}" for v in policy.vaults}
-        if name not in known:
-            raise PolicyError(f"secret: policy {policy.name} names none called {name!r} to be stored")
-        self._store.put_secret(policy.name, name, bytes_field(body, "value"), now=self._now())
+        name, value = request.path_params["secret"], bytes_field(body, "value")
+        if name in {_vault_key(v.name) for v in policy.vaults}:
+            if len(value) != KEY_SIZE:
+                raise FormatError(f"value: {len(value)} bytes, wanted a vault's key of {KEY_SIZE}")
+        elif name in {s.name for s in policy.secrets if s.generate is None}:
+            if b"\0" in value:
+                raise FormatError("value: holds a zero byte, which no environment variable can")
+        else:
+            raise PolicyError(f"secret: policy {policy.name} names none called {name[:80]!r} to be stored")
+        self._store.put_secret(policy.name, name, value, now=self._now())
         return JSONResponse({})
 
     async def get_log(self, request: Request) -> Response:
-        """The entries of the policies that the caller owns."""
-        owner = _client_key(tls_info(request.scope)).fingerprint
+        """One page of the log: what of it belongs to the caller's policies, and where the next page starts."""
+        owner = _owner_key(request).fingerprint
         after = request.query_params.get("after", "0")
-        if not after.isdigit() or len(after) > 18:
+        if not (after.isascii() and after.isdigit()) or len(after) > 18:
             raise UsageError(f"after: got {after[:20]!r}, wanted a number")
-        entries = self._store.log(after=int(after))
-        owned = {name for name in {e.policy for e in entries} if self._store.policy(name).owner == owner}
-        return JSONResponse({"entries": [e.to_wire() for e in entries if e.policy in owned]})
+        page = self._store.log(after=int(after), limit=_LOG_PAGE)
+        owned = {name for name in {e.policy for e in page} if self._store.policy(name).owner == owner}
+        return JSONResponse(
+            {
+                "entries": [e.to_wire() for e in page if e.policy in owned],
+                "next": page[-1].number if len(page) == _LOG_PAGE else None,
+            }
+        )
 
     def _now(self) -> int:
         return int(self._clock())
@@ -300,22 +381,31 @@ def _policy_name(request: Request) -> str:
     return f"{request.path_params['namespace']}/{request.path_params['name']}"
 
 
-def _attested(request: Request) -> str:
-    policy = tls_info(request.scope).session.get("attested")
-    if policy is None:
-        raise UnauthorizedError("connection: no enclave has attested on it")
-    return str(policy)
+def _vault_key(vault: str) -> str:
+    """The name of the secret that is a vault's key. The names of other secrets hold no colon."""
+    return f"vault:{vault}"
 
 
-def _client_key(tls: TlsInfo) -> PublicKey:
+def _enclave_key(tls: TlsInfo) -> PublicKey:
     if tls.peer is None:
-        raise UnauthorizedError("TLS: a client certificate with the owner's key is wanted")
+        raise BindingError("TLS: the enclave showed no certificate")
     return tls.peer.key
 
 
+def _owner_key(request: Request) -> PublicKey:
+    peer = tls_info(request.scope).peer
+    if peer is None:
+        raise UnauthorizedError("TLS: a client certificate with the owner's key is wanted")
+    return peer.key
+
+
+def _is_owner(request: Request, policy: Policy) -> bool:
+    return _owner_key(request).fingerprint == policy.owner
+
+
 def _require_owner(request: Request, policy: Policy) -> None:
-    got = _client_key(tls_info(request.scope)).fingerprint
-    if got != policy.owner:
+    if not _is_owner(request, policy):
+        got = _owner_key(request).fingerprint
         raise UnauthorizedError(f"policy {policy.name}: the caller's key is {got}, the owner's is {policy.owner}")
 
 

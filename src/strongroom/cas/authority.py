@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from pathlib import Path
 
 from strongroom.attest.token import sign_token
+from strongroom.cas.files import create_once
 from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, RESULT_TOKEN, TIME_TOKEN
 from strongroom.channel import Identity
 from strongroom.crypto import Certificate, CertificateAuthority, PublicKey, SigningKey, random_bytes
 
-_LEAF_LIFETIME = dt.timedelta(days=7)
+# The leaf's key lives as long as the process, so this is also how long a CAS may run without being started anew.
+_LEAF_LIFETIME = dt.timedelta(days=365)
 _ENCLAVE_LIFETIME = dt.timedelta(hours=1)
 
 
@@ -19,7 +20,11 @@ class Authority:
     """Issues certificates and signs tokens for one CAS.
 
     Args:
-        directory: holds the root key and certificate, made on first use, mode 0600.
+        directory: holds the root key and its certificate in one file of mode 0600, made on first use.
+        hosts: DNS names and IP addresses at which the CAS answers.
+
+    Raises:
+        FormatError, VerificationError: the file is not one of ours.
     """
 
     def __init__(self, directory: Path, *, now: dt.datetime, hosts: list[str]) -> None:
@@ -57,13 +62,10 @@ class Authority:
 
 def _load_or_create(directory: Path, now: dt.datetime) -> CertificateAuthority:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key_path, certificate_path = directory / "root.key", directory / "root.pem"
-    if not key_path.exists():
+    path = directory / "root.key"
+    if not path.exists():
         authority = CertificateAuthority.create("Strongroom CAS root", now=now)
-        # The certificate first: a key without one would be an identity that nobody can use.
-        temporary = certificate_path.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(authority.certificate.pem())
-        temporary.replace(certificate_path)
-        authority.key.save(key_path)
-    key = SigningKey.load(key_path)
-    return CertificateAuthority(key, Certificate.from_pem(certificate_path.read_bytes()))
+        # One file: a key without its certificate, or with another's, would be an identity that nobody can use.
+        create_once(path, authority.key.pem() + authority.certificate.pem())
+    pem = path.read_bytes()
+    return CertificateAuthority(SigningKey.from_pem(pem), Certificate.from_pem(pem))

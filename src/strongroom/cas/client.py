@@ -10,11 +10,11 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import quote, urlsplit
 
-from strongroom.cas.policy import Policy, parse_policy, sign_policy
-from strongroom.cas.wire import CAS_URI, b64, text_field
+from strongroom.cas.policy import Policy, parse_policy, sign_policy, verify_policy
+from strongroom.cas.wire import CAS_URI, b64, bytes_field, text_field
 from strongroom.channel import Expect, HttpClient, Identity, Response, expect_authority
-from strongroom.crypto import SigningKey
-from strongroom.errors import CasUnreachableError, PolicyError, UsageError
+from strongroom.crypto import PublicKey, SigningKey
+from strongroom.errors import CasError, CasUnreachableError, PolicyError, UsageError, VerificationError
 from strongroom.sealed import Root
 
 MAX_ANSWER = 1 << 22
@@ -31,14 +31,14 @@ def split_address(url: str) -> tuple[str, int]:
     Raises:
         UsageError: it is not of that form.
     """
-    parts = urlsplit(url)
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host and port and url.removesuffix("/") == f"https://{parts.netloc}" and parts.username is None:
+            return host, port
     except ValueError:
-        port = None
-    if parts.scheme != "https" or not parts.hostname or port is None or parts.path not in ("", "/"):
-        raise UsageError(f"address: got {url[:200]!r}, wanted https://HOST:PORT")
-    return parts.hostname, port
+        pass
+    raise UsageError(f"address: got {url[:200]!r}, wanted https://HOST:PORT")
 
 
 def cas_expectation(cas_root: str) -> Expect:
@@ -59,6 +59,11 @@ def dial_cas(host: str, port: int, *, timeout: float = TIMEOUT) -> socket.socket
         raise CasUnreachableError(
             f"CAS: {host}:{port}: {reason}", hint="is it running? `strongroom cas start` starts one"
         ) from None
+
+
+def _policy_path(policy: str, *rest: str) -> str:
+    namespace, _, name = policy.partition("/")
+    return "/v1/policies/" + "/".join(quote(part, safe="") for part in (namespace, name, *rest))
 
 
 class OwnerClient:
@@ -101,31 +106,38 @@ class OwnerClient:
     def apply(self, text: str) -> Policy:
         """Sign and store a policy document.
 
+        The first owner who applies a policy of some name has that name for good: this version of the CAS gives names
+        out first come, first served. Applying the newest version again changes nothing.
+
         Raises:
             PolicyError, UnauthorizedError: what the CAS found wrong with it.
         """
         policy = parse_policy(text)
         owner = self._require_owner()
-        body = {"text": text, "signature": b64(sign_policy(text, owner))}
-        self._put(f"/v1/policies/{policy.name}", body)
+        self._put(_policy_path(policy.name), {"text": text, "signature": b64(sign_policy(text, owner))})
         return policy
 
     def policy(self, name: str) -> Policy:
-        """The newest version of a policy, as the CAS has it.
+        """The newest version of a policy, as the CAS has it. Anybody may read any policy.
 
         Raises:
             UnknownPolicyError: it has none of that name.
+            VerificationError: what it has is not signed by the owner that the policy names.
         """
-        namespace, _, rest = name.partition("/")
-        answer = self._http.get(f"/v1/policies/{quote(namespace, safe='')}/{quote(rest, safe='')}")
-        policy = parse_policy(text_field(answer, "text"))
+        answer = self._http.get(_policy_path(name))
+        text = text_field(answer, "text")
+        policy = parse_policy(text)
         if policy.name != name:
             raise PolicyError(f"policy: asked for {name}, got {policy.name}")
+        owner = PublicKey(bytes_field(answer, "owner"))
+        if owner.fingerprint != policy.owner:
+            raise VerificationError(f"policy: signed by {owner.fingerprint}, wanted its owner {policy.owner}")
+        verify_policy(text, bytes_field(answer, "signature"), owner)
         return policy
 
     def put_secret(self, policy: str, name: str, value: bytes) -> None:
         """Store a secret that the policy names."""
-        self._put(f"/v1/policies/{policy}/secrets/{quote(name, safe='')}", {"value": b64(value)})
+        self._put(_policy_path(policy, "secrets", name), {"value": b64(value)})
 
     def put_vault_key(self, policy: str, vault: str, key: bytes) -> None:
         """Store the key of a vault that the policy names."""
@@ -136,9 +148,16 @@ class OwnerClient:
         return CasAnchor(self._http, policy, vault)
 
     def log(self, *, after: int = 0) -> list[dict[str, Any]]:
-        """The audit log of one's own policies."""
-        entries = self._http.get(f"/v1/log?after={after}").get("entries")
-        return entries if isinstance(entries, list) else []
+        """The audit log of one's own policies, from the entry after number `after` on."""
+        entries: list[dict[str, Any]] = []
+        following: object = after
+        while isinstance(following, int):
+            answer = self._http.get(f"/v1/log?after={following}")
+            page, following = answer.get("entries"), answer.get("next")
+            if not isinstance(page, list):
+                raise CasError("answer: entries are missing")
+            entries += page
+        return entries
 
     def _put(self, path: str, value: object) -> None:
         body = json.dumps(value).encode()
@@ -163,7 +182,7 @@ class CasAnchor:
 
     def __init__(self, http: _Http, policy: str, vault: str) -> None:
         self._http = http
-        self._path = f"/v1/policies/{policy}/anchors/{vault}"
+        self._path = _policy_path(policy, "anchors", vault)
 
     def read(self) -> Root | None:
         root = self._http.request("GET", self._path).expect_ok().json().get("root")

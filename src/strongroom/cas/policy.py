@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from strongroom.crypto import PublicKey, SigningKey, digest
 from strongroom.errors import PolicyError, StrongroomError, UnauthorizedError, VerificationError
 
 MAX_DOCUMENT = 1 << 18
+_MAX_DOTS = 16
 _SIGNING_LABEL = b"strongroom/policy/v1\0"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -29,8 +31,22 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _ACCESS = ("read-only", "read-write")
 
-# What the launcher sets itself, or what would let the host choose code: a policy may not set these.
-_RESERVED = re.compile(r"LD_.*|PYTHON.*|STRONGROOM_.*|PATH|HOME|TMPDIR")
+# What the launcher sets itself, and what makes a program load code or write its keys where the host says so: a policy
+# may not set these.
+_RESERVED = re.compile(
+    r"LD_.*|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|PYTHON.*|STRONGROOM_.*|OPENSSL_.*|SSLKEYLOGFILE|BASH_ENV|ENV|IFS"
+    r"|PATH|HOME|TMPDIR"
+)
+
+# Strings and comments of TOML (https://toml.io/en/v1.0.0). An open one reaches to its line's or the document's end.
+_QUOTED = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)'
+    r"|'''.*?(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\.)*+"?'
+    r"|'[^'\n]*+'?"
+    r"|#[^\n]*+",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -126,12 +142,7 @@ def parse_policy(text: str) -> Policy:
     Raises:
         PolicyError: malformed, a key that does not exist, a missing one, or an unsafe value.
     """
-    if len(text.encode()) > MAX_DOCUMENT:
-        raise PolicyError(f"policy: {len(text.encode())} bytes, the limit is {MAX_DOCUMENT}")
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
+    document = _parse_toml(text)
     top = _Table(document, "policy document")
     head = top.table("policy")
     reference = top.table("reference")
@@ -151,16 +162,34 @@ def parse_policy(text: str) -> Policy:
     for table in (top, head, reference, program):
         if table:
             table.finish()
+    variables = list(policy.program.environment) if policy.program else []
     for kind, names in (
         ("vaults.name", [v.name for v in policy.vaults]),
         ("vaults.mount", [v.mount for v in policy.vaults if v.mount]),
         ("secrets.name", [s.name for s in policy.secrets]),
-        ("secrets.environment", [s.environment for s in policy.secrets]),
+        ("secrets.environment", [s.environment for s in policy.secrets] + variables),
     ):
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(names).items():
+            if count > 1:
                 raise PolicyError(f"{kind}: {name!r} appears twice")
     return policy
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise PolicyError("policy: holds a lone surrogate, wanted Unicode text") from None
+    if size > MAX_DOCUMENT:
+        raise PolicyError(f"policy: {size} bytes, the limit is {MAX_DOCUMENT}")
+    # The parser takes time quadratic in the parts of a dotted key: 7 s for 40 KB. No policy needs long ones.
+    for line in _QUOTED.sub("", text).split("\n"):
+        if line.count(".") > _MAX_DOTS:
+            raise PolicyError(f"policy: {line.count('.')} dots in one line outside strings, the limit is {_MAX_DOTS}")
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
+        raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
 
 
 def _reference(table: _Table) -> ReferenceValues:
@@ -191,9 +220,12 @@ def _program(table: _Table) -> Program:
             raise PolicyError(f"program.environment.{name}: wanted a string")
     files = table.strings("files", default=())
     for name in files:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise PolicyError(f"program.files: got {name!r}, wanted a path below the document's directory")
-    return Program(table.strings("command"), files, values)
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise PolicyError(f"program.files: got {name[:80]!r}, wanted a path below the document's directory")
+    command = table.strings("command")
+    if not command[0]:
+        raise PolicyError("program.command: starts with an empty string, wanted a program")
+    return Program(command, files, values)
 
 
 def _vault(table: _Table) -> VaultRule:
@@ -203,8 +235,8 @@ def _vault(table: _Table) -> VaultRule:
         access=table.choice("access", _ACCESS),
     )
     parts = rule.mount.split("/")
-    if rule.mount and (parts[0] or not all(parts[1:]) or {".", ".."} & set(parts) or "\0" in rule.mount):
-        raise PolicyError(f"vaults.mount: got {rule.mount!r}, wanted an absolute path without '.' and '..'")
+    if rule.mount and (parts[0] or not all(parts[1:]) or {".", ".."} & set(parts) or not rule.mount.isprintable()):
+        raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, wanted an absolute path without '.' and '..'")
     table.finish()
     return rule
 
@@ -212,7 +244,7 @@ def _vault(table: _Table) -> VaultRule:
 def _secret(table: _Table) -> SecretRule:
     generate = table.take("generate", None)
     if generate is not None and (type(generate) is not int or not 16 <= generate <= 1024):
-        raise PolicyError(f"secrets.generate: got {generate!r}, wanted 16 to 1024 bytes")
+        raise PolicyError(f"secrets.generate: got {_number(generate)}, wanted 16 to 1024 bytes")
     rule = SecretRule(table.match("name", _WORD, "a word"), table.text("environment"), generate)
     _check_variable(rule.environment, "secrets.environment")
     table.finish()
@@ -221,9 +253,14 @@ def _secret(table: _Table) -> SecretRule:
 
 def _check_variable(name: str, where: str) -> None:
     if not _VARIABLE.fullmatch(name):
-        raise PolicyError(f"{where}: {name!r} is not the name of an environment variable")
+        raise PolicyError(f"{where}: {name[:80]!r} is not the name of an environment variable")
     if _RESERVED.fullmatch(name):
         raise PolicyError(f"{where}: {name} may not be set by a policy")
+
+
+def _number(value: object) -> str:
+    # Hexadecimal numbers may be longer than Python agrees to print.
+    return str(value) if isinstance(value, int) and abs(value) < 1 << 63 else type(value).__name__
 
 
 _MISSING: Any = object()
@@ -249,7 +286,9 @@ class _Table:
     def finish(self) -> None:
         unknown = sorted(set(self.value) - self._taken)
         if unknown:
-            raise PolicyError(f"{self.path}.{unknown[0]}: unknown key; known here: {', '.join(sorted(self._taken))}")
+            raise PolicyError(
+                f"{self.path}.{unknown[0][:80]}: unknown key; known here: {', '.join(sorted(self._taken))}"
+            )
 
     def table(self, key: str) -> _Table:
         return _Table(self.take(key), key)
@@ -287,7 +326,7 @@ class _Table:
     def positive(self, key: str) -> int:
         value = self.take(key)
         if type(value) is not int or not 1 <= value < 1 << 31:
-            raise PolicyError(f"{self.path}.{key}: got {value!r}, wanted a positive whole number")
+            raise PolicyError(f"{self.path}.{key}: got {_number(value)}, wanted a positive whole number")
         return value
 
     def strings(self, key: str, default: Any = _MISSING) -> tuple[str, ...]:

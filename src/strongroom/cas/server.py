@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from strongroom.cas.app import cas_application
 from strongroom.cas.authority import Authority
+from strongroom.cas.files import replace
 from strongroom.cas.store import Store
 from strongroom.channel import Server, bind
 from strongroom.errors import FormatError
@@ -27,7 +29,8 @@ class CasAddress:
     cas_root: str
 
     def save(self, directory: Path) -> None:
-        (directory / ADDRESS_FILE).write_text(json.dumps({"url": self.url, "cas_root": self.cas_root}) + "\n")
+        text = json.dumps({"url": self.url, "cas_root": self.cas_root}) + "\n"
+        replace(directory / ADDRESS_FILE, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> CasAddress:
@@ -46,15 +49,21 @@ def prepare(
 
     Raises:
         PortInUseError: the address is taken.
+        IntegrityError: the state is damaged, or its keys are not the ones that it was made with.
     """
-    sock = bind(host, port)
-    store = Store(directory)
-    now = dt.datetime.fromtimestamp(clock(), dt.UTC)
-    authority = Authority(directory, now=now, hosts=sorted({host, "localhost", "127.0.0.1"}))
-    server = Server(cas_application(store, authority, clock=clock), sock, authority.identity)
-    shown = f"[{host}]" if ":" in host else host
-    address = CasAddress(f"https://{shown}:{server.port}", authority.cas_root)
-    address.save(directory)
+    with ExitStack() as undo:
+        sock = undo.enter_context(bind(host, port))
+        # Answers are small and awaited: waiting to fill a packet costs 40 ms each. Accepted sockets inherit this.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        store = Store(directory)
+        undo.callback(store.close)
+        now = dt.datetime.fromtimestamp(clock(), dt.UTC)
+        authority = Authority(directory, now=now, hosts=sorted({host, "localhost", "127.0.0.1"}))
+        server = Server(cas_application(store, authority, clock=clock), sock, authority.identity)
+        shown = f"[{host}]" if ":" in host else host
+        address = CasAddress(f"https://{shown}:{server.port}", authority.cas_root)
+        address.save(directory)
+        undo.pop_all()
     return server, address, store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
 from strongroom.cas.client import MAX_ANSWER, TIMEOUT, CasAnchor, cas_expectation
-from strongroom.cas.wire import CONFIGURATION_INFO, b64, bytes_field, hex_field, text_field
+from strongroom.cas.wire import ATTEST_FIRST, CONFIGURATION_INFO, b64, bytes_field, hex_field, text_field
 from strongroom.channel import HttpClient, Identity, Response, TlsStream
 from strongroom.crypto import Certificate, HpkeKey, digest
 from strongroom.errors import CasError, ChannelError
@@ -42,7 +43,10 @@ class ServiceResult:
 
 
 class EnclaveSession:
-    """An attested connection to a CAS; whenever the connection had to be made anew, the enclave attests again.
+    """An attested connection to a CAS. May be used from several threads.
+
+    The enclave attests again, and only then sends the request, whenever the connection had to be made anew (a CAS drops
+    idle ones after seconds) and whenever the policy has a new version. A request that was cut off is sent again, once.
 
     Args:
         dial: gives a connected socket; the host that makes it is trusted with nothing.
@@ -66,6 +70,7 @@ class EnclaveSession:
         self._hpke = HpkeKey()
         self._cas_root, self._policy, self._role = cas_root, policy, role
         self._attester = attester
+        self._lock = threading.RLock()
         self._stream: TlsStream | None = None
         self._provisions: Provisions | None = None
         self._http = HttpClient(
@@ -78,25 +83,40 @@ class EnclaveSession:
         )
 
     def close(self) -> None:
-        self._http.close()
+        with self._lock:
+            self._stream = None
+            self._http.close()
 
     def attest(self) -> Provisions:
-        """Attest on the present connection, or on a new one, and receive.
+        """Attest on a new connection, and receive.
 
         Raises:
             UnknownPolicyError: the CAS does not know the policy.
             AttestationError: it refused the evidence; the class says why.
             CasUnreachableError, ChannelError: it could not be reached, or is not the CAS that was measured.
         """
-        stream = self._http.connect()
+        with self._lock:
+            self.close()
+            return self._attest()
+
+    def _attest(self) -> Provisions:
+        """The steps of docs/spec/cas.md, on the present connection if there is one."""
+        # 1
+        stream, self._stream = self._http.connect(), None
+        # 2
         offer = self._http.post("/v1/nonce", {"policy": self._policy}, fresh=True)
         nonce, policy_digest = hex_field(offer, "nonce"), text_field(offer, "policy_digest")
+        # 3
         claims = canonical(self._claims(policy_digest))
         binder = stream.export(EXPORTER_LABEL, self._role.encode())
         evidence = self._attester.evidence(report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims))
         answer = self._http.post("/v1/attest", {"evidence": evidence.to_wire(), "claims": b64(claims)}, fresh=True)
+        # 6
         box = self._hpke.open(bytes_field(answer, "configuration"), info=CONFIGURATION_INFO)
-        self._provisions = _provisions(json.loads(box), policy_digest, Certificate(bytes_field(answer, "certificate")))
+        certificate = Certificate(bytes_field(answer, "certificate"))
+        if certificate.key != self._identity.key.public:
+            raise CasError("certificate: the CAS sent one for another key")
+        self._provisions = _provisions(box, policy_digest, certificate)
         self._stream = stream
         return self._provisions
 
@@ -114,13 +134,17 @@ class EnclaveSession:
         self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> Response:
         """A request on an attested connection."""
-        if self._stream is not None and self._http.connect() is self._stream:
-            try:
-                return self._http.request(method, path, body=body, headers=headers, fresh=True)
-            except ChannelError:
-                pass  # an idle connection was dropped: attest on a new one and ask once more
-        self.attest()
-        return self._http.request(method, path, body=body, headers=headers, fresh=True)
+        with self._lock:
+            if self._stream is not None and self._http.connect() is self._stream:
+                try:
+                    response = self._http.request(method, path, body=body, headers=headers, fresh=True)
+                except ChannelError:
+                    pass  # an idle connection was dropped
+                else:
+                    if response.status != ATTEST_FIRST:
+                        return response
+            self._attest()
+            return self._http.request(method, path, body=body, headers=headers, fresh=True)
 
     def post(self, path: str, value: object) -> dict[str, object]:
         """POST a JSON value on an attested connection; the answer's JSON object."""
@@ -132,12 +156,13 @@ class EnclaveSession:
         """The CAS's anchor of one of the policy's vaults."""
         return CasAnchor(self, self._policy, vault)
 
+    def _provisioned(self) -> Provisions:
+        with self._lock:
+            return self._provisions or self.attest()
+
     def serving_identity(self) -> Identity:
         """The enclave's key under the certificate that the CAS issued: what a service shows its clients."""
-        if self._provisions is None:
-            self.attest()
-        assert self._provisions is not None  # noqa: S101  # attest returns or raises
-        return Identity(self._identity.key, (self._provisions.certificate,))
+        return Identity(self._identity.key, (self._provisioned().certificate,))
 
     def certify_service(self, models: Mapping[str, str]) -> ServiceResult:
         """Make kind-2 evidence over a fresh time token and have the CAS appraise it.
@@ -145,11 +170,9 @@ class EnclaveSession:
         Args:
             models: digest, ``sha256:<hex>``, of each model served, by name.
         """
-        if self._provisions is None:
-            self.attest()
-        assert self._provisions is not None  # noqa: S101  # attest returns or raises
         token = text_field(self.post("/v1/time-token", {}), "token")
-        claims = canonical(self._claims(self._provisions.policy_digest) | {"models": dict(models)})
+        # Only now: asking may have found a new version of the policy.
+        claims = canonical(self._claims(self._provisioned().policy_digest) | {"models": dict(models)})
         bound = report_data(Kind.SERVICE, fresh=digest(token.encode("ascii")), binder=bytes(32), claims=claims)
         evidence = self._attester.evidence(bound).to_wire()
         answer = self.post("/v1/service", {"evidence": evidence, "claims": b64(claims), "time_token": token})
@@ -160,8 +183,9 @@ class EnclaveSession:
         return ServiceResult(evidence, claims, token, text_field(answer, "result"), ders)
 
 
-def _provisions(configuration: Mapping[str, Any], policy_digest: str, certificate: Certificate) -> Provisions:
+def _provisions(opened: bytes, policy_digest: str, certificate: Certificate) -> Provisions:
     try:
+        configuration = json.loads(opened)
         return Provisions(
             policy_digest=policy_digest,
             certificate=certificate,
@@ -169,5 +193,5 @@ def _provisions(configuration: Mapping[str, Any], policy_digest: str, certificat
             vault_access={name: str(v["access"]) for name, v in configuration["vaults"].items()},
             environment={str(name): str(value) for name, value in configuration["environment"].items()},
         )
-    except (KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CasError("configuration: the CAS sent one of another form") from None

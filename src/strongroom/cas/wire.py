@@ -1,4 +1,4 @@
-"""What both ends of the CAS's API share: names, token types and encodings (docs/spec/evidence.md)."""
+"""What both ends of the CAS's API share: names, token types and encodings (docs/spec/cas.md)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ CAS_URI = "spiffe://strongroom/cas"
 CONFIGURATION_INFO = b"strongroom/cas/configuration/v1"
 """The HPKE info string under which a configuration is sealed to an enclave."""
 
+ATTEST_FIRST = 401
+"""The HTTP status for what an enclave may ask once it has attested, on this connection, under the newest policy."""
+
 TIME_TOKEN = "strongroom-time+jwt"  # noqa: S105  # a token's type
 RESULT_TOKEN = "strongroom-result+jwt"  # noqa: S105
 RESULT_LIFETIME = 600
@@ -26,10 +29,14 @@ def b64(data: bytes) -> str:
 
 
 def text_field(body: Mapping[str, Any], field: str) -> str:
-    """Raises FormatError unless `field` is a string."""
+    """Raises FormatError unless `field` is a string of Unicode text."""
     value = body.get(field)
     if not isinstance(value, str):
         raise FormatError(f"{field}: got {type(value).__name__}, wanted a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise FormatError(f"{field}: holds a lone surrogate, wanted Unicode text") from None
     return value
 
 
