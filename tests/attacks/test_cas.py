@@ -467,9 +467,7 @@ def test_an_enclave_cannot_move_the_anchor_of_a_vault_that_it_may_only_read(worl
 def test_an_enclave_that_loses_the_right_to_write_loses_it_at_once(world):
     with world.session() as session:
         session.anchor("out").advance(None, ONE)
-        world.renew(
-            more=world.policy.text.partition("\n[program]")[2].join(["[program]", ""]).replace("-write", "-only")
-        )
+        world.renew(more=PROGRAM.replace("read-write", "read-only"))
         with pytest.raises(UnauthorizedError, match="vault out: this enclave may only read"):
             session.anchor("out").advance(ONE, TWO)
 

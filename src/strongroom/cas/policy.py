@@ -286,9 +286,8 @@ class _Table:
     def finish(self) -> None:
         unknown = sorted(set(self.value) - self._taken)
         if unknown:
-            raise PolicyError(
-                f"{self.path}.{unknown[0][:80]}: unknown key; known here: {', '.join(sorted(self._taken))}"
-            )
+            known = ", ".join(sorted(self._taken))
+            raise PolicyError(f"{self.path}: unknown key {unknown[0][:80]!r}; known here: {known}")
 
     def table(self, key: str) -> _Table:
         return _Table(self.take(key), key)
