@@ -151,6 +151,9 @@ import json, os, pathlib, socket
 def connect(address):
     try: socket.create_connection(address, 2); return True
     except OSError: return False
+def opens(path):
+    try: os.close(os.open(path, os.O_RDONLY)); return True
+    except OSError: return False
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({{
     "capabilities": [int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")],
@@ -162,6 +165,7 @@ print(json.dumps({{
     "program": sorted(os.listdir("/program")),
     "processes": len([p for p in os.listdir("/proc") if p.isdigit()]),
     "hostname": socket.gethostname(),
+    "boot": [p for p in ["/proc/1/mem", "/proc/1/environ", *(f"/proc/1/fd/{{n}}" for n in range(20))] if opens(p)],
 }}))
 """
         status, output = world.job(source).run()
@@ -175,6 +179,7 @@ print(json.dumps({{
     assert seen["program"] == ["job.py"]
     assert seen["processes"] <= 4
     assert seen["hostname"] == "enclave"
+    assert seen["boot"] == []  # the boot process, which holds the vault keys, is closed to the program
 
 
 def test_what_was_measured_cannot_be_written(world, bubblewrap):
