@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,24 +90,55 @@ def image(load: Load) -> Image:
     return np.random.default_rng(1).standard_normal((1, 3, load.image, load.image)).astype(np.float32)
 
 
-class Rig:
-    """Both sides of one load, warm. `plain` and `served` each give runs or requests per second; made by `rig`."""
+class Turn(NamedTuple):
+    """What one side did in one turn.
 
-    def __init__(self, load: Load, plain: Connection, client: Any) -> None:
+    Attributes:
+        rate: runs or answers per second.
+        cpu_ms: processor time of one, in all processes of that side. Unlike the rate it hardly depends on what else
+            the machine does; on cores that are never idle the ratio of these times is that of the rates.
+        ms: the median time of one from call to return.
+        runs: how many there were.
+    """
+
+    rate: float
+    cpu_ms: float
+    ms: float
+    runs: int
+
+
+class Rig:
+    """Both sides of one load, warm. Made by `rig`."""
+
+    def __init__(self, load: Load, plain: Connection, service: Connection, client: Any) -> None:
         self._load = load
         self._plain = plain
+        self._service = service
+        self._client = client
         self._image = image(load)
-        self.client = client
 
-    def plain(self, seconds: float, at_once: int | None = None) -> tuple[float, list[float]]:
-        """Runs per second of ONNX Runtime alone, and how long each took in seconds."""
+    def plain(self, seconds: float, at_once: int | None = None) -> Turn:
+        """ONNX Runtime alone."""
         self._plain.send((seconds, at_once or self._load.workers))
-        rate, durations = self._plain.recv()
-        return rate, durations
+        turn: Turn = self._plain.recv()
+        return turn
 
-    def served(self, seconds: float, at_once: int | None = None) -> tuple[float, list[float]]:
-        """Answers per second from the service, and how long each took in seconds."""
-        return _hammer(lambda: self.client.predict({"image": self._image}), seconds, at_once or self._load.in_flight)
+    def served(self, seconds: float, at_once: int | None = None) -> Turn:
+        """The service, with its clients."""
+        before = self._service_cpu()
+        turn = _hammer(self.predict, seconds, at_once or self._load.in_flight)
+        spent = 1000 * (self._service_cpu() - before)
+        return turn._replace(cpu_ms=turn.cpu_ms + spent / turn.runs)
+
+    def predict(self) -> Image:
+        """One answer."""
+        scores: Image = self._client.predict({"image": self._image})["scores"]
+        return scores
+
+    def _service_cpu(self) -> float:
+        self._service.send("cpu")
+        seconds: float = self._service.recv()
+        return seconds
 
 
 @contextlib.contextmanager
@@ -131,8 +162,8 @@ def rig(load: Load) -> Iterator[Rig]:
         reference = ReferenceValues(("simulated",), (facts["measurement"],), allow_simulated=facts["vendor_root"])
         url = f"https://127.0.0.1:{facts['port']}"
         with Client(url, cas_root=facts["cas_root"], policy=POLICY, reference=reference) as client:
-            running = Rig(load, pipes[0], client)
-            if not np.array_equal(client.predict({"image": image(load)})["scores"], scores):
+            running = Rig(load, pipes[0], pipes[1], client)
+            if not np.array_equal(running.predict(), scores):
                 raise RuntimeError("served and plain scores differ")
             running.served(0.3)
             running.plain(0.3)
@@ -151,32 +182,33 @@ def measure_serving(seconds: float, load: Load = LARGE, *, rounds: int = 10) -> 
     """Plain and served in turns for about `seconds` in total.
 
     Returns:
-        `plain` and `served`: runs per second of each round; `ratio`: the median of the rounds' served / plain;
-        `plain_ms` and `served_ms`: the median time of one run or request, one at a time; `load`: what was measured.
+        `plain` and `served`: runs or answers per second of each round; `ratio`: the median of the rounds' served /
+        plain; `cpu_ratio`: that of their processor times, plain / served; `plain_cpu_ms` and `served_cpu_ms`: the
+        medians of those; `plain_ms` and `served_ms`: the median time of one alone; `load`: what was measured.
     """
     turn = seconds / (2 * rounds + 4)
-    plain, served = [], []
+    pairs = []
     with rig(load) as running:
         for _ in range(rounds):
-            plain.append(running.plain(turn)[0])
-            served.append(running.served(turn)[0])
-        plain_ms = 1000 * statistics.median(running.plain(2 * turn, 1)[1])
-        served_ms = 1000 * statistics.median(running.served(2 * turn, 1)[1])
-    ratio = statistics.median(s / p for s, p in zip(served, plain, strict=True))
+            pairs.append((running.plain(turn), running.served(turn)))
+        alone = running.plain(2 * turn, 1), running.served(2 * turn, 1)
     return {
-        "plain": plain,
-        "served": served,
-        "ratio": ratio,
-        "plain_ms": plain_ms,
-        "served_ms": served_ms,
+        "plain": [plain.rate for plain, _ in pairs],
+        "served": [served.rate for _, served in pairs],
+        "ratio": statistics.median(served.rate / plain.rate for plain, served in pairs),
+        "cpu_ratio": statistics.median(plain.cpu_ms / served.cpu_ms for plain, served in pairs),
+        "plain_cpu_ms": statistics.median(plain.cpu_ms for plain, _ in pairs),
+        "served_cpu_ms": statistics.median(served.cpu_ms for _, served in pairs),
+        "plain_ms": alone[0].ms,
+        "served_ms": alone[1].ms,
         "load": dataclasses.asdict(load),
     }
 
 
-def _hammer(once: Callable[[], object], seconds: float, at_once: int) -> tuple[float, list[float]]:
-    """Call `once` from `at_once` threads; calls per second, and seconds of each call."""
+def _hammer(once: Callable[[], object], seconds: float, at_once: int) -> Turn:
+    """Call `once` from `at_once` threads until `seconds` are over."""
     durations: list[list[float]] = [[] for _ in range(at_once)]
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     until = began + seconds
 
     def work(mine: list[float]) -> None:
@@ -192,9 +224,9 @@ def _hammer(once: Callable[[], object], seconds: float, at_once: int) -> tuple[f
         thread.start()
     for thread in threads:
         thread.join()
-    elapsed = time.perf_counter() - began
+    elapsed, spent = time.perf_counter() - began, time.process_time() - cpu
     every = [duration for mine in durations for duration in mine]
-    return len(every) / elapsed, every
+    return Turn(len(every) / elapsed, 1000 * spent / len(every), 1000 * statistics.median(every), len(every))
 
 
 def _plain_side(load: Load, pipe: Connection) -> None:
@@ -253,7 +285,8 @@ def _served_side(load: Load, pipe: Connection) -> None:
     with Server(app, bind("127.0.0.1", 0), identity) as server:
         pipe.send({**facts, "cas_root": authority.cas_root, "port": server.port})
         with contextlib.suppress(EOFError):
-            pipe.recv()
+            while pipe.recv():
+                pipe.send(time.process_time())
 
 
 def _pin() -> set[int] | None:
