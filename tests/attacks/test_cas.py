@@ -550,6 +550,13 @@ def test_no_body_brings_a_cas_to_fall(world, caplog, method, path):
     assert "request failed" not in caplog.text
 
 
+def test_a_body_over_the_limit_is_not_taken_in(world):
+    for size in (1 << 20, 3 << 20):
+        with pytest.raises(FormatError, match="request: longer than 1048576 bytes"):
+            world.client.put_secret(world.name, "token", b"x" * size)
+    world.client.put_secret(world.name, "token", b"x" * 700_000)
+
+
 def test_evidence_of_wrong_types_is_refused(enclave):
     claims = enclave.claims()
     good = enclave.evidence(enclave.nonce(), claims).to_wire()

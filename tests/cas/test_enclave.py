@@ -12,10 +12,12 @@ import pytest
 
 from strongroom.attest.binding import parse_canonical
 from strongroom.attest.token import verify_token
+from strongroom.cas.authority import Authority
 from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, RESULT_TOKEN, TIME_TOKEN
-from strongroom.crypto import Certificate, digest
+from strongroom.crypto import Certificate, SigningKey, digest
 from strongroom.errors import (
     BindingError,
+    CasError,
     ConflictError,
     ExpiredError,
     FormatError,
@@ -89,6 +91,15 @@ def test_the_certificate_names_the_policy_and_lasts_an_hour(world):
         assert root.key.fingerprint == world.cas.address.cas_root
         assert certificate.key != enclave.identity.key.public
         assert CAS_URI in enclave.stream.peer[0].uris
+
+
+def test_a_certificate_for_another_key_is_not_taken(world, monkeypatch):
+    certify, other = Authority.certify_enclave, SigningKey.generate().public
+    monkeypatch.setattr(
+        Authority, "certify_enclave", lambda self, key, *rest, now: certify(self, other, *rest, now=now)
+    )
+    with world.session() as session, pytest.raises(CasError, match="certificate: the CAS sent one for another key"):
+        session.attest()
 
 
 # Anchors

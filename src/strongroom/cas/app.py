@@ -80,12 +80,15 @@ Clock = Callable[[], float]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class _NotAttestedError(UnauthorizedError):
-    """On the wire an UnauthorizedError like any other; the status tells an enclave to attest and ask again."""
+class _AttestFirstError(Exception):
+    """Carries an UnauthorizedError to an enclave, with the status that tells it to attest and ask again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.error = UnauthorizedError(message)
 
 
 _STATUS: list[tuple[type[StrongroomError], int]] = [
-    (_NotAttestedError, ATTEST_FIRST),
     (UnknownPolicyError, 404),
     (UnauthorizedError, 403),
     (AttestationError, 403),
@@ -129,6 +132,8 @@ def _guard(handler: Handler) -> Handler:
     async def guarded(request: Request) -> Response:
         try:
             return await handler(request)
+        except _AttestFirstError as first:
+            return JSONResponse(first.error.to_wire(), status_code=ATTEST_FIRST)
         except StrongroomError as error:
             status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
             if status == 500:
@@ -322,10 +327,10 @@ class _Cas:
         """The policy that an enclave attested under on this connection, and no newer one has replaced."""
         attested = tls_info(request.scope).session.get("attested")
         if attested is None:
-            raise _NotAttestedError("connection: no enclave has attested on it")
+            raise _AttestFirstError("connection: no enclave has attested on it")
         policy = self._store.policy(attested[0])
         if policy.digest != attested[1]:
-            raise _NotAttestedError(f"policy {policy.name}: has a new version, {policy.version}; attest again")
+            raise _AttestFirstError(f"policy {policy.name}: has a new version, {policy.version}; attest again")
         return policy
 
     # Owners
