@@ -20,6 +20,8 @@ from strongroom.errors import ChannelError, StrongroomError, from_wire
 
 MAX_BODY = 1 << 30
 _TIMEOUT = 60.0
+# A body up to this size is sent together with the head of its request.
+_JOINED = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,14 @@ class HttpClient:
             headers=[("host", self._host), ("content-length", str(length)), *headers.items()],
         )
         try:
-            stream.send(http.send(head) or b"")
-            for piece in pieces:
-                if piece:
-                    # h11 counts the bytes without their being copied through it.
-                    http.send_with_data_passthrough(h11.Data(data=_Length(len(piece))))  # type: ignore[arg-type]
+            opening = http.send(head) or b""
+            if length:
+                # h11 counts the bytes without their being copied through it.
+                http.send_with_data_passthrough(h11.Data(data=_Length(length)))  # type: ignore[arg-type]
+            if length <= _JOINED:
+                stream.send(b"".join([opening, *pieces]))
+            else:
+                for piece in [opening, *pieces]:
                     stream.send(piece)
             http.send(h11.EndOfMessage())
         except ChannelError:

@@ -19,6 +19,7 @@ from strongroom.crypto import Certificate, SigningKey, equal, self_signed
 from strongroom.errors import ChannelError, FormatError, PeerIdentityError, StrongroomError
 
 _RECORD = 1 << 16
+_BATCH = 1 << 18
 _EXPORTED = 32
 
 Expect = Callable[[Sequence[Certificate]], None]
@@ -168,7 +169,11 @@ class TlsStream:
         view = memoryview(data)
         try:
             while view:
-                view = view[self._tls.send(view[:_RECORD]) :]
+                # One record at a time is encrypted; a system call for each would cost as much as encrypting it.
+                batch = view[:_BATCH]
+                view = view[_BATCH:]
+                while batch:
+                    batch = batch[self._tls.send(batch) :]
                 self._flush()
         except SSL.Error as error:
             raise ChannelError(f"connection: {_reason(error)}") from None
@@ -190,7 +195,7 @@ class TlsStream:
         try:
             while True:
                 try:
-                    pending = self._tls.bio_read(_RECORD)
+                    pending = self._tls.bio_read(_BATCH + _RECORD)
                 except SSL.WantReadError:
                     return
                 self._socket.sendall(pending)
