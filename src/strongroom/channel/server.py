@@ -17,11 +17,10 @@ import uvicorn
 from OpenSSL import SSL
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from strongroom.channel.tls import Identity, export, peer_chain, server_context
+from strongroom.channel.tls import CHUNK, PLAIN_RECORD, Identity, export, peer_chain, server_context
 from strongroom.crypto import Certificate
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError
 
-_RECORD = 1 << 18
 _HANDSHAKE_TIMEOUT = 10.0
 
 Scope = MutableMapping[str, Any]
@@ -168,7 +167,7 @@ class _TlsProtocol(asyncio.Protocol):
             plain = []
             try:
                 while True:
-                    plain.append(self._tls.recv(_RECORD))
+                    plain.append(self._tls.recv(PLAIN_RECORD))
             finally:
                 # Together: a record is 16 KiB at most, and HTTP's cost is by the call.
                 if plain:
@@ -204,7 +203,7 @@ class _TlsProtocol(asyncio.Protocol):
             return
         try:
             while True:
-                self._transport.write(self._tls.bio_read(_RECORD))
+                self._transport.write(self._tls.bio_read(CHUNK))
         except SSL.Error:
             return
 
@@ -213,7 +212,7 @@ class _TlsProtocol(asyncio.Protocol):
         view = memoryview(data)
         try:
             while view:
-                view = view[self._tls.send(view[:_RECORD]) :]
+                view = view[self._tls.send(view[:CHUNK]) :]
         except SSL.Error:
             self._close()
         if not self._flushing:

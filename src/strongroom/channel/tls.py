@@ -18,8 +18,9 @@ from OpenSSL import SSL
 from strongroom.crypto import Certificate, SigningKey, equal, self_signed
 from strongroom.errors import ChannelError, FormatError, PeerIdentityError, StrongroomError
 
-_RECORD = 1 << 16
-_BATCH = 1 << 18
+# pyOpenSSL allocates as much as is asked for, and beyond 128 KiB the C library maps and unmaps fresh pages each time.
+CHUNK = 1 << 16
+PLAIN_RECORD = 1 << 14  # the most that one TLS record holds
 _EXPORTED = 32
 
 Expect = Callable[[Sequence[Certificate]], None]
@@ -170,15 +171,14 @@ class TlsStream:
         try:
             while view:
                 # One record at a time is encrypted; a system call for each would cost as much as encrypting it.
-                batch = view[:_BATCH]
-                view = view[_BATCH:]
+                batch, view = view[:CHUNK], view[CHUNK:]
                 while batch:
                     batch = batch[self._tls.send(batch) :]
                 self._flush()
         except SSL.Error as error:
             raise ChannelError(f"connection: {_reason(error)}") from None
 
-    def recv(self, limit: int = _RECORD) -> bytes:
+    def recv(self, limit: int = PLAIN_RECORD) -> bytes:
         """Some bytes, at most `limit`; empty when the peer has closed the connection in order."""
         while True:
             try:
@@ -195,7 +195,7 @@ class TlsStream:
         try:
             while True:
                 try:
-                    pending = self._tls.bio_read(_BATCH + _RECORD)
+                    pending = self._tls.bio_read(CHUNK)
                 except SSL.WantReadError:
                     return
                 self._socket.sendall(pending)
@@ -204,7 +204,7 @@ class TlsStream:
 
     def _fill(self) -> None:
         try:
-            data = self._socket.recv(_RECORD)
+            data = self._socket.recv(CHUNK)
         except OSError as error:
             raise ChannelError(f"connection: {error.strerror or error}") from None
         if not data:
