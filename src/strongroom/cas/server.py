@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -53,8 +52,6 @@ def prepare(
     """
     with ExitStack() as undo:
         sock = undo.enter_context(bind(host, port))
-        # Answers are small and awaited: waiting to fill a packet costs 40 ms each. Accepted sockets inherit this.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         store = Store(directory)
         undo.callback(store.close)
         now = dt.datetime.fromtimestamp(clock(), dt.UTC)
