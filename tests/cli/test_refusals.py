@@ -149,7 +149,8 @@ class Written:
         self.script.write_text("print('ran')\n")
         program = Program(("python", "job.py"), ("job.py",))
         files = {"job.py": self.script}
-        config = boot_config("hand/written", address, program, (), role="program")
+        rules = (VaultRule("out", "/out", "read-write"),) if content.pop("with_vault", False) else ()
+        config = boot_config("hand/written", address, program, rules, role="program")
         values = {
             "name": "hand/written",
             "role": "program",
@@ -157,7 +158,7 @@ class Written:
             "measurement": measure(config, files).value,
             "vendor_root": home.vendor().root_digest,
             "program": program,
-            "vaults": (VaultRule("out", "", "read-write"),) if content.pop("with_vault", False) else (),
+            "vaults": rules,
         }
         self.text = write_policy(**(values | content))
         Path("policy.toml").write_text(self.text)
@@ -206,6 +207,51 @@ def test_a_simulated_enclave_under_a_default_policy(home, cas, refused):
     assert main(["cas", "apply", "policy.toml"]) == 0
     _, hint = refused(33, "run", "--policy", "policy.toml")
     assert "allow_simulated" in hint
+
+
+@pytest.mark.parametrize("mount", ["/", "/proc", "/usr/share/x", "/run/a", "/program", "/tmp/x"])
+def test_a_vault_that_would_hide_part_of_the_enclave(home, cas, refused, mount):
+    written = Written(home, cas, with_vault=True)
+    Path("policy.toml").write_text(written.text.replace('mount = "/out"', f'mount = "{mount}"'))
+    line, _ = refused(11, "cas", "apply", "policy.toml")
+    assert mount in line
+
+
+def test_a_policy_file_that_is_not_text_or_not_there(home, refused):
+    Path("policy.toml").write_bytes(b"\xff\xfe")
+    refused(11, "measure", "--policy", "policy.toml")
+    refused(2, "measure", "--policy", "nothing.toml")
+
+
+def test_a_draft_is_measured_before_it_can_be_applied(home, cas, refused, capfd):
+    written = Written(home, cas)
+    lines = [line for line in written.text.splitlines() if not line.startswith("measurements")]
+    Path("policy.toml").write_text("\n".join(lines))
+    assert main(["measure", "--policy", "policy.toml"]) == 0
+    measurement = re.search(r'measurements = \["(\w+)"\]', written.text)[1]
+    assert measurement in capfd.readouterr().out
+    refused(11, "cas", "apply", "policy.toml")
+
+
+def test_a_vault_that_a_policy_writes_can_be_unsealed_after_every_run(home, cas, capfd, tmp_path):
+    (tmp_path / "seed").write_text("x")
+    assert main(["seal", "seed", "out.vault"]) == 0
+    Written(home, cas, with_vault=True)
+    assert main(["cas", "apply", "policy.toml"]) == 0
+    assert main(["cas", "entrust", "hand/written", "out", "out.vault"]) == 0
+    for number in range(3):
+        assert main(["run", "--policy", "policy.toml", "--vault", "out=out.vault"]) == 0, capfd.readouterr().err
+        assert main(["unseal", "out.vault", f"x{number}"]) == 0, capfd.readouterr().err
+
+
+def test_a_seal_that_was_refused_can_be_tried_again(home, refused, tmp_path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "link").symlink_to("nowhere")
+    refused(2, "seal", "tree")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "tree"]
+    (tmp_path / "tree" / "link").unlink()
+    (tmp_path / "tree" / "file").write_text("x")
+    assert main(["seal", "tree"]) == 0
 
 
 def test_a_policy_that_says_true_to_every_simulation(home, cas, refused):

@@ -74,10 +74,16 @@ class World:
         """Approve `source` to run with vaults by these rules."""
         script = self.directory / "job.py"
         script.write_text(source)
-        program = Program(("python", "job.py", *arguments), ("job.py",), options.pop("environment", {}))
+        return self.job_of(("python", "job.py", *arguments), {"job.py": script}, rules=rules, **options)
+
+    def job_of(
+        self, command: tuple[str, ...], files: dict[str, Path], *, rules: tuple[VaultRule, ...] = (), **options: Any
+    ) -> Job:
+        """Approve a command made of these files."""
+        program = Program(command, tuple(sorted(files)), options.pop("environment", {}))
         vaults = options.pop("vaults", {})
-        files = {"job.py": script}
-        name = policy_name("job", [str(self.directory).encode(), source.encode()])
+        contents = [path.read_bytes() for path in files.values()]
+        name = policy_name("job", [str(self.directory).encode(), repr(command).encode(), *contents])
         config = boot_config(name, self.cas, program, rules)
         content = {
             "name": name,

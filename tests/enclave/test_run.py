@@ -295,3 +295,55 @@ def test_nothing_is_left_behind(copying, any_sandbox):
     assert threading.active_count() <= before[0]
     assert descriptors() <= before[1]
     assert set(Path("/dev/shm").iterdir()) == before[2]
+
+
+def test_a_program_that_reads_tampered_data_gets_its_results_discarded(copying, any_sandbox):
+    path = largest(copying.vaults["data"])
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(TamperedError):
+        copying.run()
+    out = copying.vaults["out"]
+    with copying.world.owner() as client:
+        assert client.anchor(copying.policy.name, "out").read() == out.anchor.read()
+    with out.open() as opened:
+        assert opened.files() == []
+
+
+def test_a_program_cannot_write_to_the_hosts_disk_past_the_vault(world, bubblewrap):
+    out = world.seal("out")
+    source = """
+import os, pathlib
+print([str(p) for p in pathlib.Path("/run").rglob("*")])
+for place in ("/run/strongroom/vaults/out/leak", "/run/strongroom/leak"):
+    try: pathlib.Path(place).write_text("plain")
+    except OSError: pass
+    else: print("wrote", place)
+"""
+    job = world.job(source, rules=(OUT,), vaults={"out": out})
+    assert job.run() == (0, "['/run/strongroom']\n")
+    assert not (out.path / "leak").exists()
+
+
+def test_compiled_code_beside_the_sources_is_never_run(world, any_sandbox, monkeypatch):
+    """It is not measured, so a host could put anything there; here it is planted for a module of the environment."""
+    import importlib.util
+    import py_compile
+
+    module = Path(importlib.util.find_spec("sortedcontainers").origin)
+    cached = Path(importlib.util.cache_from_source(str(module)))
+    kept = cached.read_bytes() if cached.exists() else None
+    planted = world.directory / module.name
+    planted.write_text("print('planted')\n" + module.read_text())
+    os.utime(planted, (module.stat().st_mtime, module.stat().st_mtime))
+    try:
+        py_compile.compile(
+            str(planted), str(cached), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH, doraise=True
+        )
+        for flags in ((), ("-I",)):
+            job = world.job("import sortedcontainers; print('ran')")
+            job = job if not flags else world.job_of(("python", *flags, "job.py"), job.files)
+            assert job.run() == (0, "ran\n")
+    finally:
+        cached.unlink()
+        if kept is not None:
+            cached.write_bytes(kept)

@@ -57,7 +57,8 @@ def dial_cas(host: str, port: int, *, timeout: float = TIMEOUT) -> socket.socket
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CasUnreachableError(
-            f"CAS: {host}:{port}: {reason}", hint="is it running? `strongroom cas start` starts one"
+            f"CAS: {host}:{port}: {reason}",
+            hint="is it running? `strongroom cas start` and `strongroom serve` run this user's",
         ) from None
 
 

@@ -16,6 +16,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from strongroom.attest.appraise import ReferenceValues
@@ -31,12 +32,35 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _ACCESS = ("read-only", "read-write")
 
+# Top directories of an enclave that no vault may hide or lie in.
+_TAKEN = frozenset(
+    (
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "program",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+    )
+)
+
 # What the launcher sets itself, and what makes a program load code or write its keys where the host says so: a policy
 # may not set these.
 _RESERVED = re.compile(
     r"LD_.*|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|PYTHON.*|STRONGROOM_.*|OPENSSL_.*|SSLKEYLOGFILE|BASH_ENV|ENV|IFS"
     r"|PATH|HOME|TMPDIR"
 )
+
+_HARMLESS = ("PYTHONUNBUFFERED", "PYTHONHASHSEED")
 
 # Strings and comments of TOML (https://toml.io/en/v1.0.0). An open one reaches to its line's or the document's end.
 _QUOTED = re.compile(
@@ -136,8 +160,11 @@ def check_succession(new: Policy, current: Policy | None) -> None:
         raise UnauthorizedError(f"owner: got {new.owner}, wanted {current.owner}")
 
 
-def parse_policy(text: str) -> Policy:
+def parse_policy(text: str, *, draft: bool = False) -> Policy:
     """Parse and check a document.
+
+    Args:
+        draft: let `reference.measurements` be missing, to find out what it shall be.
 
     Raises:
         PolicyError: malformed, a key that does not exist, a missing one, or an unsafe value.
@@ -153,7 +180,7 @@ def parse_policy(text: str) -> Policy:
         previous=head.match("previous", re.compile(f"|{_FINGERPRINT.pattern}"), "a digest, or empty", default=""),
         owner=head.match("owner", _FINGERPRINT, "the fingerprint of the owner's key, sha256:<64 hex>"),
         role=head.choice("role", ("program", "service")),
-        reference=_reference(reference),
+        reference=_reference(reference, draft=draft),
         program=_program(program) if program else None,
         vaults=tuple(_vault(t) for t in top.tables("vaults")),
         secrets=tuple(_secret(t) for t in top.tables("secrets")),
@@ -172,6 +199,10 @@ def parse_policy(text: str) -> Policy:
         for name, count in Counter(names).items():
             if count > 1:
                 raise PolicyError(f"{kind}: {name!r} appears twice")
+    mounts = sorted(v.mount + "/" for v in policy.vaults if v.mount)
+    for outer, inner in pairwise(mounts):
+        if inner.startswith(outer):
+            raise PolicyError(f"vaults.mount: {inner[:-1]!r} lies in {outer[:-1]!r}")
     return policy
 
 
@@ -192,21 +223,19 @@ def _parse_toml(text: str) -> dict[str, Any]:
         raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
 
 
-def _reference(table: _Table) -> ReferenceValues:
+def _reference(table: _Table, *, draft: bool) -> ReferenceValues:
     if table.value.get("allow_simulated") is True:
         raise PolicyError(
             "reference.allow_simulated: got true, wanted the digest of one vendor root",
-            hint="true would accept anybody's simulation; `strongroom doctor` prints this machine's digest",
+            hint="true would accept anybody's simulation; `strongroom cas status` prints this user's digest",
         )
     simulated = table.match("allow_simulated", re.compile(f"|{_FINGERPRINT.pattern}"), "sha256:<64 hex>", default="")
+    tees = table.strings("tees")
+    measurements = table.strings("measurements", default=() if draft else _MISSING)
+    statuses = table.strings("tcb_statuses", default=("UpToDate",))
+    advisories = table.strings("advisories_allowed", default=())
     try:
-        return ReferenceValues(
-            tees=table.strings("tees"),
-            measurements=table.strings("measurements"),
-            tcb_statuses=table.strings("tcb_statuses", default=("UpToDate",)),
-            advisories_allowed=table.strings("advisories_allowed", default=()),
-            allow_simulated=simulated or None,
-        )
+        return ReferenceValues(tees, measurements, statuses, advisories, simulated or None)
     except StrongroomError as error:
         raise PolicyError(f"reference.{error.message}", hint=error.hint) from None
 
@@ -235,6 +264,8 @@ def _vault(table: _Table) -> VaultRule:
         access=table.choice("access", _ACCESS),
     )
     parts = rule.mount.split("/")
+    if rule.mount and parts[1:2] and parts[1] in _TAKEN:
+        raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, and /{parts[1]} is the enclave's own")
     if rule.mount and (parts[0] or not all(parts[1:]) or {".", ".."} & set(parts) or not rule.mount.isprintable()):
         raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, wanted an absolute path without '.' and '..'")
     table.finish()
@@ -254,7 +285,7 @@ def _secret(table: _Table) -> SecretRule:
 def _check_variable(name: str, where: str) -> None:
     if not _VARIABLE.fullmatch(name):
         raise PolicyError(f"{where}: {name[:80]!r} is not the name of an environment variable")
-    if _RESERVED.fullmatch(name):
+    if _RESERVED.fullmatch(name) and name not in _HARMLESS:
         raise PolicyError(f"{where}: {name} may not be set by a policy")
 
 

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import uvicorn
 from OpenSSL import SSL
@@ -22,6 +22,7 @@ from strongroom.crypto import Certificate
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError
 
 _HANDSHAKE_TIMEOUT = 10.0
+_KEEP_ALIVE_SECONDS = 75  # an enclave attests anew on every connection, so idle ones are worth keeping
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
@@ -96,11 +97,13 @@ class Server:
             app,
             http=lambda **kwargs: _TlsProtocol(context, kwargs),  # type: ignore[arg-type]
             ws="none",
+            loop="asyncio",  # what is tested, whatever else is installed
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=drain_seconds,
         )
         self._server = uvicorn.Server(config)
@@ -151,8 +154,7 @@ class _TlsProtocol(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # a stream transport, by create_server
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # a stream's, by create_server
         self._deadline = asyncio.get_running_loop().call_later(_HANDSHAKE_TIMEOUT, self._abandon)
 
     def _abandon(self) -> None:

@@ -19,7 +19,7 @@ from strongroom.crypto import Certificate, SigningKey, equal, self_signed
 from strongroom.errors import ChannelError, FormatError, PeerIdentityError, StrongroomError
 
 # pyOpenSSL allocates as much as is asked for, and beyond 128 KiB the C library maps and unmaps fresh pages each time.
-CHUNK = 1 << 16
+CHUNK = 120 << 10
 PLAIN_RECORD = 1 << 14  # the most that one TLS record holds
 _EXPORTED = 32
 

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, prepare
 from strongroom.cli import output
-from strongroom.cli.workspace import Home, SealedVault, entrust
+from strongroom.cli.workspace import Home, SealedVault, entrust, read_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import UsageError
 
@@ -83,9 +84,10 @@ def _deal(args: argparse.Namespace, address: CasAddress, owner: SigningKey) -> i
         match args.action:
             case "status":
                 status = client.describe() | {"url": address.url, "owner": owner.public.fingerprint}
+                status["simulated_vendor"] = Home.open().vendor().root_digest
                 _print(args, status)
             case "apply":
-                policy = client.apply(args.policy.read_text())
+                policy = client.apply(read_policy(args.policy).text)
                 _print(args, {"policy": policy.name, "version": policy.version, "digest": policy.digest})
             case "show":
                 policy = client.policy(args.policy)
@@ -116,7 +118,7 @@ def _print(args: argparse.Namespace, value: dict[str, object]) -> None:
         output.result(value)
         return
     for name, item in value.items():
-        output.stdout.print(f"{name:10} {item}", markup=False, soft_wrap=True)
+        output.stdout.print(f"{name:16} {item}", markup=False, soft_wrap=True)
 
 
 def _log(args: argparse.Namespace, client: OwnerClient) -> None:
@@ -129,5 +131,8 @@ def _log(args: argparse.Namespace, client: OwnerClient) -> None:
         table.add_column(name, overflow="fold")
     for entry in entries:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(entry["time"])))
-        table.add_row(str(entry["number"]), stamp, str(entry["event"]), str(entry["policy"]), str(entry["detail"]))
+        # A refused enclave can put text into a detail: it is shown as it is, not as markup.
+        table.add_row(
+            *(Text(str(v)) for v in (entry["number"], stamp, entry["event"], entry["policy"], entry["detail"]))
+        )
     output.stdout.print(table)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from strongroom import __version__
 from strongroom.cli import output
-from strongroom.errors import MissingDependencyError, StrongroomError
+from strongroom.errors import MissingDependencyError, StrongroomError, UsageError
 
 # In the order of the story that `strongroom --help` tells. A verb's module is imported only when it is called.
 VERBS = {
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except _Terminated:
         return 128 + signal.SIGTERM
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        return _fail(UsageError(_describe(error)), args)
     except OSError as error:
         return _fail(StrongroomError(_describe(error)), args)
 

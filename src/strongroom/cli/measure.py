@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from strongroom.cas.policy import Program, VaultRule
-from strongroom.cas.server import ADDRESS_FILE, CasAddress
+from strongroom.cas.server import CasAddress
 from strongroom.cli import output
 from strongroom.cli.run import boot_config, program_of
 from strongroom.cli.workspace import Home, read_policy
@@ -20,7 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "strongroom measure [OPTIONS] --policy FILE\n       strongroom measure [OPTIONS] -- COMMAND ..."
     parser.epilog = (
         "The measurement covers the CAS and the policy's name too: an enclave measured for one CAS is nothing to "
-        "another. It is the value for `measurements` in a policy's [reference]."
+        "another. With --policy it is the value for that policy's `measurements` (which may be missing meanwhile); a "
+        "command by itself is measured without vaults."
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="measure what this policy says")
     parser.add_argument("--policy-name", default="dev/measure", metavar="NAMESPACE/NAME", help="with a command")
@@ -35,10 +36,13 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if bool(command) == bool(args.policy):
         raise UsageError("command: give a command after --, or --policy FILE")
-    cas_root = args.cas_root or _development_cas()
+    cas_root = args.cas_root
+    if not cas_root:
+        with Home.open().cas() as address:
+            cas_root = address.cas_root
     rules: tuple[VaultRule, ...] = ()
     if args.policy:
-        policy = read_policy(args.policy)
+        policy = read_policy(args.policy, draft=True)
         if policy.program is None:
             raise UsageError(f"policy {policy.name}: says nothing of a program")
         name, program, rules = policy.name, policy.program, policy.vaults
@@ -55,13 +59,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(measured, everything=args.all)
     return 0
-
-
-def _development_cas() -> str:
-    try:
-        return CasAddress.load(Home.open().path / "cas" / ADDRESS_FILE).cas_root
-    except FileNotFoundError:
-        raise UsageError("CAS: this user has no development CAS yet", hint="give --cas-root") from None
 
 
 _ALWAYS_SHOWN = ("interpreter", "strongroom", "system libraries", "command", "program", "boot configuration")

@@ -33,16 +33,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-digest", metavar="sha256:...", help="accept only this model")
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="write the outputs there")
     output.add_json(parser)
-    parser.add_argument("input", type=Path, nargs="?", metavar="INPUT", help=".npy or .npz; without one, only appraise")
+    parser.add_argument(
+        "input",
+        type=Path,
+        nargs="?",
+        metavar="INPUT",
+        help=".npy, .npz or .json (arrays by name); - is JSON on standard input; without one, only appraise",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    address = _cas_address(args)
-    policy = _policy(args, address)
+    cas_root, policy = _expected(args)
     inputs = None if args.input is None else _read(args.input)
     with Client(
         args.url,
-        cas_root=address.cas_root,
+        cas_root=cas_root,
         policy=policy.name,
         reference=policy.reference,
         model=args.model,
@@ -71,27 +76,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cas_address(args: argparse.Namespace) -> CasAddress:
+def _expected(args: argparse.Namespace) -> tuple[str, Policy]:
+    """The CAS that the service must belong to, and the policy that it must run under."""
+    given = read_policy(Path(args.policy)) if Path(args.policy).is_file() else None
+    if args.cas_root and given:
+        return args.cas_root, given
     if bool(args.cas) != bool(args.cas_root):
-        raise UsageError("--cas, --cas-root: one is useless without the other")
-    if args.cas:
-        return CasAddress(args.cas, args.cas_root)
+        raise UsageError("--cas, --cas-root: the first is useless without the second, and a policy's name needs both")
+    address = CasAddress(args.cas, args.cas_root) if args.cas else _development_cas()
+    if given:
+        return address.cas_root, given
+    with OwnerClient(address.url, cas_root=address.cas_root) as client:
+        return address.cas_root, client.policy(args.policy)
+
+
+def _development_cas() -> CasAddress:
     try:
         return CasAddress.load(Home.open().path / "cas" / ADDRESS_FILE)
     except FileNotFoundError:
         raise UsageError("CAS: this user has no development CAS", hint="give --cas URL and --cas-root") from None
 
 
-def _policy(args: argparse.Namespace, address: CasAddress) -> Policy:
-    if Path(args.policy).is_file():
-        return read_policy(Path(args.policy))
-    with OwnerClient(address.url, cas_root=address.cas_root) as client:
-        return client.policy(args.policy)
-
-
 def _read(path: Path) -> dict[str, npt.NDArray[Any]] | npt.NDArray[Any]:
     try:
-        if path.suffix == ".json":
+        if str(path) == "-" or path.suffix == ".json":
             value = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
             return {k: np.asarray(v) for k, v in value.items()} if isinstance(value, dict) else np.asarray(value)
         loaded = np.load(path, allow_pickle=False)

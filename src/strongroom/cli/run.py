@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,8 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Without --policy, a development policy is written and applied to this user's development CAS: it names "
         "exactly the program about to run. The program finds --data at /data, read-only, and writes to /out, which is "
-        "sealed into --out when it ends. Example: strongroom seal digits, then strongroom run --data digits.vault -- "
-        "python train.py"
+        "sealed into --out when it ends, whatever its exit status. Example: strongroom seal digits, then strongroom "
+        "run --data digits.vault -- python train.py"
     )
     parser.add_argument("--data", action="append", default=[], metavar="VAULT[:MOUNT]", help="read-only (at /data)")
     parser.add_argument(
@@ -79,11 +80,23 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
     missing = [rule.name for rule in policy.vaults if rule.name not in vaults]
     if missing:
         raise UsageError(f"vault {missing[0]}: the policy names it", hint=f"give --vault {missing[0]}=PATH")
+    with _cas_of(args, home) as address:
+        try:
+            return _launch(args, home, address, policy, policy.program, files, vaults)
+        finally:
+            written = [rule.name for rule in policy.vaults if rule.access == "read-write"]
+            with OwnerClient(address.url, cas_root=address.cas_root, owner=home.owner()) as client:
+                for name in written:
+                    take_back(client, policy, name, SealedVault.at(vaults[name]))
+
+
+@contextmanager
+def _cas_of(args: argparse.Namespace, home: Home) -> Iterator[CasAddress]:
     if args.cas:
-        address = CasAddress(args.cas, args.cas_root)
-        return _launch(args, home, address, policy, policy.program, files, vaults)
+        yield CasAddress(args.cas, args.cas_root)
+        return
     with home.cas() as address:
-        return _launch(args, home, address, policy, policy.program, files, vaults)
+        yield address
 
 
 def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> int:

@@ -31,9 +31,14 @@ def run(args: argparse.Namespace) -> int:
     target = args.vault or source.with_name(source.resolve().name + VAULT_SUFFIX)
     sealed = SealedVault.at(target, args.key)
     new_key = not sealed.key_path.exists()
-    with sealed.create() as opened:
-        names = vault.pack(source, opened)
-        root = opened.commit()
+    opened = sealed.create()
+    try:
+        with opened:
+            names = vault.pack(source, opened)
+            root = opened.commit()
+    except BaseException:
+        sealed.remove(with_key=new_key)  # so that a second try finds what the first one found
+        raise
     if args.json:
         output.result(
             {

@@ -46,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
     with sealed.open() as opened:
         names = args.model or [name for name in opened.files() if name.endswith(".onnx")]
         missing = [name for name in names if name not in opened]
-    if missing or not names:
-        raise UsageError(f"model: {missing[0] if missing else 'no .onnx file'} is not in {args.vault}")
+    if missing:
+        raise UsageError(f"model: {missing[0]} is not in {args.vault}")
+    if not names:
+        raise UsageError(f"model: there is no .onnx file in {args.vault}", hint="seal the model, or its directory")
     output.note(output.SIMULATED_BANNER)
     for line in isolation.notes:
         output.note(line)
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             home, address, sealed, names, listener=listener, debug=args.debug_enclave
         )
         _until_told(enclave)
-        url = f"https://{args.host}:{listener.getsockname()[1]}"
+        url = local_url(args.host, listener.getsockname()[1])
         waiter = threading.Thread(target=_announce, args=(args, enclave, serving, url, policy), daemon=True)
         waiter.start()
         return enclave.wait()
@@ -132,6 +134,13 @@ def _announce(args: argparse.Namespace, enclave: Enclave, serving: threading.Eve
     else:
         output.stdout.print(f"serving at {url} under policy {policy.name}", markup=False)
         output.note(f"strongroom predict --url {url} --policy {policy.name} INPUT.npy   asks it; Ctrl-C ends it")
+
+
+def local_url(host: str, port: int) -> str:
+    """How a client on this machine reaches a socket that listens on `host`."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        host = "127.0.0.1"
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def _until_told(enclave: Enclave) -> None:

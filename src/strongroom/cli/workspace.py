@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
 from strongroom.crypto import SigningKey, digest
-from strongroom.errors import CasError, ChannelError, StrongroomError, UnknownPolicyError, UsageError
+from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
 from strongroom.sealed import FileAnchor
 from strongroom.sealed.keyfile import create_key, load_key
 
@@ -117,6 +118,14 @@ class SealedVault:
         key = load_key(self.key_path) if self.key_path.exists() else create_key(self.key_path)
         return vault.open(self.path, "x", key=key, anchor=self.anchor)
 
+    def remove(self, *, with_key: bool) -> None:
+        """Delete the vault and its anchor file, and its key file if asked to."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for path in (self.anchor.path, self.anchor.path.with_name(self.anchor.path.name + ".lock")):
+            path.unlink(missing_ok=True)
+        if with_key:
+            self.key_path.unlink(missing_ok=True)
+
     def open(self) -> vault.Vault:
         """The vault, for reading.
 
@@ -153,7 +162,7 @@ def write_policy(
     previous: str = "",
 ) -> str:
     """The text of a development policy."""
-    quote = json.dumps  # a JSON string is a TOML basic string
+    quote = _toml
     lines = [
         "# A development policy, written by strongroom: it accepts this machine's simulated enclaves.",
         "[policy]",
@@ -176,6 +185,11 @@ def write_policy(
         lines += ["", "[[vaults]]", f"name = {quote(rule.name)}"]
         lines += [f"mount = {quote(rule.mount)}", f"access = {quote(rule.access)}"]
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: str | Sequence[str]) -> str:
+    """A string, or an array of strings, in TOML: JSON's form, but for DEL and without surrogates."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
@@ -215,10 +229,13 @@ def take_back(client: OwnerClient, policy: Policy, name: str, sealed: SealedVaul
         sealed.anchor.advance(before, root)
 
 
-def read_policy(path: Path) -> Policy:
-    """Parse a policy file.
+def read_policy(path: Path, *, draft: bool = False) -> Policy:
+    """Parse a policy file; `draft` as in `parse_policy`.
 
     Raises:
         PolicyError: malformed.
     """
-    return parse_policy(path.read_text())
+    try:
+        return parse_policy(path.read_text("utf-8"), draft=draft)
+    except UnicodeDecodeError:
+        raise PolicyError(f"policy: {path} is not UTF-8 text") from None

@@ -16,6 +16,7 @@ import base64
 import ctypes
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from strongroom.enclave.config import BootConfig
 from strongroom.enclave.control import Control
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
 
-_PR_SET_DUMPABLE = 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class _HostAttester:
@@ -108,13 +109,13 @@ def _configuration(answer: Mapping[str, Any]) -> tuple[BootConfig, Mapping[str, 
 
 
 def harden() -> None:
-    """Keep other processes of the same user from attaching, and memory from reaching a core file.
+    """Keep other processes from attaching and memory from reaching a core file; die with the launcher.
 
     In a simulated enclave this does not stop the machine's owner, nor a same-user process outside the user namespace.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise EnclaveError(f"prctl(PR_SET_DUMPABLE): {os.strerror(ctypes.get_errno())}")
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) or libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise EnclaveError(f"prctl: {os.strerror(ctypes.get_errno())}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -13,6 +13,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_NEWNS = 0x00020000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 
 
 def drop_privileges() -> None:
@@ -31,10 +33,29 @@ def drop_privileges() -> None:
         raise OSError(number, os.strerror(number))
 
 
-if __name__ == "__main__":
+def hide(directory: str) -> None:
+    """Cover a directory with an empty file system, in a mount namespace of this process's own. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_RDONLY
+    failed = libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", os.fsencode(directory), b"tmpfs", flags, b"size=4k")
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), directory)
+
+
+def main(arguments: list[str]) -> int:
+    """``[--hide DIRECTORY] -- COMMAND ...``: returns only if the command cannot be run."""
+    end = arguments.index("--")
+    if end:
+        hide(arguments[1])
     drop_privileges()
+    command = arguments[end + 1 :]
     try:
-        os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606  # the measured command
+        os.execvp(command[0], command)  # noqa: S606  # the measured command
     except OSError as error:
-        sys.stderr.write(f"strongroom: error: command: {sys.argv[1]}: {(error.strerror or '').lower()}\n")
-        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+        sys.stderr.write(f"strongroom: error: command: {command[0]}: {(error.strerror or '').lower()}\n")
+        return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

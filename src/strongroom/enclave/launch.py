@@ -32,6 +32,7 @@ from strongroom.errors import EnclaveError, UsageError
 
 EventHandler = Callable[[str, dict[str, Any]], None]
 _STOP_SECONDS = 15
+_PRIVATE = "strongroom-private-"
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,14 @@ def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
 
 
 def _private_directory(resources: ExitStack) -> Path:
+    """A directory in memory for an enclave without a sandbox; those of launchers that were killed are cleared away."""
     memory = Path("/dev/shm")  # noqa: S108
-    directory = Path(tempfile.mkdtemp(prefix="strongroom-", dir=memory if memory.is_dir() else None))
+    if memory.is_dir():
+        for stale in memory.glob(f"{_PRIVATE}*"):
+            launcher = stale.name.removeprefix(_PRIVATE).partition("-")[0]
+            if launcher.isdigit() and not Path("/proc", launcher).exists():
+                shutil.rmtree(stale, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=f"{_PRIVATE}{os.getpid()}-", dir=memory if memory.is_dir() else None))
     resources.callback(shutil.rmtree, directory, ignore_errors=True)
     return directory
 

@@ -20,7 +20,8 @@ from strongroom.vault import Vault
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
-_MOUNTED = Path("/run/strongroom/mounted")
+_CIPHERTEXT = "/run/strongroom"  # where the launcher puts the vaults
+_MOUNTED = Path("/run/mounted")
 
 
 def run(booted: Booted) -> int:
@@ -28,7 +29,8 @@ def run(booted: Booted) -> int:
     with ExitStack() as shields:
         rules = [rule for rule in booted.config.vaults if rule.mount]
         places = {rule.name: _place(booted, rule) for rule in rules}
-        shields.enter_context(_readable(booted, {r.name: places[r.name] for r in rules if r.access == "read-only"}))
+        readable = {r.name: places[r.name] for r in rules if r.access == "read-only"}
+        mounted = shields.enter_context(_readable(booted, readable))
         for rule in rules:
             if rule.access == "read-write":
                 shields.enter_context(_writable(booted, rule.name, places[rule.name]))
@@ -36,10 +38,14 @@ def run(booted: Booted) -> int:
         if not command:
             raise EnclaveError("command: is empty")
         if command[0] in ("python", "python3"):
-            command[0] = sys.executable
+            # As an option too: `-I` and `-E` turn the variable off.
+            command[:1] = [sys.executable, "-X", f"pycache_prefix={_pycache()}"]
         booted.control.event("running", command=list(booted.config.command))
-        status = _supervise(command, _environment(booted))
+        status = _supervise(command, _environment(booted), hide="private_root" not in booted.layout)
         booted.control.event("ended", status=status)
+        # The program saw an I/O error and may have gone on: what it made of that is not committed.
+        if mounted is not None and mounted.failure is not None:
+            raise mounted.failure
     return status
 
 
@@ -56,10 +62,10 @@ def _expand(word: str, places: Mapping[str, Path]) -> str:
 
 
 @contextmanager
-def _readable(booted: Booted, places: Mapping[str, Path]) -> Iterator[None]:
-    """Read-only vaults, decrypted on access through FUSE, or unpacked into memory where there is none."""
+def _readable(booted: Booted, places: Mapping[str, Path]) -> Iterator[files.MountedVault | None]:
+    """Read-only vaults, decrypted on access through FUSE (the mount), or unpacked into memory where there is none."""
     if not places:
-        yield
+        yield None
         return
     with ExitStack() as opened:
         vaults = {name: opened.enter_context(booted.open_vault(name)) for name in places}
@@ -70,14 +76,9 @@ def _readable(booted: Booted, places: Mapping[str, Path]) -> Iterator[None]:
         how = "unpacked to private memory" if mounted is None else "decrypted on access (FUSE)"
         for name, place in places.items():
             booted.control.event("vault", vault=name, mount=str(place), how=how)
-        if mounted is None:
-            yield
-            return
-        with mounted:
-            yield
-            # The program saw an I/O error and may have gone on; whoever asked for the run must not miss it.
-            if mounted.failure is not None:
-                raise mounted.failure
+        if mounted is not None:
+            opened.enter_context(mounted)
+        yield mounted
 
 
 def _mount(booted: Booted, vaults: Mapping[str, Vault], places: Mapping[str, Path]) -> files.MountedVault | None:
@@ -121,16 +122,24 @@ def _environment(booted: Booted) -> dict[str, str]:
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TERM", "TMPDIR") if name in os.environ}
     return {
         **inherited,
-        # Compiled code is kept in the enclave's own memory: what lies beside the sources was never measured.
-        "PYTHONPYCACHEPREFIX": os.environ.get("STRONGROOM_PYCACHE", "/tmp/.pycache"),  # noqa: S108  # the enclave's own
+        "PYTHONPYCACHEPREFIX": _pycache(),
         **booted.config.environment,
         **booted.provisions.environment,
     }
 
 
-def _supervise(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run a command without privileges, pass signals on, reap orphans (this may be process 1)."""
-    wrapped = [sys.executable, "-I", "-S", str(Path(__file__).with_name("drop.py")), *command]
+def _pycache() -> str:
+    """Where compiled code is kept, in the enclave's own memory: what lies beside the sources was never measured."""
+    return os.environ.get("STRONGROOM_PYCACHE", "/tmp/.pycache")  # noqa: S108  # the enclave's own
+
+
+def _supervise(command: list[str], environment: Mapping[str, str], *, hide: bool) -> int:
+    """Run a command without privileges, pass signals on, reap orphans (this may be process 1).
+
+    With `hide`, the program does not see the directory of the vaults' ciphertext, which is the host's disk.
+    """
+    drop = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={_pycache()}", str(Path(__file__).with_name("drop.py"))]
+    wrapped = [*drop, *(["--hide", _CIPHERTEXT] if hide else []), "--", *command]
     child = subprocess.Popen(wrapped, env=dict(environment))  # noqa: S603  # the measured command
 
     def pass_on(number: int, frame: FrameType | None) -> None:

@@ -85,11 +85,14 @@ def bubblewrap_command(
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the enclave's own
     for root in _visible(environment):
         command += ["--ro-bind", str(root), str(root)]
-    command += ["--ro-bind", str(program), PROGRAM_DIRECTORY]
+    command += ["--ro-bind", str(program), PROGRAM_DIRECTORY, "--dir", VAULTS_DIRECTORY]
     for name, (place, writable) in vaults.items():
         command += ["--bind" if writable else "--ro-bind", str(place), f"{VAULTS_DIRECTORY}/{name}"]
+    # For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the
+    # program, which gets no capability at all.
+    command += ["--cap-add", "CAP_SYS_ADMIN"]
     if fuse:
-        command += ["--dev-bind", "/dev/fuse", "/dev/fuse", "--cap-add", "CAP_SYS_ADMIN"]
+        command += ["--dev-bind", "/dev/fuse", "/dev/fuse"]
     return [*command, "--chdir", PROGRAM_DIRECTORY, "--", *inner]
 
 
