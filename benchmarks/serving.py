@@ -1,8 +1,8 @@
 """Serving against plain ONNX Runtime: the same model, inputs, thread settings and cores.
 
 Plain is a loop around ONNX Runtime in a process of its own, with as many runs at once as the service has workers.
-Served is the whole road: clients that appraised the service, TLS 1.3, HTTP, the protocol's encoding, the worker's
-queue; the service in its own process, the clients in this one. All of them share the same two cores, and run in
+Served is the whole road of a request: TLS 1.3 pinned to the appraised key, HTTP, the protocol's encoding, the worker's
+queue; the service in its own process, a load generator in this one. All of them share the same two cores, and run in
 turns, so that a machine that slows down slows both.
 """
 
@@ -14,6 +14,7 @@ import datetime as dt
 import json
 import multiprocessing as mp
 import os
+import socket
 import statistics
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -139,12 +140,13 @@ class Turn(NamedTuple):
 class Rig:
     """Both sides of one load, warm. Made by `rig`."""
 
-    def __init__(self, load: Load, plain: Connection, service: Connection, client: Any) -> None:
+    def __init__(self, load: Load, plain: Connection, service: Connection, client: Any, port: int) -> None:
         self._load = load
         self._plain = plain
         self._service = service
         self._client = client
         self._image = image(load)
+        self._generator = _LoadGenerator(port, client.appraise().key, self._image)
 
     def plain(self, seconds: float, at_once: int | None = None) -> Turn:
         """ONNX Runtime alone."""
@@ -153,9 +155,9 @@ class Rig:
         return turn
 
     def served(self, seconds: float, at_once: int | None = None) -> Turn:
-        """The service, with its clients."""
+        """The service, with the load generator on the same cores."""
         before = self._service_cpu()
-        turn = _hammer(self.predict, seconds, at_once or self._load.in_flight)
+        turn = _hammer(self._generator.ask, seconds, at_once or self._load.in_flight)
         spent = 1000 * (self._service_cpu() - before)
         return turn._replace(cpu_ms=turn.cpu_ms + spent / turn.runs)
 
@@ -168,6 +170,49 @@ class Rig:
         self._service.send("cpu")
         seconds: float = self._service.recv()
         return seconds
+
+
+class _LoadGenerator:
+    """Asks as cheaply as a load generator does, since it takes its time from the same cores.
+
+    The request is encoded once and the answer read, not decoded; each connection is TLS 1.3, pinned to the key that was
+    appraised.
+    """
+
+    def __init__(self, port: int, key: str, image: Image) -> None:
+        from strongroom.channel import expect_key
+        from strongroom.serve.tensors import InferRequest, write_request
+
+        message = write_request(InferRequest({"image": image}, {}, binary=True))
+        length = sum(map(len, message.pieces))
+        head = [f"POST /v2/models/model/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n"]
+        head += [f"{name}: {value}\r\n" for name, value in message.headers.items()]
+        self._request = b"".join([*(line.encode() for line in head), b"\r\n", *message.pieces])
+        self._expect = expect_key(key)
+        self._port = port
+        self._local = threading.local()
+
+    def ask(self) -> None:
+        """One request and its answer, on this thread's connection."""
+        stream = getattr(self._local, "stream", None)
+        if stream is None:
+            from strongroom.channel import connect
+
+            stream = connect(socket.create_connection(("127.0.0.1", self._port)), expect=self._expect)
+            self._local.stream = stream
+        stream.send(self._request)
+        answer = bytearray()
+        while (end := answer.find(b"\r\n\r\n")) < 0:
+            answer += stream.recv() or _hung_up()
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"service: {bytes(answer[:300])!r}")
+        length = int(bytes(answer[:end]).lower().partition(b"content-length:")[2].split(b"\r", 1)[0])
+        while len(answer) < end + 4 + length:
+            answer += stream.recv() or _hung_up()
+
+
+def _hung_up() -> NoReturn:
+    raise RuntimeError("service: hung up")
 
 
 @contextlib.contextmanager
@@ -191,7 +236,7 @@ def rig(load: Load) -> Iterator[Rig]:
         reference = ReferenceValues(("simulated",), (facts["measurement"],), allow_simulated=facts["vendor_root"])
         url = f"https://127.0.0.1:{facts['port']}"
         with Client(url, cas_root=facts["cas_root"], policy=POLICY, reference=reference) as client:
-            running = Rig(load, pipes[0], pipes[1], client)
+            running = Rig(load, pipes[0], pipes[1], client, facts["port"])
             if not np.array_equal(running.predict(), scores):
                 raise RuntimeError("served and plain scores differ")
             running.served(0.3)

@@ -22,6 +22,7 @@ from strongroom.crypto import Certificate
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError
 
 _HANDSHAKE_TIMEOUT = 10.0
+_PLAIN_BUFFER = 1 << 18
 _KEEP_ALIVE_SECONDS = 75  # an enclave attests anew on every connection, so idle ones are worth keeping
 
 Scope = MutableMapping[str, Any]
@@ -92,10 +93,12 @@ class Server:
         self._socket = sock
         self.host, self.port = sock.getsockname()[:2]
         context = server_context(identity)
+        # Where all connections are decrypted to: HTTP copies what it keeps before another's turn comes.
+        plain = memoryview(bytearray(_PLAIN_BUFFER))
         # How uvicorn takes a protocol of one's own: a class that it calls with keyword arguments.
         config = uvicorn.Config(
             app,
-            http=lambda **kwargs: _TlsProtocol(context, kwargs),  # type: ignore[arg-type]
+            http=lambda **kwargs: _TlsProtocol(context, plain, kwargs),  # type: ignore[arg-type]
             ws="none",
             loop="asyncio",  # what is tested, whatever else is installed
             lifespan="off",
@@ -144,7 +147,8 @@ class _Http(HttpToolsProtocol):
 class _TlsProtocol(asyncio.Protocol):
     """Ciphertext from the socket -> OpenSSL's memory buffers -> plaintext to `_Http`, and back."""
 
-    def __init__(self, context: SSL.Context, kwargs: dict[str, Any]) -> None:
+    def __init__(self, context: SSL.Context, plain: memoryview, kwargs: dict[str, Any]) -> None:
+        self._plain = plain
         self._tls = SSL.Connection(context, None)
         self._tls.set_accept_state()
         self._http = _Http(**kwargs)
@@ -166,14 +170,8 @@ class _TlsProtocol(asyncio.Protocol):
         try:
             if not self._secure and not self._shake_hands():
                 return
-            plain = []
-            try:
-                while True:
-                    plain.append(self._tls.recv(PLAIN_RECORD))
-            finally:
-                # Together: a record is 16 KiB at most, and HTTP's cost is by the call.
-                if plain:
-                    self._http.data_received(b"".join(plain))
+            while True:
+                self._deliver()
         except SSL.WantReadError:
             self.flush()
         except SSL.ZeroReturnError:
@@ -183,6 +181,16 @@ class _TlsProtocol(asyncio.Protocol):
             # Not TLS 1.3, or tampered with on the way: send OpenSSL's alert and hang up.
             self.flush()
             self._close()
+
+    def _deliver(self) -> None:
+        """Pass on as many records as there are, together: one is 16 KiB at most, and HTTP's cost is by the call."""
+        view, filled = self._plain, 0
+        try:
+            while filled <= len(view) - PLAIN_RECORD:
+                filled += self._tls.recv_into(view[filled:], PLAIN_RECORD)
+        finally:
+            if filled:
+                self._http.data_received(view[:filled])  # type: ignore[arg-type]  # the parser takes any buffer
 
     def _shake_hands(self) -> bool:
         try:
