@@ -264,8 +264,9 @@ def from_wire(wire: Mapping[str, object]) -> StrongroomError:
     code = wire.get("code")
     kind = next((c for c in _walk(StrongroomError) if c.code == code), StrongroomError)
     hint = wire.get("hint")
-    return kind(_printable(wire.get("error", "unknown error")), hint=_printable(hint) if hint else None)
+    return kind(printable(wire.get("error", "unknown error")), hint=printable(hint) if hint else None)
 
 
-def _printable(text: object) -> str:
+def printable(text: object) -> str:
+    """`text` for a terminal: at most 2,000 characters, control characters replaced by blanks."""
     return "".join(c if c.isprintable() else " " for c in str(text)[:2000])

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 
 from rich.console import Console
 
-from strongroom.errors import StrongroomError
+from strongroom.errors import StrongroomError, printable
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
@@ -35,12 +35,12 @@ def result(value: object) -> None:
 
 def note(message: str) -> None:
     """Tell the person at the terminal something that is not the result."""
-    stderr.print(f"strongroom: {message}", markup=False, soft_wrap=True)
+    stderr.print(f"strongroom: {printable(message)}", markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """A note that must not be overlooked."""
-    stderr.print(f"strongroom: warning: {message}", markup=False, style="yellow", soft_wrap=True)
+    stderr.print(f"strongroom: warning: {printable(message)}", markup=False, style="yellow", soft_wrap=True)
 
 
 def error(problem: StrongroomError, *, as_json: bool = False) -> None:
@@ -48,6 +48,6 @@ def error(problem: StrongroomError, *, as_json: bool = False) -> None:
     if as_json:
         result(problem.to_wire() | {"exit_status": problem.exit_code})
         return
-    stderr.print(f"strongroom: error: {problem.message}", markup=False, style="red", soft_wrap=True)
+    stderr.print(f"strongroom: error: {printable(problem.message)}", markup=False, style="red", soft_wrap=True)
     if problem.hint:
-        stderr.print(f"strongroom: hint: {problem.hint}", markup=False, soft_wrap=True)
+        stderr.print(f"strongroom: hint: {printable(problem.hint)}", markup=False, soft_wrap=True)

@@ -195,6 +195,7 @@ def boot_config(
         command=program.command,
         environment=program.environment,
         vaults=tuple(VaultMount(r.name, r.mount, r.access) for r in rules),
+        isolation=Isolation.here().measured,
     )
 
 

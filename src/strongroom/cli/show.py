@@ -13,6 +13,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from strongroom.errors import printable
+
 
 @dataclass
 class Act:
@@ -103,7 +105,7 @@ class Show:
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_column(width=4, justify="right")
         table.add_column(max_width=self._width - 6, overflow="fold")
-        table.add_row(mark, escape(text))
+        table.add_row(mark, escape(printable(text)))
         (self._progress.console if self._progress else self._console).print(table)
 
     def closing(self, note: str) -> None:

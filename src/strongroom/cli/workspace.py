@@ -21,6 +21,7 @@ from pathlib import Path
 from strongroom import vault
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client import OwnerClient
+from strongroom.cas.files import create_once
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
 from strongroom.crypto import SigningKey, digest
@@ -52,7 +53,7 @@ class Home:
         """The key that signs this user's policies, made on first use."""
         path = self.path / "owner.key"
         if not path.exists():
-            SigningKey.generate().save(path)
+            create_once(path, SigningKey.generate().pem())
         return SigningKey.load(path)
 
     def vendor(self) -> SimulatedVendor:
@@ -180,7 +181,10 @@ def write_policy(
     if program is not None:
         lines += ["", "[program]", f"command = {quote(list(program.command))}", f"files = {quote(list(program.files))}"]
         if program.environment:
-            lines += ["[program.environment]", *(f"{k} = {quote(v)}" for k, v in sorted(program.environment.items()))]
+            lines += [
+                "[program.environment]",
+                *(f"{quote(k)} = {quote(v)}" for k, v in sorted(program.environment.items())),
+            ]
     for rule in vaults:
         lines += ["", "[[vaults]]", f"name = {quote(rule.name)}"]
         lines += [f"mount = {quote(rule.mount)}", f"access = {quote(rule.access)}"]

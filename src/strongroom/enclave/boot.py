@@ -26,7 +26,7 @@ from typing import Any
 from strongroom import vault
 from strongroom.attest.evidence import Evidence
 from strongroom.cas.session import EnclaveSession, Provisions
-from strongroom.enclave.config import BootConfig
+from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import Control
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
 
@@ -55,6 +55,11 @@ class Booted:
     session: EnclaveSession
     provisions: Provisions
 
+    @property
+    def sandboxed(self) -> bool:
+        """Whether this enclave was measured as one in a sandbox: then the host's layout has no say in any path."""
+        return self.config.isolation == SANDBOX
+
     def open_vault(self, name: str) -> vault.Vault:
         """One of the policy's vaults, fresh by the CAS's anchor, read-write only if policy and layout both say so.
 
@@ -64,9 +69,9 @@ class Booted:
         """
         mounts = {v.name: v for v in self.config.vaults}
         key = self.provisions.vault_keys.get(name)
-        place = self.layout.get("vaults", {}).get(name)
         if name not in mounts or key is None:
             raise EnclaveError(f"vault {name}: the policy gives no key for it")
+        place = f"{VAULTS_DIRECTORY}/{name}" if self.sandboxed else self.layout.get("vaults", {}).get(name)
         if not isinstance(place, str):
             raise EnclaveError(f"vault {name}: the host has not said where it lies")
         launched, allowed = mounts[name].access, self.provisions.vault_access.get(name)

@@ -11,6 +11,18 @@ from strongroom.errors import FormatError
 
 PROGRAM_ENTRY = "strongroom.enclave.program"
 SERVICE_ENTRY = "strongroom.serve.inside"
+SANDBOX, PROCESS = "sandbox", "process"
+
+# Where things lie in a sandboxed enclave. Constants of measured code, so that the host has no say in them.
+PROGRAM_DIRECTORY = "/program"
+VAULTS_DIRECTORY = "/run/strongroom/vaults"
+SANDBOX_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",  # noqa: S108  # the enclave's own
+    "LANG": "C.UTF-8",
+    "TERM": "xterm",
+}
+SANDBOX_PYCACHE = "/tmp/.pycache"  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class BootConfig:
         command: program and arguments; ``{vault:NAME}`` stands for the path at which a vault is found.
         environment: what the program gets besides its secrets.
         vaults: where vaults appear.
+        isolation: ``sandbox``, or ``process`` where there is none and paths are the host's.
     """
 
     entry: str
@@ -43,6 +56,7 @@ class BootConfig:
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     vaults: tuple[VaultMount, ...] = ()
+    isolation: str = SANDBOX
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes that are measured."""
@@ -52,6 +66,7 @@ class BootConfig:
                 "policy": self.policy,
                 "cas_root": self.cas_root,
                 "role": self.role,
+                "isolation": self.isolation,
                 "command": list(self.command),
                 "environment": dict(self.environment),
                 "vaults": [{"name": v.name, "mount": v.mount, "access": v.access} for v in self.vaults],
@@ -68,6 +83,7 @@ class BootConfig:
                 policy=value["policy"],
                 cas_root=value["cas_root"],
                 role=value["role"],
+                isolation=value["isolation"],
                 command=tuple(value["command"]),
                 environment=value["environment"],
                 vaults=tuple(VaultMount(**v) for v in value["vaults"]),

@@ -25,7 +25,7 @@ from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client import dial_cas, split_address
 from strongroom.cas.server import CasAddress
 from strongroom.enclave import sandbox
-from strongroom.enclave.config import BootConfig
+from strongroom.enclave.config import PROCESS, SANDBOX, SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, BootConfig
 from strongroom.enclave.control import HostSide, socket_pair
 from strongroom.enclave.measure import Environment, Measurement, measure
 from strongroom.errors import EnclaveError, UsageError
@@ -42,6 +42,11 @@ class Isolation:
     sandbox: str
     fuse: bool
     notes: tuple[str, ...]
+
+    @property
+    def measured(self) -> str:
+        """What a boot configuration says for it."""
+        return SANDBOX if self.sandbox == "bubblewrap" else PROCESS
 
     @classmethod
     def here(cls) -> Isolation:
@@ -152,7 +157,7 @@ def launch(
     """
     isolation = Isolation.here()
     here = Environment.current()
-    _check_mounts(config, isolation)
+    _check_isolation(config, isolation)
     resources = ExitStack()
     try:
         program = _copy_program(files, resources)
@@ -163,16 +168,13 @@ def launch(
         resources.callback(theirs.close)
         writable = {v.name for v in config.vaults if v.access == "read-write"}
         places = {name: (path.resolve(), name in writable) for name, path in vaults.items()}
-        inner = [str(here.executable), "-I", "-X", "pycache_prefix=/tmp/.pycache", "-m", config.entry]
+        inner = [str(here.executable), "-I", "-X", f"pycache_prefix={SANDBOX_PYCACHE}", "-m", config.entry]
         inner += ["--control", str(theirs.fileno())]
         layout: dict[str, Any] = {"fuse": isolation.fuse}
-        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/tmp"}  # noqa: S108
-        if "TERM" in os.environ:
-            environment["TERM"] = os.environ["TERM"]
+        environment = dict(SANDBOX_ENVIRONMENT)
         descriptors = [theirs.fileno()]
         info_read = None
         if isolation.sandbox == "bubblewrap":
-            layout["vaults"] = {name: f"{sandbox.VAULTS_DIRECTORY}/{name}" for name in places}
             info_read, info_write = os.pipe()
             resources.callback(os.close, info_read)
             descriptors.append(info_write)
@@ -193,11 +195,6 @@ def launch(
             layout |= {
                 "vaults": {name: str(place) for name, (place, _) in places.items()},
                 "private_root": str(private),
-            }
-            environment |= {
-                "HOME": str(private),
-                "TMPDIR": str(private),
-                "STRONGROOM_PYCACHE": str(private / ".pycache"),
             }
             inner[3] = f"pycache_prefix={private / '.pycache'}"
             command, workdir = inner, program
@@ -239,8 +236,13 @@ class _SimulatedHardware:
         return self.vendor.quote(self.measured.registers, report_data, debug=self.debug)
 
 
-def _check_mounts(config: BootConfig, isolation: Isolation) -> None:
-    if isolation.sandbox == "bubblewrap":
+def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
+    if config.isolation != isolation.measured:
+        raise UsageError(
+            f"isolation: measured for {config.isolation}, this machine gives {isolation.measured}",
+            hint="install bubblewrap, or measure for the machine that it shall run on",
+        )
+    if config.isolation == SANDBOX:
         return
     for rule in config.vaults:
         if rule.mount and not any(f"{{vault:{rule.name}}}" in word for word in config.command):
@@ -257,7 +259,8 @@ def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
     for name, source in files.items():
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        shutil.copyfile(source, target)
+        target.chmod(0o755)  # modes are not measured, so they may not differ
     return directory
 
 

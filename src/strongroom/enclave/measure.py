@@ -16,7 +16,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
+import site as sitepackages
 import stat
 import sys
 import sysconfig
@@ -27,7 +29,7 @@ from pathlib import Path
 
 import strongroom
 from strongroom.attest.verify import claims_measurement
-from strongroom.enclave.config import BootConfig
+from strongroom.enclave.config import SANDBOX_ENVIRONMENT, BootConfig
 from strongroom.enclave.elf import system_libraries
 from strongroom.errors import EnclaveError, UsageError
 
@@ -72,30 +74,40 @@ class Environment:
     prefix: Path
     base_prefix: Path
     stdlib: Path
-    libpython: tuple[Path, ...]
+    beside: tuple[Path, ...]
     site_packages: tuple[Path, ...]
     package: Path
 
     @classmethod
     def current(cls) -> Environment:
         paths = sysconfig.get_paths()
-        site = sorted({Path(paths["purelib"]), Path(paths["platlib"])})
+        site = sorted({Path(paths["purelib"]), Path(paths["platlib"]), *map(Path, sitepackages.getsitepackages())})
         return cls(
             executable=Path(sys.executable),
             prefix=Path(sys.prefix),
             base_prefix=Path(sys.base_prefix),
             stdlib=Path(paths["stdlib"]),
-            libpython=_shared_interpreter(),
+            beside=_beside(),
             site_packages=tuple(p for p in site if p.is_dir()),
             package=Path(strongroom.__file__).parent,
         )
 
 
-def _shared_interpreter() -> tuple[Path, ...]:
-    """The library that the interpreter is in, where its executable is but a shell around it."""
-    directory, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
-    path = Path(str(directory), str(name))
-    return (path,) if ".so" in path.name and path.is_file() else ()
+def _beside() -> tuple[Path, ...]:
+    """What an interpreter takes in from outside its standard library.
+
+    The library that it is in, every other one beside that (its RUNPATH comes before the system's), the zipped standard
+    library that it looks for first, and the file that makes a virtual environment.
+    """
+    found = []
+    directory = Path(str(sysconfig.get_config_var("LIBDIR")))
+    if directory.is_relative_to(sys.base_prefix) and sys.base_prefix != "/usr":
+        found += [path for path in sorted(directory.glob("*.so*")) if path.is_file()]
+    else:
+        library = directory / str(sysconfig.get_config_var("INSTSONAME"))
+        found += [library] if ".so" in library.name and library.is_file() else []
+    zipped = Path(sys.base_prefix, "lib", f"python{sys.version_info.major}{sys.version_info.minor}.zip")
+    return (*found, *(path for path in (zipped, Path(sys.prefix, "pyvenv.cfg")) if path.is_file()))
 
 
 def program_files(base: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -144,9 +156,15 @@ def measure(config: BootConfig, files: Mapping[str, Path], environment: Environm
         files: the program's files by their names inside the enclave.
 
     Raises:
-        EnclaveError: a file could not be read, or changed while it was.
+        EnclaveError: a file could not be read, or the environment takes in packages from elsewhere.
+        UsageError: the command is not to be found in the enclave.
     """
     environment = environment or Environment.current()
+    _check_environment(environment)
+    if config.command and "/" in config.command[0] and not config.command[0].startswith("/"):
+        name = config.command[0].removeprefix("./")
+        if config.role == "program" and name not in files:
+            raise UsageError(f"command: {config.command[0]} is not one of the program's files", hint="--include it")
     parts = [_part(name, named) for name, named in _platform(environment, config)]
     raw = config.to_bytes()
     program = _part("program", sorted(files.items()))
@@ -157,6 +175,16 @@ def measure(config: BootConfig, files: Mapping[str, Path], environment: Environm
     return Measurement((*parts, program, boot), registers)
 
 
+def _check_environment(environment: Environment) -> None:
+    """Raises EnclaveError if the interpreter would import from directories that are not measured."""
+    settings = environment.prefix / "pyvenv.cfg"
+    if settings.is_file() and re.search(r"(?im)^\s*include-system-site-packages\s*=\s*true", settings.read_text()):
+        raise EnclaveError(
+            f"environment: {environment.prefix} takes in the system's packages, which are not measured",
+            hint="make one without: python -m venv, and no --system-site-packages",
+        )
+
+
 def _extend(register: bytes, value: bytes) -> bytes:
     """As TDG.MR.RTMR.EXTEND does: the new value is SHA-384(old || extension)."""
     return hashlib.sha384(register + value).digest()
@@ -164,7 +192,7 @@ def _extend(register: bytes, value: bytes) -> bytes:
 
 def _platform(environment: Environment, config: BootConfig) -> Iterator[tuple[str, list[tuple[str, str | Path]]]]:
     interpreter: list[tuple[str, str | Path]] = [("python", environment.executable.resolve())]
-    interpreter += [(path.name, path) for path in environment.libpython]
+    interpreter += [(path.name, path) for path in environment.beside]
     interpreter += _walk(environment.stdlib, skip={"site-packages", "dist-packages"})
     yield "interpreter", interpreter
     yield "strongroom", list(_walk(environment.package))
@@ -188,11 +216,25 @@ def _platform(environment: Environment, config: BootConfig) -> Iterator[tuple[st
 
 
 def _system_command(config: BootConfig) -> Path | None:
-    """The executable of a command that is not Python: measured too, though not what it loads."""
-    if not config.command or config.command[0] in ("python", "python3"):
+    """The executable of a command that is no Python: measured too, though not what it loads.
+
+    It is looked up as it will be in the enclave; a name with a slash is a path there.
+
+    Raises:
+        UsageError: the enclave would not find it.
+    """
+    if not config.command or config.role != "program" or config.command[0] in ("python", "python3"):
         return None
-    found = shutil.which(config.command[0])
-    return Path(found).resolve() if found else None
+    name = config.command[0]
+    if "/" in name and not name.startswith("/"):
+        return None  # one of the program's own files, or nothing
+    found = shutil.which(name, path=SANDBOX_ENVIRONMENT["PATH"])
+    if found is None:
+        raise UsageError(
+            f"command: {name} is not an executable on the enclave's path, {SANDBOX_ENVIRONMENT['PATH']}",
+            hint="name it by its absolute path, or make it one of the program's files: --include FILE and ./FILE",
+        )
+    return Path(found).resolve()
 
 
 def _owners(site: Path) -> dict[str, str]:
@@ -210,7 +252,14 @@ def _walk(root: Path, skip: Iterable[str] = (), leave_out: Path | None = None) -
     """Every file below `root` with its relative name, sorted by folder, but for caches of compiled code."""
     skip = {"__pycache__", *skip}
     start = len(str(root)) + 1
-    for folder, folders, files in os.walk(root, followlinks=False):
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        # A link to a directory is followed, since an import would follow it; each directory once, so that loops end.
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if f not in skip and f"{folder}/{f}" != str(leave_out))
         inside = folder[start:]
         for name in sorted(files):

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from strongroom.enclave.boot import Booted, main
-from strongroom.enclave.config import VaultMount
+from strongroom.enclave.config import SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, VaultMount
 from strongroom.errors import EnclaveError, MissingDependencyError, UnsupportedPlatformError
 from strongroom.shield import files
 from strongroom.vault import Vault
@@ -39,9 +39,9 @@ def run(booted: Booted) -> int:
             raise EnclaveError("command: is empty")
         if command[0] in ("python", "python3"):
             # As an option too: `-I` and `-E` turn the variable off.
-            command[:1] = [sys.executable, "-X", f"pycache_prefix={_pycache()}"]
+            command[:1] = [sys.executable, "-X", f"pycache_prefix={_pycache(booted)}"]
         booted.control.event("running", command=list(booted.config.command))
-        status = _supervise(command, _environment(booted), hide="private_root" not in booted.layout)
+        status = _supervise(command, _environment(booted), _pycache(booted), hide=booted.sandboxed)
         booted.control.event("ended", status=status)
         # The program saw an I/O error and may have gone on: what it made of that is not committed.
         if mounted is not None and mounted.failure is not None:
@@ -51,8 +51,11 @@ def run(booted: Booted) -> int:
 
 def _place(booted: Booted, rule: VaultMount) -> Path:
     """Where a vault appears: at its mount inside a mount namespace, else below a private directory."""
-    root = booted.layout.get("private_root")
-    return Path(rule.mount) if root is None else Path(str(root)) / rule.name
+    return Path(rule.mount) if booted.sandboxed else _private_root(booted) / rule.name
+
+
+def _private_root(booted: Booted) -> Path:
+    return Path(str(booted.layout.get("private_root")))
 
 
 def _expand(word: str, places: Mapping[str, Path]) -> str:
@@ -119,26 +122,31 @@ def _writable(booted: Booted, name: str, place: Path) -> Iterator[None]:
 
 
 def _environment(booted: Booted) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TERM", "TMPDIR") if name in os.environ}
+    """The program's variables: constants, what was measured, and its secrets; nothing that the host has set."""
+    if booted.sandboxed:
+        base = dict(SANDBOX_ENVIRONMENT)
+    else:
+        private = str(_private_root(booted))
+        base = SANDBOX_ENVIRONMENT | {"HOME": private, "TMPDIR": private}
     return {
-        **inherited,
-        "PYTHONPYCACHEPREFIX": _pycache(),
+        **base,
+        "PYTHONPYCACHEPREFIX": _pycache(booted),
         **booted.config.environment,
         **booted.provisions.environment,
     }
 
 
-def _pycache() -> str:
+def _pycache(booted: Booted) -> str:
     """Where compiled code is kept, in the enclave's own memory: what lies beside the sources was never measured."""
-    return os.environ.get("STRONGROOM_PYCACHE", "/tmp/.pycache")  # noqa: S108  # the enclave's own
+    return SANDBOX_PYCACHE if booted.sandboxed else str(_private_root(booted) / ".pycache")
 
 
-def _supervise(command: list[str], environment: Mapping[str, str], *, hide: bool) -> int:
+def _supervise(command: list[str], environment: Mapping[str, str], pycache: str, *, hide: bool) -> int:
     """Run a command without privileges, pass signals on, reap orphans (this may be process 1).
 
     With `hide`, the program does not see the directory of the vaults' ciphertext, which is the host's disk.
     """
-    drop = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={_pycache()}", str(Path(__file__).with_name("drop.py"))]
+    drop = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={pycache}", str(Path(__file__).with_name("drop.py"))]
     wrapped = [*drop, *(["--hide", _CIPHERTEXT] if hide else []), "--", *command]
     child = subprocess.Popen(wrapped, env=dict(environment))  # noqa: S603  # the measured command
 
@@ -154,6 +162,10 @@ def _supervise(command: list[str], environment: Mapping[str, str], *, hide: bool
             return child.wait()
         if pid == child.pid:
             child.returncode = code = os.waitstatus_to_exitcode(status)
+            if os.getpid() == 1:
+                # Nothing that the program left running may change its results while they are sealed.
+                with suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)
             return code if code >= 0 else 128 - code
 
 

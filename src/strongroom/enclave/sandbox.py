@@ -16,11 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from strongroom.enclave.config import PROGRAM_DIRECTORY, VAULTS_DIRECTORY
 from strongroom.enclave.measure import Environment
 from strongroom.errors import UnsupportedPlatformError
 
-PROGRAM_DIRECTORY = "/program"
-VAULTS_DIRECTORY = "/run/strongroom/vaults"
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime")
 
@@ -38,14 +37,33 @@ def require_linux() -> None:
 def bubblewrap() -> str | None:
     """The path of a bubblewrap that works here, or None."""
     path = shutil.which("bwrap")
-    if path is None:
-        return None
-    trial = [path, "--unshare-all", "--uid", "0", "--gid", "0", "--ro-bind", "/", "/", "--", "/bin/true"]
+    return path if path is not None and _works([path]) else None
+
+
+@functools.cache
+def can_disable_user_namespaces(bwrap: str) -> bool:
+    """Whether this bubblewrap (0.8 and later) can keep the program from making user namespaces of its own."""
+    return _works([bwrap, "--disable-userns"])
+
+
+def _works(command: list[str]) -> bool:
+    trial = [
+        *command,
+        "--unshare-all",
+        "--unshare-user",
+        "--uid",
+        "0",
+        "--gid",
+        "0",
+        "--ro-bind",
+        "/",
+        "/",
+        "/bin/true",
+    ]
     try:
-        done = subprocess.run(trial, capture_output=True, timeout=20, check=False)  # noqa: S603
+        return subprocess.run(trial, capture_output=True, timeout=20, check=False).returncode == 0  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return path if done.returncode == 0 else None
+        return False
 
 
 def fuse_available() -> bool:
@@ -71,7 +89,9 @@ def bubblewrap_command(
         fuse: let the enclave mount file systems of its own.
         info_fd: where bubblewrap reports the process id.
     """
-    command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
+    command = [bwrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--as-pid-1"]
+    if can_disable_user_namespaces(bwrap):
+        command.append("--disable-userns")
     # Started by root, bubblewrap would leave nearly every capability.
     command += ["--uid", "0", "--gid", "0", "--cap-drop", "ALL", "--hostname", "enclave", "--info-fd", str(info_fd)]
     command += ["--ro-bind", "/usr", "/usr"]
@@ -82,7 +102,8 @@ def bubblewrap_command(
             command += ["--ro-bind", path, path]
     for path in _ETC:
         command += ["--ro-bind-try", path, path]
-    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the enclave's own
+    # /proc/sys asks for root's user id, not for a capability: launched by root, a program could write to it.
+    command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the enclave's own
     for root in _visible(environment):
         command += ["--ro-bind", str(root), str(root)]
     command += ["--ro-bind", str(program), PROGRAM_DIRECTORY, "--dir", VAULTS_DIRECTORY]
