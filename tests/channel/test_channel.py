@@ -16,7 +16,7 @@ from strongroom.channel import (
     tls_info,
 )
 from strongroom.crypto import CertificateAuthority, SigningKey
-from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UnknownPolicyError
+from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UnknownPolicyError, UsageError
 
 NOW = dt.datetime.now(dt.UTC)
 LABEL = b"EXPORTER-test"
@@ -210,3 +210,43 @@ def test_tls_1_2_is_refused(server):
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(plain)
+
+
+def converse(server, *pieces):
+    """Send raw bytes over TLS; what came back before the server hung up."""
+    from strongroom.channel import connect
+
+    answer = b""
+    with connect(socket.create_connection(("127.0.0.1", server.port)), expect=expect_key(server.key)) as stream:
+        try:
+            for piece in pieces:
+                stream.send(piece)
+            while data := stream.recv():
+                answer += data
+        except ChannelError:
+            pass
+    return answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"h%d: x\r\n" % i for i in range(200)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nh: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nh: " + b"a" * 10_000_000,
+        b"GET /" + b"a" * 10_000_000,
+    ],
+    ids=["url", "many headers", "one header", "an endless header", "an endless url"],
+)
+def test_a_request_whose_head_is_too_long_is_cut_off(server, head):
+    answer = converse(server, head)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 "), answer[:200]
+    with client(server) as http:
+        assert http.get("/")["count"] == 1
+
+
+def test_a_port_that_is_none_is_named():
+    for port in (-1, 65_536, 99_999):
+        with pytest.raises(UsageError, match="wanted 0 to 65535"):
+            bind("127.0.0.1", port)

@@ -19,10 +19,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.channel.tls import CHUNK, PLAIN_RECORD, Identity, export, peer_chain, server_context
 from strongroom.crypto import Certificate
-from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError
+from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UsageError
 
 _HANDSHAKE_TIMEOUT = 10.0
 _PLAIN_BUFFER = 1 << 18
+_HEAD_SECONDS = 15.0
+_MAX_HEAD, _MAX_HEADERS = 1 << 16, 100  # bytes and lines of a request's head
+_MAX_CONNECTIONS = 512
 _KEEP_ALIVE_SECONDS = 75  # an enclave attests anew on every connection, so idle ones are worth keeping
 
 Scope = MutableMapping[str, Any]
@@ -61,9 +64,12 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening TCP socket; port 0 takes any free one.
 
     Raises:
+        UsageError: the port is none.
         PortInUseError: the address is taken.
         ChannelError: it cannot be listened on.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"port: got {port}, wanted 0 to 65535", hint="port 0 takes any free one")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named; left on, it holds back the second write of
     # every answer until the peer's delayed acknowledgement, 40 ms later.
@@ -79,7 +85,10 @@ def bind(host: str, port: int) -> socket.socket:
             raise PortInUseError(
                 f"address: {host}:{port} is in use", hint="choose another port; port 0 takes any free one"
             ) from None
-        raise ChannelError(f"address: {host}:{port}: {(error.strerror or str(error)).lower()}") from None
+        raise ChannelError(
+            f"address: {host}:{port}: {(error.strerror or str(error)).lower()}",
+            hint="an address of this machine, such as 127.0.0.1 or 0.0.0.0",
+        ) from None
     return sock
 
 
@@ -106,6 +115,7 @@ class Server:
             access_log=False,
             server_header=False,
             date_header=False,
+            limit_concurrency=_MAX_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=drain_seconds,
         )
@@ -134,14 +144,66 @@ class Server:
 
 
 class _Http(HttpToolsProtocol):
-    """uvicorn's protocol, with the connection's `TlsInfo` in each request's scope."""
+    """uvicorn's protocol, with the connection's `TlsInfo` in each request's scope, and limits on a request's head."""
 
     tls: TlsInfo
+    _head_size = 0  # of the lines that are complete
+    _unfinished = 0  # bytes fed since the head began, while it has not ended
+    _in_head = True
+    _head_deadline: asyncio.TimerHandle | None = None
+
+    def await_head(self) -> None:
+        """From now on a request must begin, and its head end, within the limit."""
+        self._unset_head_deadline()
+        self._head_deadline = self.loop.call_later(_HEAD_SECONDS, self._abandon)
+
+    def _unset_head_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+    def _abandon(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _count(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > _MAX_HEAD or len(self.headers) > _MAX_HEADERS:
+            # The parser reports it as an error in the request, which is answered with 400 and a closed connection.
+            raise ValueError("request head: too long")
+
+    def fed(self, size: int) -> None:
+        """Note that so many bytes went to the parser, which keeps an unfinished line whole, however long it grows."""
+        if not self._in_head:
+            return
+        self._unfinished += size
+        if self._unfinished > _MAX_HEAD + _PLAIN_BUFFER:
+            self._abandon()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.await_head()
+        self._head_size = self._unfinished = 0
+        self._in_head = True
         self.scope["scheme"] = "https"
         self.scope["extensions"] = {"strongroom.tls": self.tls}  # type: ignore[dict-item]
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        self._unset_head_deadline()
+        self._in_head = False
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_head_deadline()
+        super().connection_lost(exc)
 
 
 class _TlsProtocol(asyncio.Protocol):
@@ -191,6 +253,7 @@ class _TlsProtocol(asyncio.Protocol):
         finally:
             if filled:
                 self._http.data_received(view[:filled])  # type: ignore[arg-type]  # the parser takes any buffer
+                self._http.fed(filled)
 
     def _shake_hands(self) -> bool:
         try:
@@ -205,6 +268,7 @@ class _TlsProtocol(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101  # data comes after connection_made
         self._http.tls = TlsInfo(self._tls)
         self._http.connection_made(_PlainTransport(self._transport, self))
+        self._http.await_head()
         return True
 
     def flush(self) -> None:
