@@ -2,12 +2,13 @@
 
 import os
 import stat
+from contextlib import closing
 
 import pytest
 
 from strongroom import vault
 from strongroom.crypto import random_key
-from strongroom.errors import FormatError, LockedError, TamperedError, UsageError, WrongKeyError
+from strongroom.errors import FormatError, LockedError, TamperedError, TruncatedError, UsageError, WrongKeyError
 from strongroom.sealed import NO_FRESHNESS, MemoryAnchor
 from strongroom.storage import LocalDirectory, MemoryDirectory
 from strongroom.vault import metadata
@@ -344,3 +345,70 @@ def test_local_directory_keeps_to_itself(tmp_path):
     for name in ("../x", "a/b", "", ".", ".."):
         with pytest.raises(UsageError, match="file name"):
             directory.open(name, "x")
+
+
+CUTS = {
+    "0": lambda size: 0,
+    "1": lambda size: 1,
+    "7": lambda size: 7,
+    "1000": lambda size: 1000,
+    "one slot": lambda size: 4096,
+    "half": lambda size: size // 2,
+    "minus one": lambda size: size - 1,
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("content", [b"", b"short", bytes(range(256)) * 2000], ids=["empty", "short", "long"])
+def test_a_data_file_that_was_cut(content, cut):
+    directory = created({"a": content, "b": b"whole"})
+    with vault.open(directory, key=KEY, anchor=NO_FRESHNESS) as opened:
+        with closing(directory.open(opened._files["a"].name, "r+")) as storage:
+            storage.resize(CUTS[cut](storage.size()))
+        with pytest.raises(TruncatedError, match="vault: a: ") as caught:
+            opened.read_bytes("a")
+        assert caught.value.exit_code == 22
+        assert "restore it from a copy" in (caught.value.hint or "")
+        with pytest.raises(TruncatedError):
+            opened.verify()
+        assert opened.read_bytes("b") == b"whole"
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("commits", [1, 2, 6])
+@pytest.mark.parametrize("anchored", [True, False])
+def test_a_meta_that_was_cut(cut, commits, anchored):
+    directory, memory = MemoryDirectory(), MemoryAnchor()
+    anchor = memory if anchored else NO_FRESHNESS
+    for number in range(commits):
+        with vault.open(directory, "r+" if number else "x", key=KEY, anchor=anchor) as opened:
+            opened.write_bytes(f"file {number}", b"content")
+    with closing(directory.open("meta", "r+")) as storage:
+        storage.resize(CUTS[cut](storage.size()))
+    for mode in ("r", "r+"):
+        with pytest.raises(TruncatedError, match=r"meta: [0-9]+ bytes, wanted at least") as caught:
+            vault.open(directory, mode, key=KEY, anchor=anchor)
+        assert caught.value.exit_code == 22
+        assert "restore it from a copy" in (caught.value.hint or "")
+
+
+def test_refusals_of_changed_vaults_say_what_to_do():
+    directory = created({"a": b"1" * 5000, "b": b"2" * 5000})
+    with vault.open(directory, key=KEY, anchor=NO_FRESHNESS) as opened:
+        one, two = (opened._files[path].name for path in "ab")
+        with closing(directory.open(two, "r")) as storage:
+            other = bytearray(storage.size())
+            storage.read_into(0, other)
+        with closing(directory.open(one, "r+")) as storage:
+            storage.write_at(0, other)
+        with pytest.raises(TamperedError, match="is another one") as replaced:
+            opened.read_bytes("a")
+        with closing(directory.open(two, "r+")) as storage:
+            storage.write_at(storage.size() - 4096, bytes(4096))
+            storage.write_at(storage.size() - 8192, bytes(4096))
+        with pytest.raises(TamperedError, match="authentication failed") as changed:
+            opened.read_bytes("b")
+    with pytest.raises(WrongKeyError) as key:
+        vault.open(directory, key=random_key(), anchor=NO_FRESHNESS)
+    for caught in (replaced, changed, key):
+        assert caught.value.hint

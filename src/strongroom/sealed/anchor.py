@@ -120,7 +120,9 @@ class PinnedAnchor:
 
     def advance(self, old: Root | None, new: Root) -> None:
         if new != self._root:
-            raise RollbackError(f"root: {new}, wanted {self._root}")
+            raise RollbackError(
+                f"root: {new}, wanted {self._root}", hint="another version lies in its place; restore it from a copy"
+            )
 
 
 class FileAnchor:

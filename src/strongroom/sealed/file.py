@@ -43,7 +43,7 @@ class SealedFile(io.BufferedIOBase):
 
     Args:
         directory: is synced in the first commit, so that the file's name is durable too.
-        write_once: as `open_in` says.
+        write_once, expected: as `open_in` says.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class SealedFile(io.BufferedIOBase):
         what: str,
         directory: Directory | None = None,
         write_once: bool = False,
+        expected: bool = False,
     ) -> None:
         self._lock = threading.RLock()
         self._storage = storage
@@ -80,7 +81,7 @@ class SealedFile(io.BufferedIOBase):
         elif mode == "x":
             raise FileExistsError(f"{what}: holds a sealed file already")
         else:
-            self._slots, commit = slots.read_slots(storage, key, what)
+            self._slots, commit = slots.read_slots(storage, key, what, expected=expected)
             slots.check_fresh(commit.root(self._slots.header), commit.previous, anchor, what)
         header = self._slots.header
         self._block_size = header.block_size

@@ -27,6 +27,9 @@ DEFAULT_BLOCK: Final = 64 << 10
 MAX_LENGTH: Final = 1 << 60
 FILE_ID_SIZE: Final = 16
 
+CUT_HINT: Final = "the end of the file is missing; restore it from a copy"
+CHANGED_HINT: Final = "something changed it on the disk; restore it from a copy"
+
 POINTER: Final = struct.Struct(f"<Q{NONCE_SIZE}s{TAG_SIZE}s")  # place, nonce, tag
 HOLE: Final = bytes(POINTER.size)
 

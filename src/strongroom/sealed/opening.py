@@ -64,6 +64,7 @@ def open_in(
     *,
     what: str,
     write_once: bool = False,
+    expected: bool = False,
 ) -> SealedFile:
     """As `open_sealed`, of a file in any kind of directory.
 
@@ -71,11 +72,22 @@ def open_in(
         what: the name to call it in errors.
         write_once: nothing will name the file before its first commit has returned: whoever names it then syncs the
             directory, and within the file one sync orders enough.
+        expected: something else says that a sealed file is there, so that one too short to tell was truncated.
     """
     storage = _open_storage(directory, name, mode)
     try:
         home = None if write_once else directory
-        file = SealedFile(storage, mode, key, anchor, block_size, what=what, directory=home, write_once=write_once)
+        file = SealedFile(
+            storage,
+            mode,
+            key,
+            anchor,
+            block_size,
+            what=what,
+            directory=home,
+            write_once=write_once,
+            expected=expected,
+        )
     except BaseException:
         storage.close()
         raise

@@ -8,7 +8,7 @@ from strongroom.crypto import BlockCipher
 from strongroom.errors import FormatError, RollbackError, TamperedError, TruncatedError, WrongKeyError
 from strongroom.sealed import layout
 from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, NoFreshness, Root
-from strongroom.sealed.layout import SLOT_SIZE, SLOTS, SLOTS_SIZE, Commit, Header
+from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, SLOT_SIZE, SLOTS, SLOTS_SIZE, Commit, Header
 from strongroom.storage import Storage
 
 
@@ -50,17 +50,17 @@ def is_new(storage: Storage) -> bool:
     return not any(any(slot) for slot in slots)
 
 
-def read_slots(storage: Storage, key: bytes, what: str) -> tuple[Slots, Commit]:
+def read_slots(storage: Storage, key: bytes, what: str, *, expected: bool = False) -> tuple[Slots, Commit]:
     """The slots of an existing file, and its newest commit.
 
-    1. Something looks like a slot of this version.   else FormatError
+    1. Something looks like a slot of this version.   else FormatError; TruncatedError if it is `expected` and too short
     2. The key is the one committed to.               else WrongKeyError
     3. A slot authenticates.                          else TamperedError, TruncatedError
     4. All that do belong to one file and history.    else TamperedError
     5. The file is as long as the newest says.        else TruncatedError
     """
     raw = _read(storage)
-    headers = _headers(raw, what)  # 1
+    headers = _headers(raw, what, expected=expected)  # 1
     if not any(header.check_key(key) for header in headers if header):  # 2
         raise WrongKeyError(f"{what}: sealed under another key", hint="name the key file that it was sealed with")
     opened: list[tuple[int, Header, Commit]] = []
@@ -72,23 +72,26 @@ def read_slots(storage: Storage, key: bytes, what: str) -> tuple[Slots, Commit]:
                 continue  # a torn write, or an attack: the newest slot that is left and the anchor decide
     size = storage.size()
     if not opened and size < SLOTS_SIZE:
-        raise TruncatedError(f"{what}: {size} bytes, wanted at least {SLOTS_SIZE}")
+        raise TruncatedError(f"{what}: {size} bytes, wanted at least {SLOTS_SIZE}", hint=CUT_HINT)
     if not opened:
-        raise TamperedError(f"{what}: none of its {SLOTS} slots authenticates")
+        raise TamperedError(f"{what}: none of its {SLOTS} slots authenticates", hint=CHANGED_HINT)
     header = opened[0][1]
     slots = Slots(header, layout.block_cipher(key, header.file_id))
     for at, other, commit in opened:  # 4
         if other != header:
-            raise TamperedError(f"{what}: its slots belong to different files")
+            raise TamperedError(f"{what}: its slots belong to different files", hint=CHANGED_HINT)
         twin = next((c for c in slots.commits if c and c.sequence == commit.sequence), commit)
         if twin != commit:
-            raise TamperedError(f"{what}: two different commits have sequence {commit.sequence}")
+            raise TamperedError(
+                f"{what}: two different commits have sequence {commit.sequence}",
+                hint="two histories were mixed in it; restore it from a copy",
+            )
         slots.commits[at] = commit
     newest = slots.newest
     assert newest is not None  # noqa: S101  # `opened` is not empty
     wanted = newest.places * header.block_size
     if size < wanted:  # 5
-        raise TruncatedError(f"{what}: {size} bytes, wanted at least {wanted}", hint="restore it from a copy")
+        raise TruncatedError(f"{what}: {size} bytes, wanted at least {wanted}", hint=CUT_HINT)
     return slots, newest
 
 
@@ -119,7 +122,7 @@ def _read(storage: Storage) -> list[bytes]:
     return [bytes(buffer[i : min(i + SLOT_SIZE, count)]) for i in range(0, SLOTS_SIZE, SLOT_SIZE)]
 
 
-def _headers(raw: list[bytes], what: str) -> list[Header | None]:
+def _headers(raw: list[bytes], what: str, *, expected: bool) -> list[Header | None]:
     headers: list[Header | None] = []
     problem: FormatError | None = None
     for slot in raw:
@@ -131,7 +134,8 @@ def _headers(raw: list[bytes], what: str) -> list[Header | None]:
     if not any(headers):
         if problem:
             raise FormatError(f"{what}: {problem.message}", hint=problem.hint)
-        if raw[0].startswith(layout.MAGIC):
-            raise TruncatedError(f"{what}: {len(raw[0])} bytes, wanted at least {SLOTS_SIZE}")
-        raise FormatError(f"{what}: not a sealed file")
+        size = sum(map(len, raw))
+        if size < SLOTS_SIZE and (expected or raw[0].startswith(layout.MAGIC)):
+            raise TruncatedError(f"{what}: {size} bytes, wanted at least {SLOTS_SIZE}", hint=CUT_HINT)
+        raise FormatError(f"{what}: not a sealed file", hint="check the path; `strongroom seal` makes sealed files")
     return headers

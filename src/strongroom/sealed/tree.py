@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from strongroom.crypto import TAG_SIZE, BlockCipher
 from strongroom.errors import IntegrityError, TamperedError, TruncatedError
 from strongroom.sealed import layout, places
-from strongroom.sealed.layout import HOLE, POINTER, Commit
+from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, HOLE, POINTER, Commit
 from strongroom.storage import Storage
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class BlockTree:
             place, nonce, tag = POINTER.unpack(pointer)
             if not seen.mark(place, places.LIVE):
                 raise TamperedError(
-                    f"{self._what}: block {index} of level {level}: place {place} is used twice or out of range"
+                    f"{self._what}: block {index} of level {level}: place {place} is used twice or out of range",
+                    hint=CHANGED_HINT,
                 )
             if level == 0:
                 self._open(0, index, place, nonce, tag, scratch)
@@ -184,7 +185,8 @@ class BlockTree:
         try:
             if self._storage.read_into(place * self._size, self._box_block) != self._size:
                 raise TruncatedError(
-                    f"{self._what}: block {index} of level {level}: place {place} lies behind the end of the file"
+                    f"{self._what}: block {index} of level {level}: place {place} lies behind the end of the file",
+                    hint=CUT_HINT,
                 )
             self._box[self._size :] = tag
             self._cipher.decrypt_into(nonce, self._box, self._aad + layout.pack_level_index(level, index), out)
@@ -192,7 +194,8 @@ class BlockTree:
             # What failed to authenticate has been decrypted into `out`; nobody may see it.
             memoryview(out)[:] = bytes(self._size)
             raise TamperedError(
-                f"{self._what}: block {index} of level {level}: authentication failed at place {place}"
+                f"{self._what}: block {index} of level {level}: authentication failed at place {place}",
+                hint=CHANGED_HINT,
             ) from None
 
     def _walk(self, commit: Commit) -> Iterator[tuple[int, int, bytes]]:
@@ -229,7 +232,8 @@ class BlockTree:
         for level, index, pointer in self._walk(self._committed):
             if not found.mark(POINTER.unpack(pointer)[0], places.LIVE):
                 raise TamperedError(
-                    f"{self._what}: block {index} of level {level}: its place is used twice or out of range"
+                    f"{self._what}: block {index} of level {level}: its place is used twice or out of range",
+                    hint=CHANGED_HINT,
                 )
         if self._previous:
             self._keep_previous(found, self._previous)

@@ -19,7 +19,7 @@ from strongroom.errors import (
     WrongKeyError,
 )
 from strongroom.sealed import NO_FRESHNESS, Anchor, NoFreshness, PinnedAnchor, Root, SealedFile
-from strongroom.sealed.layout import DEFAULT_BLOCK, MIN_BLOCK, check_block_size
+from strongroom.sealed.layout import CHANGED_HINT, DEFAULT_BLOCK, MIN_BLOCK, check_block_size
 from strongroom.sealed.opening import open_in
 from strongroom.storage import Directory, LocalDirectory
 from strongroom.vault import metadata
@@ -105,7 +105,7 @@ class Vault:
         self._closed = False
         self._files: dict[str, Entry] = {}
         self._changed = mode == "x"
-        self._meta = open_in(directory, META, mode, key, anchor, MIN_BLOCK, what=f"{what}: {META}")
+        self._meta = open_in(directory, META, mode, key, anchor, MIN_BLOCK, what=f"{what}: {META}", expected=True)
         try:
             if mode != "x":
                 if self._meta.length > metadata.MAX_META:
@@ -250,7 +250,9 @@ class Vault:
     def _open_data(self, path: str, entry: Entry) -> SealedFile:
         what = f"{self._what}: {path}"
         try:
-            file = open_in(self._directory, entry.name, "r", entry.key, PinnedAnchor(entry.root), what=what)
+            file = open_in(
+                self._directory, entry.name, "r", entry.key, PinnedAnchor(entry.root), what=what, expected=True
+            )
         except FileNotFoundError:
             raise TamperedError(
                 f"{what}: its data file {entry.name} is missing",
@@ -258,10 +260,13 @@ class Vault:
             ) from None
         except (WrongKeyError, FormatError, RollbackError) as error:
             # The vault's own key was right; so another file lies where this one belongs.
-            raise TamperedError(f"{what}: its data file {entry.name} is another one ({error.code})") from None
+            raise TamperedError(
+                f"{what}: its data file {entry.name} is another one ({error.code})",
+                hint="something replaced it on the disk; restore the whole vault from a copy",
+            ) from None
         if file.length != entry.size:
             file.close()
-            raise TamperedError(f"{what}: {file.length} bytes, wanted {entry.size}")
+            raise TamperedError(f"{what}: {file.length} bytes, wanted {entry.size}", hint=CHANGED_HINT)
         return file
 
     def _adopt(self, path: str, entry: Entry) -> None:
