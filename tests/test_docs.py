@@ -58,11 +58,23 @@ def test_every_page_can_be_reached_from_the_index() -> None:
     assert not set(DOCS) - {ROOT / "README.md"} - reached
 
 
-def test_every_threat_has_a_place_and_a_test() -> None:
+def test_every_threat_has_an_actor_an_asset_a_place_and_a_test() -> None:
     text = (ROOT / "docs" / "threat-model.md").read_text()
-    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| .*`src/", line)]
-    assert len(rows) > 25
-    assert not [row[0] for row in rows if len(row) != 3 or not _TEST.search(row[2])]
+    tables = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    ]
+    named = {table[0][0]: {row[0] for row in table[2:]} for table in tables if len(table[0]) == 2}
+    threats = [table for table in tables if len(table[0]) != 2]
+    assert {tuple(table[0]) for table in threats} == {("actor", "asset", "threat", "enforced in", "tried in")}
+    rows = [row for table in threats for row in table[2:]]
+    assert len(rows) > 35
+    for row in rows:
+        assert len(row) == 5 and all(row), row
+        actor, assets, _, place, tried = row
+        assert actor.partition(" (")[0] in named["actor"], row
+        assert set(assets.split(", ")) <= set(named["asset"]), row
+        assert "`src/" in place and _TEST.search(tried), row
 
 
 def test_reference_has_every_verb_and_exit_status() -> None:
