@@ -2,13 +2,14 @@
 
 import dataclasses
 import shutil
+import sys
 
 import pytest
 
 from strongroom.enclave.config import PROGRAM_ENTRY, BootConfig, VaultMount
 from strongroom.enclave.elf import needed, system_libraries
 from strongroom.enclave.measure import Environment, measure, program_files, python_files
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import EnclaveError, FormatError, UsageError
 
 CONFIG = BootConfig(
     entry=PROGRAM_ENTRY,
@@ -103,6 +104,7 @@ def test_caches_of_compiled_code_do_not_count(environment, job):
         {"policy": "test/other"},
         {"cas_root": "sha256:" + "1" * 64},
         {"role": "service"},
+        {"isolation": "process"},
         {"command": ("python", "job.py", "-v")},
         {"environment": {"A": "2"}},
         {"environment": {}},
@@ -167,3 +169,48 @@ def test_what_is_not_elf_needs_nothing(tmp_path):
         path = tmp_path / "file"
         path.write_bytes(content)
         assert needed(str(path)) == []
+
+
+def test_what_a_link_to_a_directory_leads_to_is_measured(environment, job, tmp_path):
+    before = value(CONFIG, {"job.py": job}, environment)
+    (tmp_path / "share").mkdir()
+    (tmp_path / "share" / "__init__.py").write_text("print('one')")
+    (environment.prefix / "site" / "sitecustomize").symlink_to(tmp_path / "share")
+    linked = value(CONFIG, {"job.py": job}, environment)
+    (tmp_path / "share" / "__init__.py").write_text("print('two')")
+    assert len({before, linked, value(CONFIG, {"job.py": job}, environment)}) == 3
+
+
+def test_a_loop_of_links_ends(environment, job):
+    (environment.prefix / "site" / "pkg" / "loop").symlink_to(environment.prefix / "site")
+    value(CONFIG, {"job.py": job}, environment)
+
+
+def test_an_environment_that_takes_in_unmeasured_packages_is_refused(environment, job):
+    (environment.prefix / "pyvenv.cfg").write_text("home = /usr/bin\nInclude-System-Site-Packages = TRUE\n")
+    with pytest.raises(EnclaveError, match="not measured"):
+        value(CONFIG, {"job.py": job}, environment)
+
+
+def test_the_real_environment_names_what_lies_beside_its_library():
+    names = {path.name for path in Environment.current().beside}
+    assert "pyvenv.cfg" in names or sys.prefix == sys.base_prefix
+    assert all(path.is_file() for path in Environment.current().beside)
+
+
+def test_a_command_is_looked_up_as_the_enclave_will(environment, job, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "tool").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UsageError, match="enclave's path"):
+        value(dataclasses.replace(CONFIG, command=("tool",)), {"job.py": job}, environment)
+    parts = measure(dataclasses.replace(CONFIG, command=("true",)), {"job.py": job}, environment).parts
+    assert "command" in {part.name for part in parts}
+
+
+def test_a_command_by_relative_path_is_one_of_the_programs_files(environment, job):
+    config = dataclasses.replace(CONFIG, command=("./job.py",))
+    assert value(config, {"job.py": job}, environment)
+    with pytest.raises(UsageError, match="program's files"):
+        value(dataclasses.replace(CONFIG, command=("./other",)), {"job.py": job}, environment)

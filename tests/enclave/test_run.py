@@ -151,8 +151,9 @@ import json, os, pathlib, socket
 def connect(address):
     try: socket.create_connection(address, 2); return True
     except OSError: return False
-def opens(path):
-    try: os.close(os.open(path, os.O_RDONLY)); return True
+import ctypes
+def opens(path, flags=os.O_RDONLY):
+    try: os.close(os.open(path, flags)); return True
     except OSError: return False
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps({{
@@ -165,6 +166,8 @@ print(json.dumps({{
     "program": sorted(os.listdir("/program")),
     "processes": len([p for p in os.listdir("/proc") if p.isdigit()]),
     "hostname": socket.gethostname(),
+    "settings": [p for p in map(str, pathlib.Path("/proc/sys").rglob("*")) if opens(p, os.O_WRONLY)],
+    "user namespace": ctypes.CDLL(None).unshare(0x10000000) == 0,
     "boot": [p for p in ["/proc/1/mem", "/proc/1/environ", *(f"/proc/1/fd/{{n}}" for n in range(20))] if opens(p)],
 }}))
 """
@@ -179,6 +182,9 @@ print(json.dumps({{
     assert seen["program"] == ["job.py"]
     assert seen["processes"] <= 4
     assert seen["hostname"] == "enclave"
+    assert seen["settings"] == []  # root's user id would do to write them, if they were not read-only
+    if sandbox.can_disable_user_namespaces(sandbox.bubblewrap()):
+        assert seen["user namespace"] is False
     assert seen["boot"] == []  # the boot process, which holds the vault keys, is closed to the program
 
 
@@ -347,3 +353,49 @@ def test_compiled_code_beside_the_sources_is_never_run(world, any_sandbox, monke
         cached.unlink()
         if kept is not None:
             cached.write_bytes(kept)
+
+
+def test_the_hosts_layout_has_no_say_in_where_plaintext_goes(copying, bubblewrap, monkeypatch):
+    """The layout is not measured: a host that changes it must gain nothing by that."""
+    from strongroom.enclave import launch as launcher
+
+    out = copying.vaults["out"]
+    real = launcher.HostSide
+
+    def hostile(*arguments, **options):
+        leak = "/run/strongroom/vaults/out/leak"
+        options["layout"] = {"fuse": False, "private_root": leak, "vaults": {"data": leak, "out": leak}}
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(launcher, "HostSide", hostile)
+    assert copying.run()[0] == 0
+    assert not (out.path / "leak").exists()
+    for path in out.path.iterdir():
+        assert b"12341234" not in path.read_bytes()
+
+
+def test_the_hosts_variables_do_not_reach_the_program(world, any_sandbox, monkeypatch):
+    for name in ("TERM", "PATH", "LD_PRELOAD", "STRONGROOM_PYCACHE", "PYTHONPATH", "LC_ALL"):
+        monkeypatch.setenv(
+            name, "/chosen/by/the/host" if name != "PATH" else os.environ["PATH"] + ":/chosen/by/the/host"
+        )
+    status, output = world.job("import json, os; print(json.dumps(dict(os.environ)))").run()
+    assert status == 0
+    assert "/chosen/by/the/host" not in output
+
+
+def test_a_process_that_the_program_leaves_running_cannot_change_what_is_sealed(world, bubblewrap):
+    source = """
+import os, subprocess, sys
+loop = "while :; do echo x >> /out/growing; done"
+subprocess.Popen(["sh", "-c", loop])
+open("/out/done", "w").write("done")
+"""
+    out = world.seal("out")
+    job = world.job(source, rules=(OUT,), vaults={"out": out})
+    assert job.run()[0] == 0
+    with world.owner() as client:
+        out.anchor.advance(out.anchor.read(), client.anchor(job.policy.name, "out").read())
+    with out.open() as opened:
+        assert opened.read_bytes("done") == b"done"
+        opened.verify()

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from strongroom.cas.client import OwnerClient
-from strongroom.cas.policy import Policy, Program, VaultRule
+from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import CasAddress
 from strongroom.cli import output
 from strongroom.cli.workspace import (
@@ -23,6 +23,7 @@ from strongroom.cli.workspace import (
     policy_name,
     read_policy,
     take_back,
+    write_policy,
 )
 from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, VaultMount
 from strongroom.enclave.launch import Enclave, Isolation, launch
@@ -107,6 +108,13 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     command, files = program_of(command, args.include)
     program = Program(tuple(command), tuple(sorted(files)), dict(_pairs(args.env, "--env")))
     sealed, rules = _vaults_of(args)
+    # What a policy would refuse is refused before anything is made.
+    _draft(program, rules)
+    out = next(sealed[rule.name] for rule in rules if rule.access == "read-write")
+    if not out.path.exists():
+        with out.create() as new:
+            new.commit()
+        output.note(f"made {out.path}; its key is {out.key_path}")
     owner, vendor = home.owner(), home.vendor()
     keys = [vault.key() for vault in sealed.values()]
     label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
@@ -239,19 +247,29 @@ def _vaults_of(args: argparse.Namespace) -> tuple[dict[str, SealedVault], tuple[
         sealed[name].open().close()
         rules.append(VaultRule(name, mount, "read-only"))
     path, mount = _place_and_mount(args.out, "/out")
-    out = SealedVault.at(path)
-    if not path.exists():
-        with out.create() as new:
-            new.commit()
-        output.note(f"made {path}; its key is {out.key_path}")
     name = mount.strip("/").replace("/", "-")
-    sealed[name] = out
+    sealed[name] = SealedVault.at(path)
     rules.append(VaultRule(name, mount, "read-write"))
     mounts = [rule.mount for rule in rules]
     for mount in mounts:
         if mounts.count(mount) > 1:
             raise UsageError(f"mount: {mount} is used twice", hint="--data VAULT:/another/path")
     return sealed, tuple(rules)
+
+
+def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:
+    """Raises PolicyError if no policy could say this."""
+    digest = "sha256:" + "0" * 64
+    text = write_policy(
+        name="dev/draft",
+        role="program",
+        owner=digest,
+        measurement="0" * 96,
+        vendor_root=digest,
+        program=program,
+        vaults=rules,
+    )
+    parse_policy(text)
 
 
 def _place_and_mount(text: str, default: str) -> tuple[Path, str]:

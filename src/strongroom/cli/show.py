@@ -97,7 +97,7 @@ class Show:
 
     def refused(self, text: str) -> None:
         """Something that was tried and refused, as it should be."""
-        self._line("[red]✗[/]", text)
+        self._line("[green]✓[/]", f"refused, as it should be: {text}")
 
     def _line(self, mark: str, text: str) -> None:
         if self._act is not None:
@@ -111,7 +111,10 @@ class Show:
     def closing(self, note: str) -> None:
         """The table of all acts."""
         table = Table(
-            title="what happened", title_justify="left", title_style="bold", width=self._width, show_lines=True
+            title="what happened",
+            title_justify="left",
+            title_style="bold",
+            width=self._width,
         )
         table.add_column("", style="bold cyan", no_wrap=True)
         table.add_column("what happened", ratio=5)

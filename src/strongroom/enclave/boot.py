@@ -31,6 +31,7 @@ from strongroom.enclave.control import Control
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_CLONE_NEWNS = 0x00020000
 
 
 class _HostAttester:
@@ -90,6 +91,8 @@ def boot(control: Control) -> Booted:
     harden()
     answer, _ = control.ask("config")
     config, layout = _configuration(answer)
+    if config.isolation == SANDBOX:
+        _own_mounts()
     session = EnclaveSession(
         lambda: control.ask_socket("dial"),
         cas_root=config.cas_root,
@@ -122,6 +125,16 @@ def harden() -> None:
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) or libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise EnclaveError(f"prctl: {os.strerror(ctypes.get_errno())}")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _own_mounts() -> None:
+    """A mount namespace that this process's user namespace owns: there it may mount vaults.
+
+    bubblewrap's own belongs to another one where the program is kept from making user namespaces.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise EnclaveError(f"unshare(CLONE_NEWNS): {os.strerror(ctypes.get_errno())}")
 
 
 def main(run: Callable[[Booted], int]) -> int:

@@ -57,7 +57,8 @@ class Isolation:
             notes.append("no working bubblewrap: the enclave runs as an ordinary process of yours, without namespaces")
         fuse = kind == "bubblewrap" and sandbox.fuse_available()
         if not fuse:
-            notes.append("no FUSE: sealed data is unpacked to private memory instead of decrypted on access")
+            why = "no FUSE" if kind == "bubblewrap" else "no namespace to mount in"
+            notes.append(f"{why}: sealed data is unpacked to private memory instead of decrypted on access")
         return cls(kind, fuse, tuple(notes))
 
 

@@ -1,0 +1,82 @@
+"""The demo, whole: on its own data, and on files of MNIST's form."""
+
+import gzip
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from strongroom.cli.digits import load_digits
+from strongroom.cli.main import main
+from strongroom.enclave import sandbox
+from strongroom.errors import FormatError, UsageError
+
+pytest.importorskip("torch", reason="the demo needs PyTorch: it is not tested")
+
+
+def idx(array):
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """Scikit-learn's digits, enlarged and cut to MNIST's form."""
+    digits = load_digits(None)
+    directory = tmp_path / "mnist"
+    directory.mkdir()
+    for part, images, labels in (
+        ("train", digits.train_images[:600], digits.train_labels[:600]),
+        ("t10k", digits.test_images[:200], digits.test_labels[:200]),
+    ):
+        large = np.pad(images.repeat(3, 1).repeat(3, 2) * 15, ((0, 0), (2, 2), (2, 2)))
+        (directory / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(large)))
+        (directory / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return directory
+
+
+def run_demo(capfd, *arguments):
+    assert main(["demo", "--json", *arguments]) == 0
+    captured = capfd.readouterr()
+    return json.loads(captured.out), captured.err
+
+
+def check(result):
+    assert [act["act"] for act in result["acts"]] == ["a", "b", "c", "d", "e"]
+    facts = {act["act"]: " ".join(act["facts"]) for act in result["acts"]}
+    assert "none is there" in facts["b"]
+    assert "the script with one byte changed: measurement: got" in facts["c"]
+    assert "the CAS released the keys of: data, out" in facts["c"]
+    assert "appraised the service" in facts["d"]
+    assert "equal to the bit" in facts["d"]
+    assert "authentication failed" in facts["e"]
+    assert result["accuracy"]["served"] == result["accuracy"]["plain"]
+
+
+def test_the_story_on_the_bundled_digits(capfd, tmp_path):
+    result, shown = run_demo(capfd, "--keep", str(tmp_path / "kept"))
+    check(result)
+    assert result["accuracy"]["served"] > 0.95
+    assert "protects nothing against the owner" in shown
+    assert {"digits.vault", "model.vault"} <= {path.name for path in (tmp_path / "kept").iterdir()}
+
+
+def test_the_story_on_mnist_without_a_sandbox(capfd, mnist, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(sandbox, "bubblewrap", lambda: None)
+    result, shown = run_demo(capfd, "--data", str(mnist))
+    check(result)
+    assert "no working bubblewrap" in shown
+    assert "no sandbox" in result["acts"][2]["protected"]
+    assert [path for path in tmp_path.iterdir() if path != mnist] == []
+
+
+def test_data_that_is_not_mnist(tmp_path):
+    with pytest.raises(UsageError, match="train-images"):
+        load_digits(tmp_path)
+    for content in (b"", b"\0\0\x08\x03", b"\0\0\x08\x03" + bytes(12) + b"x", b"\0\0\x09\x03" + bytes(12)):
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+        with pytest.raises(FormatError):
+            load_digits(tmp_path)
