@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import datetime as dt
 import json
@@ -16,6 +17,7 @@ from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import OwnerClient
 from strongroom.cas.wire import CAS_URI, CONFIGURATION_INFO, b64
 from strongroom.channel import HttpClient, Identity, Server, bind
+from strongroom.cli.main import _fail
 from strongroom.crypto import CertificateAuthority, HpkeKey, SigningKey, digest
 from strongroom.errors import (
     AttestationError,
@@ -115,6 +117,27 @@ def test_a_nonce_serves_once(enclave):
     with pytest.raises(BindingError, match="or it was used already"):
         enclave.show(evidence, claims)
     assert is_not_attested(enclave)
+
+
+def test_a_replay_is_refused_in_two_lines_and_status_34(enclave, capsys):
+    nonce, claims = enclave.nonce(), enclave.claims()
+    evidence = enclave.evidence(nonce, claims)
+    enclave.show(evidence, claims)
+    with pytest.raises(BindingError) as caught:
+        enclave.show(evidence, claims)
+    assert _fail(caught.value, argparse.Namespace(debug=False, json=False)) == 34
+    out, err = capsys.readouterr()
+    problem, hint = err.splitlines()
+    assert out == ""
+    assert problem.startswith("strongroom: error: nonce: none was asked for on this connection")
+    assert hint.startswith("strongroom: hint: evidence is good for one nonce on one connection")
+
+
+@pytest.mark.parametrize("field", ["cas_root", "policy_digest", "spki"])
+def test_claims_that_do_not_fit_say_what_to_do(enclave, field):
+    with pytest.raises(BindingError, match=rf"claims\.{field}: got") as caught:
+        enclave.attest(**{field: "other"})
+    assert caught.value.hint
 
 
 def test_a_nonce_is_used_up_by_a_failure(enclave):
@@ -656,7 +679,11 @@ def test_an_internal_failure_says_nothing(world, caplog, monkeypatch):
         "PUT", f"/v1/policies/{world.name}/secrets/token", body=json.dumps({"value": b64(TOKEN)}).encode()
     )
     assert answer.status == 500
-    assert answer.json() == {"error": "request: the CAS failed to handle it", "code": "cas"}
+    assert answer.json() == {
+        "error": "request: the CAS failed to handle it",
+        "code": "cas",
+        "hint": "its own log says why",
+    }
     assert "request failed: PUT" in caplog.text
 
 

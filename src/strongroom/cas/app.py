@@ -20,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import logging
@@ -59,6 +60,7 @@ from strongroom.errors import (
     AttestationError,
     BindingError,
     CasError,
+    ChannelError,
     ConflictError,
     FormatError,
     PolicyError,
@@ -72,6 +74,15 @@ from strongroom.sealed import Root
 
 _MAX_BODY = 1 << 20
 _LOG_PAGE = 1000
+_BODY_SECONDS = 30
+_AGAIN = "evidence is good for one nonce on one connection: ask for a nonce on this one and attest again"
+_CLAIM_HINTS = {
+    "role": "the policy's role says what may attest under it: `strongroom run` a job, `strongroom serve` a service",
+    "cas_root": "the enclave was made for another CAS: name this one's root when it is launched",
+    "policy": "name the policy that the nonce was asked for, then attest again",
+    "policy_digest": "the policy has a new version: ask for a nonce, which brings its digest, and attest again",
+    "spki": "attest on the connection that was made with the enclave's own key",
+}
 _CLAIMS = {"role", "spki", "hpke", "cas_root", "policy", "policy_digest"}
 _MODEL_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _log = logging.getLogger("strongroom.cas")
@@ -85,7 +96,11 @@ class _AttestFirstError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.error = UnauthorizedError(message)
+        self.error = UnauthorizedError(message, hint="attest on this connection, then ask again")
+
+
+class _TooSlowError(Exception):
+    """The caller did not send its request in time."""
 
 
 _STATUS: list[tuple[type[StrongroomError], int]] = [
@@ -123,7 +138,11 @@ def cas_application(store: Store, authority: Authority, *, clock: Clock = time.t
 
 async def _no_such(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(UsageError("request: the CAS knows no such path and method").to_wire(), status_code=status)
+    problem = UsageError(
+        "request: the CAS knows no such path and method",
+        hint="docs/spec/cas.md lists them; `strongroom cas status` shows the CAS's version",
+    )
+    return JSONResponse(problem.to_wire(), status_code=status)
 
 
 def _guard(handler: Handler) -> Handler:
@@ -139,11 +158,17 @@ def _guard(handler: Handler) -> Handler:
             if status == 500:
                 _log.error("request failed: %s %r: %s", request.method, request.url.path[:200], error.message)
             return JSONResponse(error.to_wire(), status_code=status)
+        except _TooSlowError:
+            late = ChannelError(
+                f"request: its body did not arrive within {_BODY_SECONDS} seconds", hint="connect and ask again"
+            )
+            return JSONResponse(late.to_wire(), status_code=408)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         except Exception:
             _log.exception("request failed: %s %r", request.method, request.url.path[:200])
-            return JSONResponse(CasError("request: the CAS failed to handle it").to_wire(), status_code=500)
+            failure = CasError("request: the CAS failed to handle it", hint="its own log says why")
+            return JSONResponse(failure.to_wire(), status_code=500)
 
     return guarded
 
@@ -182,7 +207,7 @@ class _Cas:
         # 3
         nonce, key = tls.session.pop("nonce", None), _enclave_key(tls)
         if nonce is None:
-            raise BindingError("nonce: none was asked for on this connection, or it was used already")
+            raise BindingError("nonce: none was asked for on this connection, or it was used already", hint=_AGAIN)
         claims_bytes = bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
         policy = self._store.policy(text_field(claims, "policy"))
@@ -229,7 +254,9 @@ class _Cas:
         }
         for field, value in wanted.items():
             if claims[field] != value:
-                raise BindingError(f"claims.{field}: got {str(claims[field])[:100]}, wanted {value}")
+                raise BindingError(
+                    f"claims.{field}: got {str(claims[field])[:100]}, wanted {value}", hint=_CLAIM_HINTS[field]
+                )
 
     def _configuration(self, policy: Policy, now: int) -> dict[str, Any]:
         vaults = {}
@@ -261,7 +288,10 @@ class _Cas:
         body, tls, now = await _body(request), tls_info(request.scope), self._now()
         policy, key = self._attested_policy(request), _enclave_key(tls)
         if policy.role != "service":
-            raise UnauthorizedError(f"policy {policy.name}: its role is {policy.role}, wanted service")
+            raise UnauthorizedError(
+                f"policy {policy.name}: its role is {policy.role}, wanted service",
+                hint='a policy for `strongroom serve` says role = "service"',
+            )
         token, claims_bytes = text_field(body, "time_token"), bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
         with self._recorded_if_refused(policy, now):
@@ -318,9 +348,15 @@ class _Cas:
             _require_owner(request, policy)
         rule = policy.vault(name)
         if rule is None:
-            raise PolicyError(f"vault: policy {policy.name} names none called {name[:80]!r}")
+            raise PolicyError(
+                f"vault: policy {policy.name} names none called {name[:80]!r}",
+                hint="`strongroom cas show` prints the policy; add the vault in its next version",
+            )
         if enclave and write and rule.access != "read-write":
-            raise UnauthorizedError(f"vault {rule.name}: this enclave may only read it")
+            raise UnauthorizedError(
+                f"vault {rule.name}: this enclave may only read it",
+                hint='to let it write, say access = "read-write" in the policy\'s next version',
+            )
         return policy
 
     def _attested_policy(self, request: Request) -> Policy:
@@ -340,7 +376,10 @@ class _Cas:
         text = text_field(body, "text")
         name = parse_policy(text).name
         if name != _policy_name(request):
-            raise PolicyError(f"policy.name: got {name}, wanted {_policy_name(request)[:200]}")
+            raise PolicyError(
+                f"policy.name: got {name}, wanted {_policy_name(request)[:200]}",
+                hint="store a policy under the name that its document says",
+            )
         policy = self._store.put_policy(text, bytes_field(body, "signature"), owner, now=self._now())
         return JSONResponse({"version": policy.version, "digest": policy.digest})
 
@@ -351,12 +390,20 @@ class _Cas:
         name, value = request.path_params["secret"], bytes_field(body, "value")
         if name in {_vault_key(v.name) for v in policy.vaults}:
             if len(value) != KEY_SIZE:
-                raise FormatError(f"value: {len(value)} bytes, wanted a vault's key of {KEY_SIZE}")
+                raise FormatError(
+                    f"value: {len(value)} bytes, wanted a vault's key of {KEY_SIZE}",
+                    hint="`strongroom cas entrust` stores it",
+                )
         elif name in {s.name for s in policy.secrets if s.generate is None}:
             if b"\0" in value:
-                raise FormatError("value: holds a zero byte, which no environment variable can")
+                raise FormatError(
+                    "value: holds a zero byte, which no environment variable can", hint="encode it as text"
+                )
         else:
-            raise PolicyError(f"secret: policy {policy.name} names none called {name[:80]!r} to be stored")
+            raise PolicyError(
+                f"secret: policy {policy.name} names none called {name[:80]!r} to be stored",
+                hint="`strongroom cas show` prints the policy; add the secret in its next version",
+            )
         self._store.put_secret(policy.name, name, value, now=self._now())
         return JSONResponse({})
 
@@ -393,14 +440,19 @@ def _vault_key(vault: str) -> str:
 
 def _enclave_key(tls: TlsInfo) -> PublicKey:
     if tls.peer is None:
-        raise BindingError("TLS: the enclave showed no certificate")
+        raise BindingError(
+            "TLS: the enclave showed no certificate",
+            hint="connect with a certificate for the key that the claims name, then attest",
+        )
     return tls.peer.key
 
 
 def _owner_key(request: Request) -> PublicKey:
     peer = tls_info(request.scope).peer
     if peer is None:
-        raise UnauthorizedError("TLS: a client certificate with the owner's key is wanted")
+        raise UnauthorizedError(
+            "TLS: a client certificate with the owner's key is wanted", hint="give the owner's key: --owner FILE"
+        )
     return peer.key
 
 
@@ -411,15 +463,22 @@ def _is_owner(request: Request, policy: Policy) -> bool:
 def _require_owner(request: Request, policy: Policy) -> None:
     if not _is_owner(request, policy):
         got = _owner_key(request).fingerprint
-        raise UnauthorizedError(f"policy {policy.name}: the caller's key is {got}, the owner's is {policy.owner}")
+        raise UnauthorizedError(
+            f"policy {policy.name}: the caller's key is {got}, the owner's is {policy.owner}",
+            hint="give the key that signed the policy: --owner FILE",
+        )
 
 
 async def _body(request: Request) -> dict[str, Any]:
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > _MAX_BODY:
-            raise FormatError(f"request: longer than {_MAX_BODY} bytes")
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > _MAX_BODY:
+                    raise FormatError(f"request: longer than {_MAX_BODY} bytes", hint="send less in one request")
+    except TimeoutError:
+        raise _TooSlowError from None
     try:
         value = json.loads(bytes(raw))
     except (ValueError, RecursionError):

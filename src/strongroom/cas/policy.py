@@ -26,7 +26,7 @@ from strongroom.errors import PolicyError, StrongroomError, UnauthorizedError, V
 MAX_DOCUMENT = 1 << 18
 _MAX_DOTS = 16
 _SIGNING_LABEL = b"strongroom/policy/v1\0"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
+POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
@@ -157,7 +157,10 @@ def check_succession(new: Policy, current: Policy | None) -> None:
             hint="a version follows the one that the CAS holds now",
         )
     if current is not None and new.owner != current.owner:
-        raise UnauthorizedError(f"owner: got {new.owner}, wanted {current.owner}")
+        raise UnauthorizedError(
+            f"owner: got {new.owner}, wanted {current.owner}",
+            hint="a policy keeps its owner; store it under another name",
+        )
 
 
 def parse_policy(text: str, *, draft: bool = False) -> Policy:
@@ -175,7 +178,7 @@ def parse_policy(text: str, *, draft: bool = False) -> Policy:
     reference = top.table("reference")
     program = top.optional_table("program")
     policy = Policy(
-        name=head.match("name", _NAME, "namespace/name in lower case"),
+        name=head.match("name", POLICY_NAME, "namespace/name in lower case"),
         version=head.positive("version"),
         previous=head.match("previous", re.compile(f"|{_FINGERPRINT.pattern}"), "a digest, or empty", default=""),
         owner=head.match("owner", _FINGERPRINT, "the fingerprint of the owner's key, sha256:<64 hex>"),

@@ -37,6 +37,7 @@ from strongroom.sealed import Root
 from strongroom.sealed.anchor import compare_and_swap
 
 _VERSION = 1
+_RESTORE = "something changed the CAS's directory on the disk; restore all of it from a copy"
 _SCHEMA = """
 CREATE TABLE policies (
     name TEXT NOT NULL, version INTEGER NOT NULL, box BLOB NOT NULL, PRIMARY KEY (name, version)
@@ -115,7 +116,7 @@ class Store:
                 self._open(db)
         except sqlite3.DatabaseError as error:
             self._db.close()
-            raise IntegrityError(f"{path}: {error}") from None
+            raise IntegrityError(f"{path}: {error}", hint=_RESTORE) from None
         except BaseException:
             self._db.close()
             raise
@@ -137,7 +138,7 @@ class Store:
             self._check_head(db)
         except TamperedError:
             raise WrongKeyError(
-                "master.key: is not the key that cas.sqlite was made with, or its head was changed"
+                "master.key: is not the key that cas.sqlite was made with, or its head was changed", hint=_RESTORE
             ) from None
 
     def close(self) -> None:
@@ -164,7 +165,7 @@ class Store:
         try:
             return open_box(self._key, box, _row_aad(row))
         except TamperedError:
-            raise TamperedError(f"cas.sqlite: row {'/'.join(map(str, row))} was changed") from None
+            raise TamperedError(f"cas.sqlite: row {'/'.join(map(str, row))} was changed", hint=_RESTORE) from None
 
     # Policies
 
@@ -205,7 +206,10 @@ class Store:
         policy = parse_policy(text)
         verify_policy(text, signature, owner)
         if policy.owner != owner.fingerprint:
-            raise UnauthorizedError(f"policy.owner: got {policy.owner}, the caller's key is {owner.fingerprint}")
+            raise UnauthorizedError(
+                f"policy.owner: got {policy.owner}, the caller's key is {owner.fingerprint}",
+                hint="sign it with the key that it names, or name this key in it",
+            )
         with self._transaction() as db:
             try:
                 current = self.policy(policy.name)
@@ -273,7 +277,10 @@ class Store:
             if not compare_and_swap(self.anchor(policy, vault), old, new):
                 return
             if old is not None and new.sequence <= old.sequence and not may_go_back:
-                raise RollbackError(f"anchor: got {new}, wanted a root after {old}")
+                raise RollbackError(
+                    f"anchor: got {new}, wanted a root after {old}",
+                    hint="the vault was rolled back: restore its latest version; its owner may entrust it anew",
+                )
             box = self._seal(str(new).encode(), "anchors", policy, vault)
             db.execute("INSERT OR REPLACE INTO anchors VALUES (?, ?, ?)", (policy, vault, box))
             self._append(db, now, "anchor", policy, {"vault": vault, "root": str(new)})
@@ -301,12 +308,14 @@ class Store:
         """Number and hash of the last entry. Raises IntegrityError unless the log ends with it."""
         row = db.execute("SELECT box FROM head").fetchone()
         if row is None:
-            raise IntegrityError("log: its head is missing")
+            raise IntegrityError("log: its head is missing", hint=_RESTORE)
         number, hashed = json.loads(self._unseal(row[0], "head", 1))
         head = (number, bytes.fromhex(hashed))
         last = db.execute("SELECT number, hash FROM log ORDER BY number DESC LIMIT 1").fetchone() or _START
         if last != head:
-            raise IntegrityError(f"log: ends with entry {last[0]}, wanted {number}; entries were removed or added")
+            raise IntegrityError(
+                f"log: ends with entry {last[0]}, wanted {number}; entries were removed or added", hint=_RESTORE
+            )
         return head
 
     def log(self, *, after: int = 0, limit: int = 1000) -> list[LogEntry]:
@@ -326,7 +335,7 @@ class Store:
         for entry in entries[:limit]:
             wanted = _log_hash(before, number + 1, entry.time, entry.event, entry.policy, entry.detail)
             if entry.number != number + 1 or entry.hash != wanted:
-                raise IntegrityError(f"log entry {entry.number}: does not follow from the one before")
+                raise IntegrityError(f"log entry {entry.number}: does not follow from the one before", hint=_RESTORE)
             number, before = entry.number, entry.hash
         return entries[:limit]
 
@@ -346,7 +355,9 @@ def _master_key(path: Path, *, new: bool) -> bytes:
     try:
         key = path.read_bytes()
     except FileNotFoundError:
-        raise WrongKeyError(f"{path}: is missing, and without it the CAS's database cannot be read") from None
+        raise WrongKeyError(
+            f"{path}: is missing, and without it the CAS's database cannot be read", hint=_RESTORE
+        ) from None
     if len(key) != KEY_SIZE:
-        raise WrongKeyError(f"{path}: {len(key)} bytes, wanted {KEY_SIZE}")
+        raise WrongKeyError(f"{path}: {len(key)} bytes, wanted {KEY_SIZE}", hint=_RESTORE)
     return key

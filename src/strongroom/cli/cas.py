@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -11,11 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from strongroom.cas.client import OwnerClient
+from strongroom.cas.policy import POLICY_NAME
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, prepare
 from strongroom.cli import output
+from strongroom.cli.serve import local_url
 from strongroom.cli.workspace import Home, SealedVault, entrust, read_policy
 from strongroom.crypto import SigningKey
-from strongroom.errors import UsageError
+from strongroom.errors import UsageError, printable
+
+_DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--state", type=Path, metavar="DIR", help="its state (default: this user's development CAS)")
     start.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     start.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
+    start.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    output.add_json(start)
 
     for name, summary in (
         ("status", "who is it"),
@@ -53,11 +61,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action in ("show", "entrust", "secret") and not POLICY_NAME.fullmatch(args.policy):
+        raise UsageError(
+            f"policy: got {args.policy[:200]!r}, wanted namespace/name in lower case",
+            hint=f"the name stands in the policy's document; `strongroom cas {args.action} --help` shows the arguments",
+        )
     home = Home.open()
     if args.action == "start":
         return _start(args, home)
     if bool(args.cas) != bool(args.cas_root):
-        raise UsageError("--cas, --cas-root: one is useless without the other")
+        raise UsageError(
+            "--cas, --cas-root: one is useless without the other",
+            hint="give both; `strongroom cas start` prints them",
+        )
     owner = SigningKey.load(args.owner) if args.owner else home.owner()
     if args.cas:
         return _deal(args, CasAddress(args.cas, args.cas_root), owner)
@@ -68,7 +84,12 @@ def run(args: argparse.Namespace) -> int:
 def _start(args: argparse.Namespace, home: Home) -> int:
     directory = args.state or home.path / "cas"
     server, address, store = prepare(directory, host=args.host, port=args.port)
-    output.stdout.print(f"CAS at {address.url}\nroot {address.cas_root}", markup=False, soft_wrap=True)
+    # A CAS that listens everywhere is shown as this machine reaches it.
+    url = local_url(args.host, server.port)
+    if args.json:
+        output.result({"url": url, "cas_root": address.cas_root, "state": str(directory)})
+    else:
+        output.stdout.print(f"CAS at {url}\nroot {address.cas_root}", markup=False, soft_wrap=True)
     output.note(f"address written to {directory / ADDRESS_FILE}; Ctrl-C ends it")
     output.warn("its keys lie in files on this machine: run it where its owner trusts the machine")
     sys.stdout.flush()
@@ -98,7 +119,10 @@ def _deal(args: argparse.Namespace, address: CasAddress, owner: SigningKey) -> i
             case "entrust":
                 policy = client.policy(args.policy)
                 if policy.vault(args.name) is None:
-                    raise UsageError(f"vault: policy {policy.name} names none called {args.name!r}")
+                    raise UsageError(
+                        f"vault: policy {policy.name} names none called {args.name!r}",
+                        hint=f"`strongroom cas show {policy.name}` prints the policy",
+                    )
                 sealed = SealedVault.at(args.vault, args.key)
                 sealed.key()
                 entrust(client, policy, {args.name: sealed})
@@ -127,12 +151,23 @@ def _log(args: argparse.Namespace, client: OwnerClient) -> None:
         output.result(entries)
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("number", "time", "event", "policy", "detail"):
-        table.add_column(name, overflow="fold")
+    # 80 columns: number, time and event stay whole; long policy names and details fold.
+    for name in ("number", "time", "event"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "number" else "left")
+    table.add_column("policy", overflow="fold", max_width=22)
+    table.add_column("detail", overflow="fold", ratio=1)
     for entry in entries:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(entry["time"])))
         # A refused enclave can put text into a detail: it is shown as it is, not as markup.
-        table.add_row(
-            *(Text(str(v)) for v in (entry["number"], stamp, entry["event"], entry["policy"], entry["detail"]))
-        )
+        row = (entry["number"], stamp, entry["event"], entry["policy"], _shown(entry["detail"]))
+        table.add_row(*(Text(printable(value)) for value in row))
     output.stdout.print(table)
+
+
+def _shown(detail: object) -> str:
+    """A detail of the log for a narrow table: `name value` pairs, digests cut short."""
+    if isinstance(detail, dict):
+        text = ", ".join(f"{name} {value}" for name, value in detail.items())
+    else:
+        text = json.dumps(detail)
+    return _DIGEST.sub(lambda match: match[1] + "...", text)

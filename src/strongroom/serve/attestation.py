@@ -194,7 +194,10 @@ def _check_claims(claims: Mapping[str, JSON], peer: Certificate, cas_root: str, 
     wanted = {"role": "service", "cas_root": cas_root, "policy": policy}
     for name, value in wanted.items():
         if claims[name] != value:
-            raise BindingError(f"claims: got {name} {claims[name]!r:.200}, wanted {value!r}")
+            raise BindingError(
+                f"claims: got {name} {claims[name]!r:.200}, wanted {value!r}",
+                hint="this service is another one than was asked for: check the address, the CAS's root and the policy",
+            )
     if claims["spki"] != peer.key.fingerprint:
         raise BindingError(
             f"claims: got the key {claims['spki']!r:.100}, wanted {peer.key.fingerprint}, which this connection showed",
@@ -221,7 +224,10 @@ def _check_result(
         ("measurement", appraised.measurement, MeasurementError),
     ):
         if result[name] != value:
-            raise kind(f"attestation result: got {name} {result[name]!r:.200}, wanted {value!r}")
+            raise kind(
+                f"attestation result: got {name} {result[name]!r:.200}, wanted {value!r}",
+                hint="the CAS's result is about another enclave or policy version: the service must attest again",
+            )
 
 
 def _match(pattern: re.Pattern[str], value: JSON, what: str) -> str:
