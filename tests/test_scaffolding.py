@@ -186,23 +186,52 @@ class TestSetup:
         machine.lacks("python3.12")
         status, said = machine.setup()
         assert status == 1
-        assert "python: got no python3 that starts; wanted 3.11 to 3.13" in said
+        assert "python: got no python3 that starts; wanted 3.11 to 3.14" in said
         assert "install python3.11 and python3.11-venv or newer" in said
 
-    @pytest.mark.parametrize("version", ["3.9.2", "3.14.0", "2.7.18"])
+    @pytest.mark.parametrize("version", ["3.9.2", "3.15.0", "2.7.18"])
     def test_an_unsuitable_python(self, machine: Machine, version: str) -> None:
         (machine.bin / "python3.12").rename(machine.bin / "python3")
         status, said = machine.setup(FAKE_VERSION=version)
         assert status == 1
-        assert f"python: got python3 {version}; wanted 3.11 to 3.13" in said
+        assert f"python: got python3 {version}; wanted 3.11 to 3.14" in said
         status, said = machine.setup(FAKE_VERSION=version, PYTHON="python3")
         assert status == 1
-        assert f"PYTHON: got python3, which is Python {version}; wanted 3.11 to 3.13" in said
+        assert f"PYTHON: got python3, which is Python {version}; wanted 3.11 to 3.14" in said
 
     def test_a_python_without_venv_names_the_package(self, machine: Machine) -> None:
         status, said = machine.setup(FAKE_ENSUREPIP="1")
         assert status == 1
         assert "install it: apt-get install python3.12-venv" in said
+
+    def test_python_3_14_serves_where_there_is_no_other(self, machine: Machine) -> None:
+        shutil.copy(machine.bin / "python3.12", machine.bin / "python3.14")
+        assert machine.setup()[0] == 0
+        assert (machine.tree / ".cache/setup.log").read_text().count("bin/python3.12 -m venv") == 1
+        shutil.rmtree(machine.tree / ".venv")
+        machine.lacks("python3.12")
+        status, said = machine.setup(FAKE_VERSION="3.14.2")
+        assert status == 0
+        assert "for Python 3.14.2" in said
+
+    def test_extras_only_if_asked_for(self, machine: Machine) -> None:
+        assert machine.setup()[0] == 0
+        assert not any("[tpm]" in call for call in machine.calls)
+        status, said = machine.setup(STRONGROOM_EXTRAS="tpm,tensorflow")
+        assert status == 0, said
+        assert [call.split()[-1] for call in machine.calls[-2:]] == [".[tpm]", ".[tensorflow]"]
+        assert machine.setup(STRONGROOM_EXTRAS="tpm tensorflow") == (0, "")
+
+    def test_an_extra_that_does_not_install_takes_away_itself_only(self, machine: Machine) -> None:
+        status, said = machine.setup(STRONGROOM_EXTRAS="fuse")
+        assert status == 0
+        assert "no fuse: its packages could not be installed" in said
+
+    def test_an_unknown_extra(self, machine: Machine) -> None:
+        status, said = machine.setup(STRONGROOM_EXTRAS="nonsense")
+        assert status == 1
+        assert "STRONGROOM_EXTRAS: got nonsense, which pyproject.toml does not list" in said
+        assert machine.calls == []
 
     def test_a_wrapper_that_does_not_start_is_passed_over(self, machine: Machine) -> None:
         machine.program("python3.13", "exit 127")
@@ -218,6 +247,11 @@ class TestSystemPackages:
 
     def test_nothing_missing_nothing_said(self, machine: Machine) -> None:
         assert self.packages(machine) == ""
+
+    def test_the_tpm_libraries_only_if_asked_for(self, machine: Machine) -> None:
+        machine.program("pkg-config", 'case "$*" in *tss2*) exit 1 ;; esac')
+        assert self.packages(machine) == ""
+        assert "can install: libtss2-dev" in self.packages(machine, STRONGROOM_EXTRAS="tpm")
 
     def test_a_plain_user_is_told_the_names(self, machine: Machine) -> None:
         machine.lacks("bwrap", "fusermount3", "cc")
