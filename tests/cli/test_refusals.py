@@ -14,6 +14,7 @@ from strongroom.cas.server import CasAddress
 from strongroom.cli.main import main
 from strongroom.cli.run import boot_config
 from strongroom.cli.workspace import Home, SealedVault, write_policy
+from strongroom.enclave import sandbox
 from strongroom.enclave.measure import measure
 from strongroom.errors import StrongroomError, from_wire
 
@@ -242,6 +243,84 @@ def test_a_vault_that_a_policy_writes_can_be_unsealed_after_every_run(home, cas,
     for number in range(3):
         assert main(["run", "--policy", "policy.toml", "--vault", "out=out.vault"]) == 0, capfd.readouterr().err
         assert main(["unseal", "out.vault", f"x{number}"]) == 0, capfd.readouterr().err
+
+
+SCRIPT = "import pathlib, sys; p = pathlib.Path('/out/n'); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
+
+
+@pytest.fixture
+def sandboxed():
+    if sandbox.bubblewrap() is None:
+        pytest.skip("bubblewrap does not work here: mounts are not tested")
+
+
+def test_vaults_go_from_program_to_program(home, capfd, tmp_path, sandboxed):
+    """Each program has a policy and so an anchor of its own: none may take another's new version for a rollback."""
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(SCRIPT + f"; print({name!r})")
+    (tmp_path / "read.py").write_text("print(open('/data/n').read())")
+
+    def run(*words):
+        assert main(["run", *words]) == 0, capfd.readouterr().err
+        return capfd.readouterr().out.strip()
+
+    for number, name in enumerate(("one.py", "one.py", "two.py", "two.py", "one.py", "two.py"), 1):
+        assert run("--out", "shared.vault", "--", "python", name) == name
+        assert run("--data", "shared.vault", "--out", "other.vault", "--", "python", "read.py") == "x" * number
+    assert main(["unseal", "shared.vault", "plain"]) == 0
+
+
+def test_a_run_that_fails_leaves_the_anchor_where_it_was(home, refused, tmp_path, sandboxed):
+    from strongroom import vault
+
+    (tmp_path / "one.py").write_text(SCRIPT)
+    assert main(["run", "--out", "m.vault", "--", "python", "one.py"]) == 0
+    sealed = SealedVault.at(tmp_path / "m.vault")
+    for _ in range(3):
+        with vault.open(sealed.path, "r+", key=sealed.key(), anchor=sealed.anchor) as opened:
+            opened.write_bytes("more", os.urandom(8))
+    before = sealed.anchor.path.read_bytes()
+    refused(32, "run", "--debug-enclave", "--out", "m.vault", "--", "python", "one.py")
+    assert sealed.anchor.path.read_bytes() == before
+
+
+def test_one_vault_is_not_read_and_written_at_once(sealed, refused):
+    line, _ = refused(2, "run", "--data", "data.vault", "--out", "./data.vault", "--", "true")
+    assert "twice" in line
+
+
+def test_what_was_probably_meant(sealed, refused, tmp_path):
+    assert "data.vault?" in refused(2, "run", "--data", "data", "--", "true")[1]
+    assert "absolute" in refused(2, "run", "--data", "data.vault:rel", "--", "true")[0]
+    assert "absolute" in refused(2, "run", "--data", "data.vault:/", "--", "true")[0]
+    assert (
+        "NAMESPACE/NAME"
+        in refused(
+            2,
+            "predict",
+            "--url",
+            "https://127.0.0.1:1",
+            "--policy",
+            "no.toml",
+            "--cas",
+            "https://127.0.0.1:1",
+            "--cas-root",
+            "sha256:" + "0" * 64,
+        )[0]
+    )
+    refused(2, "cas", "start", "--port", "99999")
+    (tmp_path / "net default.onnx").write_text("x")
+    assert main(["seal", "net default.onnx"]) == 0
+    assert "rename it" in refused(2, "serve", "net default.onnx.vault")[1]
+
+
+def test_the_current_directory_can_be_sealed(home, tmp_path, monkeypatch, capfd):
+    (tmp_path / "here" / "empty").mkdir(parents=True)
+    (tmp_path / "here" / "file").write_text("x")
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["seal", "."]) == 0
+    assert "1 empty directory is not kept: empty" in capfd.readouterr().err
+    assert (tmp_path / "here.vault").is_dir()
 
 
 def test_a_seal_that_was_refused_can_be_tried_again(home, refused, tmp_path):

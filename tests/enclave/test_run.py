@@ -161,7 +161,7 @@ print(json.dumps({{
     "no_new_privs": int(status["NoNewPrivs"]),
     "network": connect(("127.0.0.1", {server.getsockname()[1]})),
     "interfaces": sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else ["lo"],
-    "visible": [p for p in ({str(world.directory)!r}, {str(world.home.path)!r}, "/etc/shadow", "/var", "/home")
+    "visible": [p for p in ({str(world.directory)!r}, {str(world.home.path)!r}, "/etc/shadow", "/etc/ssh", "/var/log")
                 if os.path.exists(p)],
     "program": sorted(os.listdir("/program")),
     "processes": len([p for p in os.listdir("/proc") if p.isdigit()]),
@@ -399,3 +399,32 @@ open("/out/done", "w").write("done")
     with out.open() as opened:
         assert opened.read_bytes("done") == b"done"
         opened.verify()
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_program_and_its_results_are_sealed(home_and_cas, tmp_path, bubblewrap):
+    """A terminal signals every process of the foreground group, not the launcher alone."""
+    import pty
+
+    home, _ = home_and_cas
+    (tmp_path / "slow.py").write_text(
+        "import time\nopen('/out/early', 'w').write('x')\nprint('ready', flush=True)\ntime.sleep(600)\n"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.environ["STRONGROOM_HOME"] = str(home.path)
+        os.execv(sys.executable, [sys.executable, "-m", "strongroom", "run", "--", "python", "slow.py"])
+    shown = b""
+    try:
+        while b"ready" not in shown:
+            shown += os.read(terminal, 4096)
+        os.write(terminal, b"\x03")
+        while data := os.read(terminal, 4096):
+            shown += data
+    except OSError:
+        pass  # the other end is closed
+    finally:
+        os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130, shown
+    assert b"sealed 1 file" in shown

@@ -327,9 +327,9 @@ _EXTRAS = (
     ("tensorflow", "tensorflow", "training with TensorFlow", False),
     ("keras", "keras", "training with Keras", False),
     ("jax", "jax", "training with JAX", False),
-    ("ray", "ray", "stages and replicas on several machines", False),
-    ("grpcio", "grpc", "serving over gRPC", False),
-    ("psycopg", "postgres", "a CAS over PostgreSQL", False),
+    ("ray", "ray", "stages and replicas on several machines (planned; nothing uses it yet)", False),
+    ("grpcio", "grpc", "serving over gRPC (planned; nothing uses it yet)", False),
+    ("psycopg", "postgres", "a CAS over PostgreSQL (planned; nothing uses it yet)", False),
 )
 
 

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         files = program_files(args.policy.parent, program.files)
         role = policy.role
     else:
+        output.note("measured without vaults; `strongroom run` shows the value of a run that has them")
         command, files = program_of(command, args.include)
         name, program, role = args.policy_name, Program(tuple(command), tuple(sorted(files))), "program"
     measured = measure(boot_config(name, CasAddress("", cas_root), program, rules, role=role), files)

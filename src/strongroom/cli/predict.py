@@ -86,6 +86,11 @@ def _expected(args: argparse.Namespace) -> tuple[str, Policy]:
     address = CasAddress(args.cas, args.cas_root) if args.cas else _development_cas()
     if given:
         return address.cas_root, given
+    if args.policy.count("/") != 1 or args.policy.endswith(".toml"):
+        raise UsageError(
+            f"policy: {args.policy} is no file, and not NAMESPACE/NAME",
+            hint="`strongroom serve` prints its policy's name",
+        )
     with OwnerClient(address.url, cas_root=address.cas_root) as client:
         return address.cas_root, client.policy(args.policy)
 

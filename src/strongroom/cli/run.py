@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,7 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", action="append", default=[], metavar="VAULT[:MOUNT]", help="read-only (at /data)")
     parser.add_argument(
-        "--out", default="out.vault", metavar="VAULT[:MOUNT]", help="read-write (at /out); made if it does not exist"
+        "--out",
+        default="out.vault",
+        metavar="VAULT[:MOUNT]",
+        help="read-write (at /out); made if it does not exist (default: out.vault)",
     )
     parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
@@ -250,6 +254,9 @@ def _vaults_of(args: argparse.Namespace) -> tuple[dict[str, SealedVault], tuple[
     name = mount.strip("/").replace("/", "-")
     sealed[name] = SealedVault.at(path)
     rules.append(VaultRule(name, mount, "read-write"))
+    for one, other in combinations(rules, 2):
+        if sealed[one.name].path.resolve() == sealed[other.name].path.resolve():
+            raise UsageError(f"vault: {sealed[one.name].path} is used twice", hint="give --out another vault")
     mounts = [rule.mount for rule in rules]
     for mount in mounts:
         if mounts.count(mount) > 1:
@@ -273,8 +280,12 @@ def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:
 
 
 def _place_and_mount(text: str, default: str) -> tuple[Path, str]:
-    place, colon, mount = text.rpartition(":/")
-    return (Path(place), f"/{mount}") if colon else (Path(text), default)
+    place, colon, mount = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), default
+    if not mount.startswith("/") or mount.strip("/") == "":
+        raise UsageError(f"mount: got {mount!r}, wanted an absolute path", hint="VAULT:/data, for one")
+    return Path(place), mount
 
 
 def _pairs(texts: list[str], flag: str) -> list[tuple[str, str]]:

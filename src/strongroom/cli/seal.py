@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     source: Path = args.source
     if not source.exists():
         raise UsageError(f"source: {source} does not exist")
-    target = args.vault or source.with_name(source.resolve().name + VAULT_SUFFIX)
+    target = args.vault or source.resolve().with_name(source.resolve().name + VAULT_SUFFIX)
     sealed = SealedVault.at(target, args.key)
     new_key = not sealed.key_path.exists()
     opened = sealed.create()
@@ -51,5 +51,16 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     output.stdout.print(f"sealed {len(names)} file{'s' * (len(names) != 1)} into {target}", markup=False)
+    empty = _empty_directories(source)
+    if empty:
+        output.note(
+            f"{len(empty)} empty director{'ies are' if len(empty) > 1 else 'y is'} not kept: {', '.join(empty)}"
+        )
     output.note(f"key {'written to' if new_key else 'read from'} {sealed.key_path}; nobody can unseal without it")
     return 0
+
+
+def _empty_directories(source: Path) -> list[str]:
+    if not source.is_dir():
+        return []
+    return sorted(str(p.relative_to(source)) for p in source.rglob("*") if p.is_dir() and not any(p.iterdir()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import threading
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from strongroom.enclave.measure import measure
 from strongroom.errors import UsageError
 
 _MODEL_VAULT = "model"
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"model: {missing[0]} is not in {args.vault}")
     if not names:
         raise UsageError(f"model: there is no .onnx file in {args.vault}", hint="seal the model, or its directory")
+    for name in names:
+        if not MODEL_NAME.fullmatch(PurePosixPath(name).name.removesuffix(".onnx")):
+            raise UsageError(
+                f"model: {name} has other characters than letters, digits, '.', '_' and '-' in its name",
+                hint="rename it and seal it again, or choose others with --model",
+            )
     output.note(output.SIMULATED_BANNER)
     for line in isolation.notes:
         output.note(line)

@@ -109,7 +109,8 @@ class SealedVault:
             return load_key(self.key_path)
         except FileNotFoundError:
             raise UsageError(
-                f"key file: {self.key_path} does not exist", hint="give the vault's key with --key FILE"
+                f"key file: {self.key_path} does not exist",
+                hint="a vault's key lies beside it, as VAULT.key; seal, unseal and serve take --key FILE",
             ) from None
 
     def create(self) -> vault.Vault:
@@ -134,8 +135,13 @@ class SealedVault:
             UsageError: it, its key or its anchor file does not exist.
         """
         if not self.path.is_dir():
-            hint = f"`strongroom seal {self.path}` makes a vault of it" if self.path.exists() else None
-            raise UsageError(f"vault: {self.path} is not one", hint=hint)
+            if not self.path.exists():
+                raise UsageError(f"vault: {self.path} does not exist", hint="`strongroom seal` makes one")
+            raise UsageError(f"vault: {self.path} is a file", hint=f"`strongroom seal {self.path}` makes a vault of it")
+        if not (self.path / "meta").exists() and self.anchor.read() is None:
+            meant = self.path.with_name(self.path.name + VAULT_SUFFIX)
+            hint = f"did you mean {meant}?" if meant.is_dir() else f"`strongroom seal {self.path}` makes one of it"
+            raise UsageError(f"vault: {self.path} is a directory, not a vault", hint=hint)
         if self.anchor.read() is None:
             raise UsageError(
                 f"anchor file: {self.anchor.path} does not exist",
@@ -211,25 +217,30 @@ def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
 
 
 def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVault]) -> None:
-    """Give the CAS the keys of a policy's vaults, and, the first time, the root that each has now."""
+    """Give the CAS the keys of a policy's vaults, and the root that each has now.
+
+    A vault may be written under several policies, by enclaves or by its owner: whichever of its anchor file and the
+    CAS's anchor is further, the other follows. Neither ever moves back.
+    """
     for name, sealed in vaults.items():
         client.put_vault_key(policy.name, name, sealed.key())
+        take_back(client, policy, name, sealed)
+        with sealed.open() as opened:
+            root = opened.root
         anchor = client.anchor(policy.name, name)
-        if anchor.read() is None:
-            with sealed.open() as opened:
-                root = opened.root
-            if root is not None:
-                anchor.advance(None, root)
+        known = anchor.read()
+        if root is not None and (known is None or root.sequence > known.sequence):
+            anchor.advance(known, root)
 
 
 def take_back(client: OwnerClient, policy: Policy, name: str, sealed: SealedVault) -> None:
-    """Move a vault's anchor file to where the CAS's anchor is, after an enclave has written to the vault."""
+    """Move a vault's anchor file on to where the CAS's anchor is, if an enclave has written to the vault."""
     try:
         root = client.anchor(policy.name, name).read()
     except (CasError, ChannelError):
         return
     before = sealed.anchor.read()
-    if root is not None and root != before:
+    if root is not None and (before is None or root.sequence > before.sequence):
         sealed.anchor.advance(before, root)
 
 

@@ -25,10 +25,12 @@ from typing import Any
 
 from strongroom import vault
 from strongroom.attest.evidence import Evidence
+from strongroom.cas.client import CasAnchor
 from strongroom.cas.session import EnclaveSession, Provisions
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import Control
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
+from strongroom.sealed import Root
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _CLONE_NEWNS = 0x00020000
@@ -44,6 +46,19 @@ class _HostAttester:
 
     def evidence(self, report_data: bytes) -> Evidence:
         return self._control.evidence(report_data)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """An anchor for reading only: the direct successor of its root is as fresh, and moving on is for the writer."""
+
+    anchor: CasAnchor
+
+    def read(self) -> Root | None:
+        return self.anchor.read()
+
+    def advance(self, old: Root | None, new: Root) -> None:
+        """Leave it where it is."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,10 @@ class Booted:
         if launched != allowed:
             raise EnclaveError(f"vault {name}: launched {launched}, the policy says {allowed}")
         writable = allowed == "read-write"
-        return vault.open(Path(place), "r+" if writable else "r", key=key, anchor=self.session.anchor(name))
+        anchor = self.session.anchor(name)
+        if writable:
+            return vault.open(Path(place), "r+", key=key, anchor=anchor)
+        return vault.open(Path(place), "r", key=key, anchor=_Watched(anchor))
 
 
 def boot(control: Control) -> Booted:

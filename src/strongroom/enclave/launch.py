@@ -210,7 +210,13 @@ def launch(
             on_event=on_event or (lambda name, detail: None),
         )
         process = subprocess.Popen(  # noqa: S603  # what was measured, or bubblewrap around it
-            command, env=environment, pass_fds=descriptors, cwd=workdir, stdout=stdout, stderr=stderr
+            command,
+            env=environment,
+            pass_fds=descriptors,
+            cwd=workdir,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on to the program
         )
         theirs.close()
         pid = process.pid
@@ -255,7 +261,7 @@ def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
 
 def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
     """The program's files in a directory of their own, so that what is measured is what runs."""
-    directory = Path(tempfile.mkdtemp(prefix="strongroom-program-"))
+    directory = _temporary_directory("strongroom-program-", Path(tempfile.gettempdir()))
     resources.callback(shutil.rmtree, directory, ignore_errors=True)
     for name, source in files.items():
         target = directory / name
@@ -266,16 +272,20 @@ def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
 
 
 def _private_directory(resources: ExitStack) -> Path:
-    """A directory in memory for an enclave without a sandbox; those of launchers that were killed are cleared away."""
+    """A directory in memory for an enclave without a sandbox."""
     memory = Path("/dev/shm")  # noqa: S108
-    if memory.is_dir():
-        for stale in memory.glob(f"{_PRIVATE}*"):
-            launcher = stale.name.removeprefix(_PRIVATE).partition("-")[0]
-            if launcher.isdigit() and not Path("/proc", launcher).exists():
-                shutil.rmtree(stale, ignore_errors=True)
-    directory = Path(tempfile.mkdtemp(prefix=f"{_PRIVATE}{os.getpid()}-", dir=memory if memory.is_dir() else None))
+    directory = _temporary_directory(_PRIVATE, memory if memory.is_dir() else Path(tempfile.gettempdir()))
     resources.callback(shutil.rmtree, directory, ignore_errors=True)
     return directory
+
+
+def _temporary_directory(prefix: str, parent: Path) -> Path:
+    """A new directory with this process's number in its name; those of launchers that were killed are cleared away."""
+    for stale in parent.glob(f"{prefix}*"):
+        launcher = stale.name.removeprefix(prefix).partition("-")[0]
+        if launcher.isdigit() and not Path("/proc", launcher).exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
 
 
 def _read_pid(descriptor: int) -> int | None:
