@@ -181,6 +181,14 @@ def test_what_a_link_to_a_directory_leads_to_is_measured(environment, job, tmp_p
     assert len({before, linked, value(CONFIG, {"job.py": job}, environment)}) == 3
 
 
+def test_another_name_for_a_measured_directory_is_measured(environment, job):
+    before = value(CONFIG, {"job.py": job}, environment)
+    (environment.prefix / "site" / "alias").symlink_to(environment.prefix / "site" / "pkg")
+    first = value(CONFIG, {"job.py": job}, environment)
+    (environment.prefix / "site" / "alias").rename(environment.prefix / "site" / "other")
+    assert len({before, first, value(CONFIG, {"job.py": job}, environment)}) == 3
+
+
 def test_a_loop_of_links_ends(environment, job):
     (environment.prefix / "site" / "pkg" / "loop").symlink_to(environment.prefix / "site")
     value(CONFIG, {"job.py": job}, environment)

@@ -262,7 +262,9 @@ def _walk(root: Path, skip: Iterable[str] = (), leave_out: Path | None = None) -
         seen.add(real)
         folders[:] = sorted(f for f in folders if f not in skip and f"{folder}/{f}" != str(leave_out))
         inside = folder[start:]
-        for name in sorted(files):
+        # The links themselves too: one to a directory that was walked already gives its modules another name.
+        links = [f for f in folders if os.path.islink(f"{folder}/{f}")]  # noqa: PTH114
+        for name in sorted([*files, *links]):
             yield (f"{inside}/{name}" if inside else name), f"{folder}/{name}"
 
 
@@ -296,7 +298,8 @@ def _digest(path: str) -> tuple[bytes, int]:
     try:
         found = os.stat(path)  # noqa: PTH116  # 27,000 times: a Path object each costs as much as the call
         if not stat.S_ISREG(found.st_mode):
-            return hashlib.sha256(b"not a regular file").digest(), 0
+            target = os.readlink(path) if os.path.islink(path) else ""  # noqa: PTH114, PTH115
+            return hashlib.sha256(b"not a regular file\0" + os.fsencode(target)).digest(), 0
         identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         digest = _cache.get(identity)
         if digest is None:
