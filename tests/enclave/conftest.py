@@ -108,7 +108,10 @@ def home_and_cas(tmp_path_factory):
 
 
 @pytest.fixture
-def world(tmp_path, home_and_cas):
+def world(request, tmp_path, home_and_cas):
+    # A configuration is measured for one kind of isolation, so that comes first.
+    if "any_sandbox" in request.fixturenames:
+        request.getfixturevalue("any_sandbox")
     return World(tmp_path, *home_and_cas)
 
 
