@@ -161,7 +161,7 @@ def _enclaves(probe: Probe) -> Iterator[Row]:
         "limited",
         f"{output.SIMULATED_BANNER.removeprefix('simulated enclave: ')}; {SAME_USER_CAVEAT}",
         "trying everything without special hardware",
-        "always there; for real secrets use one of the next",
+        "always there; none of the next can launch a program yet",
     )
     provider = probe.tsm_provider()
     guests = (
