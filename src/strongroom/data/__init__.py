@@ -1,0 +1,1 @@
+"""Sealed data sets for NumPy, PyTorch and tf.data."""
