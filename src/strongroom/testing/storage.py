@@ -21,7 +21,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from strongroom.storage import MemoryDirectory, MemoryStorage, OpenMode, Storage
+from strongroom.storage import MemoryDirectory, MemoryStorage, OpenMode
+from strongroom.storage.locks import LockTable, MemoryLocks
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
@@ -62,6 +63,8 @@ class FaultyStorage:
         self._now = MemoryStorage(data)
         self._durable = bytes(data)
         self._pending: list[tuple[int, bytes | None]] = []  # (offset, data), or (size, None)
+        self._table = LockTable()
+        self.locks = self.lock()
 
     @property
     def steps(self) -> int:
@@ -93,6 +96,10 @@ class FaultyStorage:
     def close(self) -> None:
         """Closing makes nothing durable."""
 
+    def lock(self) -> MemoryLocks:
+        """The locks of one more opener."""
+        return MemoryLocks(self._table)
+
     def after_crash(self, survives: Survives = _nothing) -> bytes:
         """What is on the disk when the power is back; `survives` is asked about each piece that was not synced."""
         disk = MemoryStorage(self._durable)
@@ -120,13 +127,20 @@ class FaultyDirectory:
         """How many steps there have been, in all files together."""
         return self._steps.count
 
-    def open(self, name: str, mode: OpenMode) -> Storage:
+    def open(self, name: str, mode: OpenMode, *, shared: bool = False) -> FaultyHandle:
+        """As any directory does, except that no opener excludes another one: crashes leave handles open."""
         if mode == "x":
             if name in self._now:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
             self._steps.take()
             self._now[name] = FaultyStorage(steps=self._steps)
-        return self._find(name)
+        return FaultyHandle(self._find(name))
+
+    def locks(self, name: str) -> MemoryLocks:
+        if name not in self._now:
+            self._steps.take()
+            self._now[name] = FaultyStorage(steps=self._steps)
+        return self._now[name].lock()
 
     def rename(self, old: str, new: str) -> None:
         file = self._find(old)
@@ -162,3 +176,18 @@ class FaultyDirectory:
                 else:
                     names.pop(name, None)
         return MemoryDirectory({name: file.after_crash(survives) for name, file in names.items()})
+
+
+class FaultyHandle:
+    """One opening of a file of a `FaultyDirectory`, with locks of its own."""
+
+    def __init__(self, file: FaultyStorage) -> None:
+        self.locks = file.lock()
+        self.read_into = file.read_into
+        self.write_at = file.write_at
+        self.sync = file.sync
+        self.resize = file.resize
+        self.size = file.size
+
+    def close(self) -> None:
+        self.locks.close()

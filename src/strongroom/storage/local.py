@@ -1,0 +1,185 @@
+"""Files and directories of the operating system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strongroom.errors import LockedError, UsageError
+from strongroom.storage.locks import OPEN_BYTE, OfdLocks, ofd_locks
+from strongroom.storage.protocols import LOCKS_AT, OpenMode
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
+
+
+class FileStorage:
+    """A file of the operating system, locked as the package says; a new one is readable by its owner only.
+
+    Args:
+        shared: take no lock.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: OpenMode = "r", *, shared: bool = False) -> None:
+        """Raises OSError as `open` does, and LockedError if another opener is in the way."""
+        flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "x": os.O_RDWR | os.O_CREAT | os.O_EXCL}[mode]
+        # Python's descriptors are close-on-exec; O_CLOEXEC only says so where one looks for it.
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._path = os.fspath(path)
+        self._fd = os.open(self._path, flags, 0o600)
+        self._seek_lock = threading.Lock()
+        self.locks: OfdLocks | None = None
+        try:
+            self.locks = ofd_locks(self._fd, owned=False)
+            if not shared:
+                self._lock(exclusive=mode != "r")
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self, *, exclusive: bool) -> None:
+        try:
+            if self.locks:
+                if not self.locks.acquire(OPEN_BYTE, exclusive=exclusive):
+                    raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+            elif sys.platform == "win32":
+                if exclusive:
+                    # Windows locks bytes, and locked bytes cannot be read: lock one that no file reaches.
+                    os.lseek(self._fd, LOCKS_AT, os.SEEK_SET)
+                    msvcrt.locking(self._fd, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(self._fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                raise
+            who = "in use" if exclusive else "being written"
+            raise LockedError(f"{self._path}: {who} by another opener", hint="close it there, then try again") from None
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        done = 0
+        while done < len(view):
+            count = self._read(offset + done, view[done:])
+            if count == 0:
+                break
+            done += count
+        return done
+
+    def _read(self, offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            count: int = os.preadv(self._fd, [view], offset)
+            return count
+        with self._seek_lock:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            data = os.read(self._fd, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        view = memoryview(data)
+        while view:
+            count = self._write(offset, view)
+            offset += count
+            view = view[count:]
+
+    def _write(self, offset: int, view: memoryview) -> int:
+        if hasattr(os, "pwrite"):
+            count: int = os.pwrite(self._fd, view, offset)
+            return count
+        with self._seek_lock:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.write(self._fd, view)
+
+    def sync(self) -> None:
+        _sync(self._fd)
+
+    def resize(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                if self.locks:
+                    self.locks.close()
+            finally:
+                os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"FileStorage({self._path!r})"
+
+
+def _sync(fd: int) -> None:
+    if sys.platform == "darwin":
+        # fsync there leaves the drive's own cache unwritten.
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+class LocalDirectory:
+    """A directory of the operating system."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def _at(self, name: str) -> Path:
+        if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+            raise UsageError(f"file name: {name!r}, wanted one without a path")
+        return self.path / name
+
+    def open(self, name: str, mode: OpenMode, *, shared: bool = False) -> FileStorage:
+        return FileStorage(self._at(name), mode, shared=shared)
+
+    def locks(self, name: str) -> OfdLocks | None:
+        path, flags = self._at(name), getattr(os, "O_CLOEXEC", 0)
+        try:
+            fd = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            fd = os.open(path, flags | os.O_RDONLY)
+        try:
+            locks = ofd_locks(fd, owned=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        if locks is None:
+            os.close(fd)
+        return locks
+
+    def rename(self, old: str, new: str) -> None:
+        self._at(old).replace(self._at(new))
+
+    def unlink(self, name: str) -> None:
+        self._at(name).unlink()
+
+    def list(self) -> list[str]:
+        with os.scandir(self.path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+
+    def sync(self) -> None:
+        if sys.platform == "win32":
+            return  # directories cannot be opened there; NTFS journals its names
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"LocalDirectory({str(self.path)!r})"
