@@ -7,20 +7,30 @@ import stat
 import pytest
 
 from strongroom.errors import LockedError
-from strongroom.storage import Directory, FileStorage, LocalDirectory, MemoryDirectory, MemoryStorage, Storage
+from strongroom.storage import (
+    Directory,
+    FileStorage,
+    LocalDirectory,
+    MemoryDirectory,
+    MemoryStorage,
+    MmapStorage,
+    Storage,
+)
 from strongroom.testing.storage import FaultyDirectory, FaultyStorage
 
 
-@pytest.fixture(params=["file", "file without preadv", "memory", "faulty"])
+@pytest.fixture(params=["file", "file without preadv", "mapped", "mapped without fallocate", "memory", "faulty"])
 def storage(request, tmp_path, monkeypatch):
     if request.param == "memory":
         return MemoryStorage()
     if request.param == "faulty":
         return FaultyStorage()
-    if "without" in request.param:  # Windows; some systems lack only some of them
+    if "fallocate" in request.param:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    if "preadv" in request.param:  # Windows; some systems lack only some of them
         for name in ("preadv", "pwrite", "fdatasync"):
             monkeypatch.delattr(os, name, raising=False)
-    file = FileStorage(tmp_path / "f", "x")
+    file = (MmapStorage if "mapped" in request.param else FileStorage)(tmp_path / "f", "x")
     request.addfinalizer(file.close)
     return file
 
@@ -44,9 +54,14 @@ def test_bytes_at_offsets(storage):
     storage.close()
 
 
-@pytest.fixture(params=["local", "memory", "faulty"])
+@pytest.fixture(params=["local", "mapped", "memory", "faulty"])
 def directory(request, tmp_path) -> Directory:
-    return {"local": LocalDirectory(tmp_path), "memory": MemoryDirectory(), "faulty": FaultyDirectory()}[request.param]
+    return {
+        "local": LocalDirectory(tmp_path),
+        "mapped": LocalDirectory(tmp_path, mapped=True),
+        "memory": MemoryDirectory(),
+        "faulty": FaultyDirectory(),
+    }[request.param]
 
 
 def test_names(directory):
@@ -70,9 +85,9 @@ def test_names(directory):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows locks writers only")
-@pytest.mark.parametrize("kind", ["local", "memory"])
+@pytest.mark.parametrize("kind", ["local", "mapped", "memory"])
 def test_one_writer_or_many_readers(kind, tmp_path):
-    directory = LocalDirectory(tmp_path) if kind == "local" else MemoryDirectory()
+    directory = MemoryDirectory() if kind == "memory" else LocalDirectory(tmp_path, mapped=kind == "mapped")
     with contextlib.closing(directory.open("f", "x")):
         for mode in ("r", "r+"):
             with pytest.raises(LockedError, match="by another opener"):
@@ -90,3 +105,12 @@ def test_new_files_are_private_and_not_inherited(tmp_path):
     with contextlib.closing(FileStorage(tmp_path / "f", "x")) as file:
         assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o600
         assert not os.get_inheritable(file._fd)
+
+
+def test_memory_grows_without_copying_itself_each_time():
+    file, sizes, step = MemoryStorage(), set(), bytes(4096)
+    for i in range(2000):
+        file.write_at(i * len(step), step)
+        assert len(file.data) == file.size() == (i + 1) * len(step)
+        sizes.add(file.data.__alloc__())
+    assert len(sizes) < 100

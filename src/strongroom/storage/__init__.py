@@ -15,6 +15,7 @@ Rules:
 
 from strongroom.storage.local import FileStorage, LocalDirectory
 from strongroom.storage.locks import OPEN_BYTE
+from strongroom.storage.mapped import MmapStorage
 from strongroom.storage.memory import MemoryDirectory, MemoryStorage
 from strongroom.storage.protocols import LOCKS_AT, ByteLocks, Directory, OpenMode, Storage
 
@@ -27,6 +28,7 @@ __all__ = [
     "LocalDirectory",
     "MemoryDirectory",
     "MemoryStorage",
+    "MmapStorage",
     "OpenMode",
     "Storage",
 ]

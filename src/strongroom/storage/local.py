@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from strongroom.errors import LockedError, UsageError
 from strongroom.storage.locks import OPEN_BYTE, OfdLocks, ofd_locks
-from strongroom.storage.protocols import LOCKS_AT, OpenMode
+from strongroom.storage.protocols import LOCKS_AT, OpenMode, Storage
 
 if sys.platform == "win32":
     import msvcrt
@@ -34,8 +34,8 @@ class FileStorage:
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "x": os.O_RDWR | os.O_CREAT | os.O_EXCL}[mode]
         # Python's descriptors are close-on-exec; O_CLOEXEC only says so where one looks for it.
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._path = os.fspath(path)
-        self._fd = os.open(self._path, flags, 0o600)
+        self.path = os.fspath(path)
+        self._fd = os.open(self.path, flags, 0o600)
         self._seek_lock = threading.Lock()
         self.locks: OfdLocks | None = None
         try:
@@ -62,7 +62,7 @@ class FileStorage:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
                 raise
             who = "in use" if exclusive else "being written"
-            raise LockedError(f"{self._path}: {who} by another opener", hint="close it there, then try again") from None
+            raise LockedError(f"{self.path}: {who} by another opener", hint="close it there, then try again") from None
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         view = memoryview(buffer)
@@ -108,6 +108,10 @@ class FileStorage:
     def size(self) -> int:
         return os.fstat(self._fd).st_size
 
+    def fileno(self) -> int:
+        """The descriptor; it ends with the storage."""
+        return self._fd
+
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -118,7 +122,7 @@ class FileStorage:
                 os.close(fd)
 
     def __repr__(self) -> str:
-        return f"FileStorage({self._path!r})"
+        return f"FileStorage({self.path!r})"
 
 
 def _sync(fd: int) -> None:
@@ -132,17 +136,26 @@ def _sync(fd: int) -> None:
 
 
 class LocalDirectory:
-    """A directory of the operating system."""
+    """A directory of the operating system.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        mapped: map its files (`MmapStorage`): for DAX persistent memory and tmpfs.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, mapped: bool = False) -> None:
         self.path = Path(path)
+        self.mapped = mapped
 
     def _at(self, name: str) -> Path:
         if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
             raise UsageError(f"file name: {name!r}, wanted one without a path")
         return self.path / name
 
-    def open(self, name: str, mode: OpenMode, *, shared: bool = False) -> FileStorage:
+    def open(self, name: str, mode: OpenMode, *, shared: bool = False) -> Storage:
+        if self.mapped:
+            from strongroom.storage.mapped import MmapStorage  # which builds on this module
+
+            return MmapStorage(self._at(name), mode, shared=shared)
         return FileStorage(self._at(name), mode, shared=shared)
 
     def locks(self, name: str) -> OfdLocks | None:

@@ -16,29 +16,38 @@ if TYPE_CHECKING:
 
 
 class MemoryStorage:
-    """A file in memory, for tests and for sealed bytes that travel as a message. Its content is `data`."""
+    """A file in memory, for tests and for sealed bytes that travel as a message. Its content is `data`.
+
+    `data` is as long as the file. A bytearray keeps spare room behind its end, an eighth of its length at least, so
+    that a file that grows bit by bit is copied a constant number of times in all.
+    """
 
     locks = None  # nobody else can open it; a `MemoryDirectory` gives handles that have locks
 
     def __init__(self, data: Buffer = b"") -> None:
         self.data = bytearray(data)
+        self._lock = threading.Lock()  # a bytearray that one thread reads through a view cannot be resized by another
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
-        view = memoryview(buffer)
-        count = max(0, min(len(view), len(self.data) - offset))
-        view[:count] = memoryview(self.data)[offset : offset + count]
-        return count
+        with self._lock, memoryview(self.data) as data, memoryview(buffer) as view:
+            count = max(0, min(len(view), len(data) - offset))
+            view[:count] = data[offset : offset + count]
+            return count
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        view = memoryview(data)
-        if offset > len(self.data):
-            self.resize(offset)
-        self.data[offset : offset + len(view)] = view
+        with self._lock, memoryview(data) as view:
+            if offset > len(self.data):
+                self._resize(offset)
+            self.data[offset : offset + len(view)] = view
 
     def sync(self) -> None:
         """Memory has nothing to write back."""
 
     def resize(self, size: int) -> None:
+        with self._lock:
+            self._resize(size)
+
+    def _resize(self, size: int) -> None:
         if size <= len(self.data):
             del self.data[size:]
         else:
