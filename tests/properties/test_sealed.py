@@ -12,8 +12,11 @@ from strongroom.sealed import NO_FRESHNESS, FileAnchor, MemoryAnchor, Root, load
 from strongroom.sealed.layout import (
     HOLE,
     MAGIC,
+    MAX_SEQUENCE,
+    PLACE_MASK,
     Commit,
     Header,
+    Retained,
     block_cipher,
     commitment,
     open_slot,
@@ -151,17 +154,36 @@ def test_place_map_marks_each_place_once():
     assert places.allocate() == 5
 
 
-commits = st.builds(
-    Commit,
-    sequence=st.integers(1, 1 << 62),
-    length=st.integers(0, 1 << 60),
-    places=st.integers(0, 1 << 60),
-    pointer=st.binary(min_size=len(HOLE), max_size=len(HOLE)),
-    previous=st.none() | st.builds(Root, st.integers(1, 1 << 62), st.binary(min_size=32, max_size=32)),
-)
+pointers = st.binary(min_size=len(HOLE), max_size=len(HOLE))
+digests = st.binary(min_size=32, max_size=32)
 
 
-@given(commits, st.binary(min_size=16, max_size=16), st.binary(min_size=24, max_size=24))
+@st.composite
+def commits(draw):
+    sequence = draw(st.integers(1, MAX_SEQUENCE))
+    lsn = draw(st.just(0) | st.integers(1, (1 << 63) - 1))
+    numbers = draw(st.sets(st.integers(1, sequence - 1), max_size=16)) if sequence > 1 else ()
+    since = draw(st.lists(digests, max_size=min(sequence - 1, 64)))
+    return Commit(
+        sequence,
+        length=draw(st.integers(0, 1 << 60)),
+        places=draw(st.integers(0, PLACE_MASK)),
+        pointer=draw(pointers),
+        previous=Root(sequence - 1, since[-1] if since else draw(digests)) if sequence > 1 else None,
+        epoch=draw(st.integers(0, (1 << 63) - 1)),
+        lsn=lsn,
+        tag=draw(st.binary(min_size=16, max_size=16)) if lsn else b"",
+        retained=tuple(
+            Retained(n, draw(st.integers(0, 1 << 60)), 9, draw(pointers), draw(digests), pinned=draw(st.booleans()))
+            for n in sorted(numbers)
+        ),
+        since=tuple(since),
+        generation=draw(st.integers(0, 255)),
+        old_key=draw(st.just(b"") | st.binary(min_size=32, max_size=32)),
+    )
+
+
+@given(commits(), st.binary(min_size=16, max_size=16), st.binary(min_size=24, max_size=24))
 def test_slot_round_trip(commit, file_id, nonce):
     header = Header(BLOCK, file_id, commitment(KEY, file_id))
     slot = seal_slot(block_cipher(KEY, file_id), header, commit, nonce)
@@ -179,7 +201,10 @@ def test_opening_garbage(data, with_magic):
         parse_header(MAGIC * with_magic + data)
 
 
-@given(st.text(max_size=90) | st.from_regex(r"\A[0-9]{1,20}:[0-9a-f]{64}\Z"))
+@given(
+    st.text(max_size=90)
+    | st.from_regex(r"\A[0-9]{1,20}:[0-9a-f]{64}(\+[0-9]{1,20}:[0-9a-f]{32})?(@[0-9]{1,20})?\Z", fullmatch=True)
+)
 def test_parsing_roots(text):
     with contextlib.suppress(StrongroomError):
         assert str(Root.parse(text)) == text

@@ -246,7 +246,7 @@ def test_version_of_the_future():
     storage = stored(b"content")
     for slot in range(4):
         storage.data[slot * 4096 + 8] = 9
-    with pytest.raises(FormatError, match="version: 9, wanted 0"):
+    with pytest.raises(FormatError, match="version: 9, wanted 1"):
         sealed(storage, "r")
 
 

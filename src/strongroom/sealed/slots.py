@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from strongroom.crypto import BlockCipher
@@ -14,11 +15,17 @@ from strongroom.storage import Storage
 
 @dataclass(slots=True)
 class Slots:
-    """What the slots of one file hold: for each the commit, or None where there is no valid one."""
+    """What the slots of one file hold: for each the commit, or None where there is no valid one.
+
+    `raw` is what was read or written last; `notes` says what was found damaged and passed over. `cipher` is that of
+    the slots and of the blocks of the newest generation.
+    """
 
     header: Header
     cipher: BlockCipher
     commits: list[Commit | None] = field(default_factory=lambda: [None] * SLOTS)
+    raw: list[bytes] = field(default_factory=lambda: [bytes(SLOT_SIZE)] * SLOTS)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def newest(self) -> Commit | None:
@@ -28,7 +35,7 @@ class Slots:
     def before(self, commit: Commit) -> Commit | None:
         """The commit that `commit` followed, if a slot still holds it."""
         for other in self.commits:
-            if other and other.root(self.header) == commit.previous:
+            if other and commit.previous and other.root(self.header).version == commit.previous.version:
                 return other
         return None
 
@@ -36,12 +43,22 @@ class Slots:
         """How many slots hold `commit`."""
         return self.commits.count(commit)
 
-    def write(self, storage: Storage, commit: Commit, nonce: bytes) -> None:
-        """Put `commit` into an invalid slot, else into the one with the lowest number: never the only newest."""
-        at = min(range(SLOTS), key=lambda i: slot.sequence if (slot := self.commits[i]) else 0)
+    def target(self) -> int:
+        """The slot that the next commit goes into: an invalid one, else that with the lowest number."""
+        return min(range(SLOTS), key=lambda i: slot.sequence if (slot := self.commits[i]) else 0)
+
+    def write(self, storage: Storage, commit: Commit, nonce: bytes, *, at: int | None = None) -> None:
+        """Put `commit` into slot `at`, or into `target()`: never into the only one with the newest."""
+        at = self.target() if at is None else at
+        sealed = layout.seal_slot(self.cipher, self.header, commit, nonce)
         self.commits[at] = None
-        storage.write_at(at * SLOT_SIZE, layout.seal_slot(self.cipher, self.header, commit, nonce))
+        storage.write_at(at * SLOT_SIZE, sealed)
         self.commits[at] = commit
+        self.raw[at] = sealed
+
+    def changed(self, storage: Storage) -> bool:
+        """Whether the slots on the storage are others than those read or written here last."""
+        return _read(storage) != self.raw
 
 
 def is_new(storage: Storage) -> bool:
@@ -76,7 +93,7 @@ def read_slots(storage: Storage, key: bytes, what: str, *, expected: bool = Fals
     if not opened:
         raise TamperedError(f"{what}: none of its {SLOTS} slots authenticates", hint=CHANGED_HINT)
     header = opened[0][1]
-    slots = Slots(header, layout.block_cipher(key, header.file_id))
+    slots = Slots(header, layout.block_cipher(key, header.file_id), raw=raw)
     for at, other, commit in opened:  # 4
         if other != header:
             raise TamperedError(f"{what}: its slots belong to different files", hint=CHANGED_HINT)
@@ -92,21 +109,66 @@ def read_slots(storage: Storage, key: bytes, what: str, *, expected: bool = Fals
     wanted = newest.places * header.block_size
     if size < wanted:  # 5
         raise TruncatedError(f"{what}: {size} bytes, wanted at least {wanted}", hint=CUT_HINT)
+    _note_damage(slots, headers, newest)
     return slots, newest
 
 
-def check_fresh(root: Root, previous: Root | None, anchor: Anchor | NoFreshness, what: str) -> None:
-    """Compare with the anchor, and advance it if a commit reached the disk but not the anchor.
+def _note_damage(slots: Slots, headers: Sequence[Header | None], newest: Commit) -> None:
+    for at, commit in enumerate(slots.commits):
+        other = headers[at]
+        if commit or not any(slots.raw[at]):
+            continue
+        if other and other.file_id == slots.header.file_id and other.commitment != slots.header.commitment:
+            slots.notes.append(f"slot {at} is sealed under another key; version {newest.sequence} is served")
+        else:
+            copies = slots.copies(newest)
+            slots.notes.append(
+                f"slot {at} is damaged, by a crash or by a change of the file; version {newest.sequence} is served, "
+                f"from {copies} slot{'s' * (copies != 1)}"
+            )
+
+
+def check_fresh(
+    root: Root,
+    previous: Root | None,
+    anchor: Anchor | NoFreshness,
+    what: str,
+    *,
+    since: Sequence[bytes] = (),
+    log: bool = False,
+) -> Root | None:
+    """Compare the newest commit with the anchor, and advance the anchor if the commit reached the disk but not it.
+
+    Accepted is, where A is what the anchor holds (docs/spec/sealed-file.md, Freshness):
+
+    - (a) A's version itself; A's epoch is the commit's, or a later one if a restore of just this version was authorised
+    - (b) the one version that follows A's, if it took in exactly the log that A knows
+    - (c) a later one that lists A among its roots since the anchor, if it took in at least that log
+    - (d) with (b) and (c), none whose epoch is not A's: after a restore the branch that was left is refused
+
+    Args:
+        root: of the newest commit.
+        previous, since: of the same commit.
+        log: the caller looks for the log position of the result in the log that lies beside the file.
+
+    Returns:
+        What the anchor holds now; None under NO_FRESHNESS. With `log` the caller MUST find its (lsn, tag) in the log,
+        or raise RollbackError.
 
     Raises:
-        RollbackError: `root` is neither what the anchor holds nor the one commit that followed it.
+        RollbackError: none of these.
     """
     if anchor is NO_FRESHNESS:
-        return
+        return None
     latest = anchor.read()
-    if root == latest:
-        return
-    if previous != latest or root.sequence != (latest.sequence if latest else 0) + 1:
+    if latest and root.version == latest.version and root.epoch <= latest.epoch and root.lsn <= latest.lsn:  # (a)
+        if root.log == latest.log or (log and root.lsn < latest.lsn):
+            return latest
+        raise RollbackError(
+            f"{what}: has log number {root.lsn}, wanted {latest.lsn} with the anchor's tag",
+            hint="the log was cut or replaced; restore the latest version",
+        )
+    if not _follows(root, previous, since, latest):  # (b), (c), (d)
         raise RollbackError(
             f"{what}: root {root}, wanted {latest or 'none, as the anchor is empty'}",
             hint="the data was rolled back or replaced; restore the latest version"
@@ -114,6 +176,20 @@ def check_fresh(root: Root, previous: Root | None, anchor: Anchor | NoFreshness,
             else "give the anchor of this data",
         )
     anchor.advance(latest, root)
+    return root
+
+
+def _follows(root: Root, previous: Root | None, since: Sequence[bytes], latest: Root | None) -> bool:
+    if latest is None:
+        return root.sequence == 1 and previous is None and root.epoch == 0 and root.lsn == 0
+    if root.epoch != latest.epoch:
+        return False
+    steps = root.sequence - latest.sequence
+    follows = steps == 1 and previous is not None and previous.version == latest.version
+    if follows and root.log == latest.log:  # (b)
+        return True
+    listed = 1 <= steps <= len(since) and since[-steps] == latest.digest
+    return listed and (root.log == latest.log or root.lsn > latest.lsn)  # (c)
 
 
 def _read(storage: Storage) -> list[bytes]:
