@@ -5,7 +5,7 @@ import contextlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from strongroom.errors import StrongroomError
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, MemoryAnchor, Root, load_key, open_sealed
@@ -23,7 +23,6 @@ from strongroom.sealed.layout import (
     parse_header,
     seal_slot,
 )
-from strongroom.sealed.places import DEAD, LIVE, PlaceMap
 from strongroom.storage import MemoryDirectory, MemoryStorage
 from strongroom.vault import metadata
 
@@ -102,56 +101,6 @@ class SealedFileMachine(RuleBasedStateMachine):
 
 TestSealedFile = SealedFileMachine.TestCase
 TestSealedFile.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-
-
-class PlaceMachine(RuleBasedStateMachine):
-    """No place that one of the last two roots reaches is ever given out."""
-
-    held = Bundle("held")
-
-    @initialize()
-    def create(self):
-        self.map = PlaceMap(4, 4)
-        self.now, self.newest, self.before = set(), set(), set()
-
-    @rule(target=held)
-    def allocate(self):
-        place = self.map.allocate()
-        assert place >= 4
-        assert place not in self.now | self.newest | self.before
-        self.now.add(place)
-        return place
-
-    @rule(place=held)
-    def release(self, place):
-        if place in self.now:
-            self.map.release(place)
-            self.now.discard(place)
-
-    @rule()
-    def clear(self):
-        self.map.clear()
-        self.now = set()
-
-    @rule()
-    def commit(self):
-        assert self.map.reach() == max(self.now, default=3) + 1
-        assert self.map.extent() == max(self.now | self.newest | self.before, default=3) + 1
-        self.map.commit()
-        self.before, self.newest = self.newest, set(self.now)
-
-
-TestPlaces = PlaceMachine.TestCase
-TestPlaces.settings = settings(max_examples=60, deadline=None)
-
-
-def test_place_map_marks_each_place_once():
-    places = PlaceMap(6, 4)
-    assert places.mark(4, LIVE)
-    assert not places.mark(4, DEAD)
-    assert not places.mark(3, LIVE)
-    assert not places.mark(6, LIVE)
-    assert places.allocate() == 5
 
 
 pointers = st.binary(min_size=len(HOLE), max_size=len(HOLE))

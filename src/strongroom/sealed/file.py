@@ -7,17 +7,16 @@ import io
 import os
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from strongroom.crypto import random_bytes
-from strongroom.errors import ConflictError, RollbackError, StrongroomError, UsageError
+from strongroom.errors import ConflictError, RollbackError, StrongroomError
 from strongroom.sealed import layout, slots
 from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, NoFreshness, Root
-from strongroom.sealed.layout import FILE_ID_SIZE, MAX_LENGTH, Commit, Header
+from strongroom.sealed.content import Content, Version
+from strongroom.sealed.layout import FILE_ID_SIZE, Commit, Header, NonceSource
 from strongroom.sealed.slots import Slots
-from strongroom.sealed.tree import BlockTree
 from strongroom.storage import Directory, Storage
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 Mode = Literal["r", "w", "x", "r+"]
-
-_CACHE = 4 << 20  # decrypted blocks kept for small reads and writes
 
 
 class SealedFile(io.BufferedIOBase):
@@ -39,7 +36,6 @@ class SealedFile(io.BufferedIOBase):
       reach is not overwritten meanwhile.
     - After a failed write or commit the handle is poisoned: what a failed sync left on the disk is unknown, and half a
       write is nothing that anybody asked to commit.
-    - Bytes of the last block behind the length are zeros.
 
     Args:
         directory: is synced in the first commit, so that the file's name is durable too.
@@ -84,23 +80,25 @@ class SealedFile(io.BufferedIOBase):
             self._slots, commit = slots.read_slots(storage, key, what, expected=expected)
             slots.check_fresh(commit.root(self._slots.header), commit.previous, anchor, what)
         header = self._slots.header
-        self._block_size = header.block_size
         previous = self._slots.before(commit) if commit else None
-        self._tree = BlockTree(
-            storage, self._slots.cipher, header.file_id, header.block_size, commit, previous, what=what
+        self._content = Content(
+            storage,
+            {0: self._slots.cipher},
+            header.file_id,
+            header.block_size,
+            _version(commit) if commit else None,
+            slots=True,
+            held=[_version(previous)] if previous else (),
+            what=what,
         )
+        self._nonces = NonceSource()
         self._commit = commit
         self._root = commit.root(header) if commit else None
         self._anchored = self._root
-        self._length = commit.length if commit else 0
-        # Decrypted blocks in the order of their last use; the flag says that a block is newer than the tree.
-        self._blocks: OrderedDict[int, bytearray] = OrderedDict()
-        self._newer: set[int] = set()
-        self._capacity = max(4, _CACHE // header.block_size)
-        self._changed = commit is None
+        self._replaced = False
         if mode == "w" and commit:
-            self.truncate(0)
-            self._changed = True
+            self._content.truncate(0)
+            self._replaced = True
 
     # What it is.
 
@@ -119,12 +117,12 @@ class SealedFile(io.BufferedIOBase):
 
     @property
     def block_size(self) -> int:
-        return self._block_size
+        return self._slots.header.block_size
 
     @property
     def length(self) -> int:
         """In bytes, with what is not committed yet."""
-        return self._length
+        return self._content.length
 
     def readable(self) -> bool:
         return True
@@ -143,20 +141,8 @@ class SealedFile(io.BufferedIOBase):
         Raises:
             TamperedError, TruncatedError: a block is not what was committed; `buffer` holds nothing of it.
         """
-        with self._lock, memoryview(buffer) as raw, raw.cast("B") as view:
-            self._usable()
-            size = self._block_size
-            done, total = 0, max(0, min(len(view), self._length - offset))
-            while done < total:
-                index, start = divmod(offset + done, size)
-                count = min(size - start, total - done)
-                part = view[done : done + count]
-                if count == size and index not in self._blocks:
-                    self._tree.read(index, part)
-                else:
-                    part[:] = memoryview(self._block(index))[start : start + count]
-                done += count
-            return total
+        self._usable()
+        return self._content.read_at(offset, buffer)
 
     def readinto(self, buffer: Buffer) -> int:
         with self._lock:
@@ -168,7 +154,7 @@ class SealedFile(io.BufferedIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         with self._lock:
-            left = max(0, self._length - self._position)
+            left = max(0, self.length - self._position)
             buffer = bytearray(left if size is None or size < 0 else min(size, left))
             self.readinto(buffer)
             return bytes(buffer)
@@ -181,7 +167,7 @@ class SealedFile(io.BufferedIOBase):
             self._usable()
             if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
                 raise ValueError(f"whence: {whence}, wanted 0, 1 or 2")
-            position = offset + (0, self._position, self._length)[whence]
+            position = offset + (0, self._position, self.length)[whence]
             if position < 0:
                 raise ValueError(f"position: {position}, wanted 0 or more")
             self._position = position
@@ -195,56 +181,18 @@ class SealedFile(io.BufferedIOBase):
 
     def write(self, data: Buffer) -> int:
         """Write all of `data` at the position."""
-        with self._lock, memoryview(data) as raw, raw.cast("B") as view:
+        with self._lock, memoryview(data) as raw:
             self._writing()
-            end = self._position + len(view)
-            if end > MAX_LENGTH:
-                raise UsageError(f"length: {end} bytes, wanted at most {MAX_LENGTH}")
-            if not view:
-                return 0
-            self._poisoned = self._changed = True
-            if end > self._length:
-                self._tree.grow(end)
-            size = self._block_size
-            done = 0
-            while done < len(view):
-                index, start = divmod(self._position, size)
-                count = min(size - start, len(view) - done)
-                part = view[done : done + count]
-                if count == size:
-                    self._tree.write(index, part)
-                    self._forget(index)
-                else:
-                    memoryview(self._block(index))[start : start + count] = part
-                    self._newer.add(index)
-                done += count
-                self._position += count
-                self._length = max(self._length, self._position)
-            self._poisoned = False
-            return done
+            self._content.write_at(self._position, raw)
+            self._position += raw.nbytes
+            return raw.nbytes
 
     def truncate(self, size: int | None = None) -> int:
         """Cut the file, or extend it by a hole that reads as zeros, to `size` bytes (default: the position)."""
         with self._lock:
             self._writing()
             size = self._position if size is None else size
-            if not 0 <= size <= MAX_LENGTH:
-                raise UsageError(f"length: {size} bytes, wanted 0 to {MAX_LENGTH}")
-            if size == self._length:
-                return size
-            self._poisoned = self._changed = True
-            if size > self._length:
-                self._tree.grow(size)
-            else:
-                last, start = divmod(size, self._block_size)
-                if start:
-                    self._block(last)[start:] = bytes(self._block_size - start)
-                    self._newer.add(last)
-                for index in [index for index in self._blocks if index * self._block_size >= size]:
-                    self._forget(index)
-                self._tree.cut(size)
-            self._length = size
-            self._poisoned = False
+            self._content.truncate(size)
             return size
 
     def flush(self) -> None:
@@ -262,7 +210,7 @@ class SealedFile(io.BufferedIOBase):
             self._writing()
             if self._anchored != self._root:
                 self._advance()
-            if self._changed or self._root is None:
+            if self._content.changed or self._replaced or self._root is None:
                 self._poisoned = True
                 self._write_commit()
                 self._poisoned = False
@@ -271,27 +219,22 @@ class SealedFile(io.BufferedIOBase):
             return self._root
 
     def _write_commit(self) -> None:
-        for index in sorted(self._newer):
-            self._tree.write(index, self._blocks[index])
-        self._newer.clear()
-        pointer = self._tree.flush()
-        size = self._tree.extent() * self._block_size
-        if self._storage.size() != size:
-            self._storage.resize(size)
+        version = self._content.prepare()
         if not self._write_once:
             self._storage.sync()
         sequence = self._root.sequence + 1 if self._root else 1
-        commit = Commit(sequence, self._length, self._tree.reach(), pointer, self._root)
-        self._slots.write(self._storage, commit, self._tree.nonce())
+        commit = Commit(sequence, version.length, version.places, version.pointer, self._root)
+        self._slots.write(self._storage, commit, self._nonces.next())
         if self._write_once:
-            self._slots.write(self._storage, commit, self._tree.nonce())
+            self._slots.write(self._storage, commit, self._nonces.next())
         self._storage.sync()
         if self._commit is None and self._directory:
             self._directory.sync()
-        self._tree.committed(commit)
+        self._content.committed(version)
+        self._content.hold([_version(self._commit)] if self._commit else [])
         self._commit = commit
         self._root = commit.root(self._slots.header)
-        self._changed = False
+        self._replaced = False
         self._committed_here = True
 
     def _advance(self) -> None:
@@ -311,7 +254,7 @@ class SealedFile(io.BufferedIOBase):
         """
         with self._lock:
             self._usable()
-            return self._tree.verify()
+            return self._content.verify()
 
     # The end.
 
@@ -335,7 +278,7 @@ class SealedFile(io.BufferedIOBase):
     def _copy_slot(self) -> None:
         # A second copy of the newest slot, so that one damaged sector does not cost the last commit.
         if self._committed_here and self._commit and self._slots.copies(self._commit) < 2:
-            self._slots.write(self._storage, self._commit, self._tree.nonce())
+            self._slots.write(self._storage, self._commit, self._nonces.next())
             self._storage.sync()
 
     def discard(self) -> None:
@@ -343,7 +286,7 @@ class SealedFile(io.BufferedIOBase):
         with self._lock:
             if not self.closed:
                 super().close()
-                self._blocks.clear()
+                self._content.close()
                 self._storage.close()
                 if self._root is None:
                     with contextlib.suppress(OSError):  # what stays behind holds nothing, and is taken over by "w"
@@ -363,39 +306,13 @@ class SealedFile(io.BufferedIOBase):
 
     def __del__(self) -> None:
         # A commit must not depend on when the collector runs, so this discards; io.IOBase would close.
-        if "_newer" in self.__dict__ and not self.closed:
-            if self.writable() and self._changed:
+        if "_nonces" in self.__dict__ and not self.closed:
+            if self.writable() and (self._content.changed or self._replaced or self._root is None):
                 warnings.warn(f"{self._what}: not closed, so not committed", ResourceWarning, stacklevel=2)
             self.discard()
 
     def __repr__(self) -> str:
         return f"<SealedFile {self._what!r} mode={self._mode!r} root={self._root}>"
-
-    # Decrypted blocks.
-
-    def _block(self, index: int) -> bytearray:
-        block = self._blocks.get(index)
-        if block is not None:
-            self._blocks.move_to_end(index)
-            return block
-        block = self._evict() if len(self._blocks) >= self._capacity else bytearray(self._block_size)
-        if index * self._block_size < self._length:
-            self._tree.read(index, block)
-        else:
-            block[:] = bytes(self._block_size)
-        self._blocks[index] = block
-        return block
-
-    def _evict(self) -> bytearray:
-        index = next(iter(self._blocks))
-        if index in self._newer:
-            self._tree.write(index, self._blocks[index])
-        self._newer.discard(index)
-        return self._blocks.pop(index)
-
-    def _forget(self, index: int) -> None:
-        self._blocks.pop(index, None)
-        self._newer.discard(index)
 
     def _usable(self) -> None:
         if self.closed:
@@ -405,10 +322,14 @@ class SealedFile(io.BufferedIOBase):
         self._usable()
         if not self.writable():
             raise io.UnsupportedOperation(f"{self._what}: open for reading only")
-        if self._poisoned:
+        if self._poisoned or self._content.poisoned:
             raise StrongroomError(
                 f"{self._what}: an earlier write or commit failed, so this handle commits no more", hint="open it again"
             )
+
+
+def _version(commit: Commit) -> Version:
+    return Version(commit.pointer, commit.length, commit.places)
 
 
 def _new_slots(key: bytes, block_size: int) -> Slots:

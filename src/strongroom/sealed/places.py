@@ -1,86 +1,106 @@
-"""Which places of a sealed file are free: copy on write never touches a block that a committed root may need."""
+"""Which places are free: copy on write never touches a block that a version still needed may reach."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-FREE, LIVE, FRESH, DYING, DEAD = range(5)
+BUILT, PREPARED, NEWEST, HELD = 1, 2, 4, 8
 
-_COMMIT: Final = bytes((FREE, LIVE, LIVE, DEAD, FREE)) + bytes(251)
-_REACHED: Final = bytes((FREE, LIVE, FRESH, FREE, FREE)) + bytes(251)
-_CLEAR: Final = bytes((FREE, DYING, FREE, DYING, DEAD)) + bytes(251)
+# Which places one version reaches: bit p of an integer stands for place p, so that dozens of versions take little room.
+Reach = int
+
+
+def _table(change: Callable[[int], int]) -> bytes:
+    """For `bytes.translate`: what becomes of each state."""
+    return bytes(change(state) & 15 for state in range(256))
+
+
+_DIGITS: Final = {bit: bytes(b"01"[bool(state & bit)] for state in range(256)) for bit in (BUILT, NEWEST)}
+_ONLY_BUILT: Final = _table(lambda state: state & BUILT)
+_CLEAR: Final = _table(lambda state: state & ~BUILT)
+_PREPARE: Final = _table(lambda state: state & ~PREPARED | (PREPARED if state & BUILT else 0))
+_COMMIT: Final = _table(
+    lambda state: state & (BUILT | HELD) | (NEWEST if state & PREPARED else 0) | (HELD if state & NEWEST else 0)
+)
+_FORGET: Final = _table(lambda state: state & ~HELD)
+_HOLD: Final = _table(lambda digit: HELD if digit == ord("1") else 0)
+_START: Final = _table(lambda digit: BUILT | NEWEST if digit == ord("1") else 0)
+
+
+def reach_of(flags: bytearray) -> Reach:
+    """The reach whose places are the non-zero bytes of `flags`."""
+    return int(flags.translate(_DIGITS[BUILT])[::-1] or b"0", 2)
 
 
 class PlaceMap:
     """One byte for each place, rebuilt from the tree when a writer first writes; nothing of it rests on disk.
 
-    ========= ==================================================== ==============
-    state     reached by                                           after a commit
-    ========= ==================================================== ==============
-    ``FREE``  no root                                              ``FREE``
-    ``LIVE``  the newest committed root                            ``LIVE``
-    ``FRESH`` only the root being built                            ``LIVE``
-    ``DYING`` the newest committed root, not the one being built   ``DEAD``
-    ``DEAD``  only the root before the newest committed            ``FREE``
-    ========= ==================================================== ==============
+    Its bits say which versions reach the place: ``BUILT`` the one being built, ``PREPARED`` the one that is ready to be
+    committed, ``NEWEST`` the newest committed, ``HELD`` any older one that has to stay whole. A place is free if it has
+    none. Moving from commit to commit only renames bits.
 
     Args:
-        places: how many places the newest committed root may use.
-        first: places below this hold the slots.
+        first: lower places are no blocks.
+        newest: what the newest committed version reaches, which is also what the one being built starts from.
     """
 
-    def __init__(self, places: int, first: int) -> None:
+    def __init__(self, first: int, newest: Reach = 0) -> None:
         self._first = first
-        self._states = bytearray(max(places, first))
+        self._states = bytearray(_flags(newest).translate(_START).ljust(first, b"\0"))
         self._cursor = first
 
-    def mark(self, place: int, state: int) -> bool:
-        """Note while rebuilding that a root reaches `place`; False if the place cannot be, or is taken."""
-        if place >= len(self._states) or place < self._first or self._states[place] != FREE:
-            return False
-        self._states[place] = state
-        return True
-
-    def extend(self, places: int) -> None:
-        """Make room to `mark` places up to this."""
-        self._states.extend(bytes(max(0, places - len(self._states))))
-
-    def is_marked(self, place: int) -> bool:
-        return place < len(self._states) and self._states[place] != FREE
+    def hold(self, reaches: Iterable[Reach]) -> None:
+        """From now on exactly these older versions stay whole, besides the newest."""
+        union = 0
+        for reach in reaches:
+            union |= reach
+        held = _flags(union).translate(_HOLD)
+        kept = self._states.translate(_FORGET)
+        merged = int.from_bytes(kept, "little") | int.from_bytes(held, "little")
+        self._states = bytearray(merged.to_bytes(max(len(kept), len(held)), "little"))
+        self._cursor = self._first
 
     def allocate(self) -> int:
-        """A free place, now `FRESH`."""
-        place = self._states.find(FREE, self._cursor)
+        """A free place, the lowest there is; the version being built now reaches it."""
+        place = self._states.find(0, self._cursor)
         if place < 0:
             place = len(self._states)
-            self._states.append(FRESH)
+            self._states.append(BUILT)
         else:
-            self._states[place] = FRESH
+            self._states[place] = BUILT
         self._cursor = place + 1
         return place
 
-    def release(self, place: int) -> None:
-        """The root being built no longer reaches `place`."""
-        if self._states[place] == FRESH:
-            self._states[place] = FREE
-            self._cursor = min(self._cursor, place)
-        else:
-            self._states[place] = DYING
+    def release(self, places: Sequence[int]) -> None:
+        """The version being built no longer reaches these."""
+        for place in places:
+            self._states[place] &= ~BUILT
+        self._cursor = min(self._cursor, min(places, default=self._cursor))
 
     def clear(self) -> None:
-        """The root being built reaches nothing."""
+        """The version being built reaches nothing."""
         self._states = self._states.translate(_CLEAR)
         self._cursor = self._first
 
-    def reach(self) -> int:
-        """How many places the file needs so that the root being built is whole."""
-        return max(len(self._states.translate(_REACHED).rstrip(b"\0")), self._first)
+    def prepare(self) -> int:
+        """The version being built, as it is now, may be committed next; how many places it needs."""
+        self._states = self._states.translate(_PREPARE)
+        self._cursor = self._first
+        return max(len(self._states.translate(_ONLY_BUILT).rstrip(b"\0")), self._first)
+
+    def committed(self) -> Reach:
+        """The version prepared is now the newest, and the one before it is held; what that one reaches."""
+        before = int(self._states.translate(_DIGITS[NEWEST])[::-1] or b"0", 2)
+        # `hold` with the reach returned keeps what this does; until then the bits are right too.
+        self._states = self._states.translate(_COMMIT)
+        return before
 
     def extent(self) -> int:
-        """How many places the file needs so that every root that counts is whole."""
+        """How many places the storage needs so that every version that counts is whole."""
         return max(len(self._states.rstrip(b"\0")), self._first)
 
-    def commit(self) -> None:
-        """The root being built is now the newest committed one."""
-        self._states = self._states.translate(_COMMIT)
-        self._cursor = self._first
+
+def _flags(reach: Reach) -> bytes:
+    """One digit, ``0`` or ``1``, for each place."""
+    return format(reach, "b").encode()[::-1] if reach else b""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from strongroom.crypto import TAG_SIZE, BlockCipher
 from strongroom.errors import IntegrityError, TamperedError, TruncatedError
 from strongroom.sealed import layout, places
-from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, HOLE, POINTER, Commit
-from strongroom.storage import Storage
+from strongroom.sealed.blocks import BlockStore
+from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, HOLE, PLACE_MASK, POINTER
+from strongroom.sealed.places import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
@@ -18,52 +19,54 @@ if TYPE_CHECKING:
 # Interior blocks kept in memory: 64 MiB of them point at 90 GiB of data in blocks of 64 KiB.
 _NODE_CACHE = 64 << 20
 
+END: Final = 1 << 62
+"""An index behind every block."""
 
-class BlockTree:
-    """The blocks of one sealed file, by index. Not for use from several threads at once.
 
-    A write goes to a free place at once and is reached by nothing that is committed; `flush` then writes the interior
-    blocks and gives the pointer of the new root block.
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a content: what a commit record must remember of it.
 
-    Args:
-        storage: where the blocks are.
-        cipher: of this file.
-        file_id: bound into every block.
-        block_size: of data and interior blocks.
-        commit: the newest committed version, or None for a new file.
-        previous: the one before, if its slot is still there: its blocks stay too.
-        what: the file's name, for errors.
+    Attributes:
+        pointer: of the root block; `HOLE` where there is none.
+        length: of the content, in bytes.
+        places: the storage has at least this many while the version counts.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        cipher: BlockCipher,
-        file_id: bytes,
-        block_size: int,
-        commit: Commit | None,
-        previous: Commit | None,
-        *,
-        what: str,
-    ) -> None:
-        self._storage = storage
-        self._cipher = cipher
-        self._what = what
-        self._size = block_size
-        self._fanout = layout.fanout(block_size)
-        self._aad = layout.block_aad(file_id)
-        self._nonces = layout.NonceSource()
-        # Ciphertext passes through this private buffer only: the host can change the file while it is being read.
-        self._box = bytearray(block_size + TAG_SIZE)
-        self._box_block = memoryview(self._box)[:block_size]
-        self._node_places = struct.Struct("<" + "Q40x" * self._fanout)
-        self._committed = commit
-        self._previous = previous
-        self._root = commit.pointer if commit else HOLE
-        self._height = layout.height_of(commit.length, block_size) if commit else 0
+    pointer: bytes
+    length: int
+    places: int
+
+
+class BlockTree:
+    """The blocks of one content, by index. Not for use from several threads at once.
+
+    Data blocks that are written go to free places at once and are reached by nothing that is committed; interior blocks
+    stay in memory until `flush`.
+
+    Args:
+        version: the newest committed one, or None where there is none.
+        held: older versions that have to stay whole. One that is damaged already is passed over: nobody can fall back
+            on it.
+        first: the lowest place that may hold a block.
+    """
+
+    def __init__(self, store: BlockStore, version: Version | None, held: Iterable[Version], *, first: int) -> None:
+        self._store = store
+        self._size = store.block_size
+        self._first = first
+        self._fanout = layout.fanout(self._size)
+        self._fields = struct.Struct("<" + "Q40x" * self._fanout)
+        self._no_pointers = bytes(self._size)
+        self._newest = version
+        self._held: dict[Version, Reach | None] = dict.fromkeys(held)
+        self._root = version.pointer if version else HOLE
+        self._height = layout.height_of(version.length, self._size) if version else 0
         self._map: places.PlaceMap | None = None
         self._clean: dict[tuple[int, int], bytearray] = {}
-        self._dirty: dict[tuple[int, int], bytearray] = {}
+        self._dirty: dict[int, dict[int, bytearray]] = {}
+
+    # Data blocks.
 
     def read(self, index: int, out: Buffer) -> None:
         """Put data block `index` into `out`, of one block's length; a hole gives zeros.
@@ -71,15 +74,17 @@ class BlockTree:
         Raises:
             TamperedError, TruncatedError: it is not what was written; `out` then holds zeros.
         """
-        place, nonce, tag = self._pointer(0, index)
-        if place:
-            self._open(0, index, place, nonce, tag, out)
+        pointer = self._pointer(0, index)
+        if _place(pointer):
+            self._store.read(0, index, pointer, out)
         else:
-            memoryview(out)[:] = bytes(self._size)
+            memoryview(out)[:] = self._no_pointers
 
     def write(self, index: int, data: Buffer) -> None:
         """Replace data block `index`; the tree must have grown to hold it."""
         self._write(0, index, data)
+
+    # Shape.
 
     def grow(self, length: int) -> None:
         """Make the tree high enough for `length` bytes, not fewer than it holds; what is new is a hole."""
@@ -91,6 +96,12 @@ class BlockTree:
             if root != HOLE:
                 self._dirty_node(self._height, 0)[: POINTER.size] = root
 
+    def punch(self, first: int, stop: int = END) -> None:
+        """Make holes of the data blocks from `first` up to but not including `stop`."""
+        self._writable()
+        if first < stop:
+            self._punch(self._height, 0, first, stop)
+
     def cut(self, length: int) -> None:
         """Release all blocks that lie wholly behind `length` bytes, not more than it holds."""
         if length == 0:
@@ -99,80 +110,120 @@ class BlockTree:
             self._dirty.clear()
             self._clean.clear()
             return
-        self.flush()  # so that pointers reach everything that is to be released
-        self._prune(self._height, 0, -(-length // self._size))
+        self.punch(-(-length // self._size))
         height = layout.height_of(length, self._size)
         while self._height > height:
             self._lower()
 
-    def flush(self) -> bytes:
-        """Write every changed interior block; the result is the pointer of the root block."""
+    # Versions.
+
+    def flush(self) -> None:
+        """Write every changed interior block."""
         for level in range(1, self._height + 1):
-            for _, index in sorted(key for key in self._dirty if key[0] == level):
-                node = self._dirty[level, index]
-                self._write(level, index, node)
-                del self._dirty[level, index]
-                self._remember(level, index, node)
-        return self._root
+            for index, node in sorted(self._dirty.get(level, {}).items()):
+                if node == self._no_pointers:
+                    self._point(level, index, HOLE)
+                else:
+                    self._write(level, index, node)
+                    self._remember(level, index, node)
+                del self._dirty[level][index]
 
-    def nonce(self) -> bytes:
-        """A nonce that was never used under this file's cipher."""
-        return self._nonces.next()
+    def prepare(self, length: int) -> Version:
+        """Write what is not written yet, and give the storage its size; not synced. The version to be committed."""
+        found = self._writable()
+        self.flush()
+        version = Version(self._root, length, found.prepare())
+        self._store.resize(found.extent())
+        return version
 
-    def reach(self) -> int:
-        """How many places the root being built needs."""
-        return self._writable().reach()
+    def trim(self) -> None:
+        """Give back the places at the end that no version needs."""
+        if self._map:
+            self._store.resize(self._map.extent())
 
-    def extent(self) -> int:
-        """How many places the file needs, so that the committed roots stay whole too."""
-        return self._writable().extent()
+    def committed(self, version: Version) -> None:
+        """Note that `version`, which `prepare` gave, is the newest committed one, and hold the one before it."""
+        reach = self._writable().committed()
+        if self._newest:
+            self._held[self._newest] = reach
+        self._newest = version
 
-    def committed(self, commit: Commit) -> None:
-        """Note that a slot now holds `commit`, whose pointer `flush` gave."""
-        self._writable().commit()
-        self._previous, self._committed = self._committed, commit
+    def hold(self, versions: Iterable[Version]) -> None:
+        """From now on exactly these older versions stay whole, besides the newest."""
+        wanted = dict.fromkeys(versions)
+        wanted.pop(self._newest, None)  # type: ignore[arg-type]  # None is no key of it
+        if wanted.keys() != self._held.keys() or None in self._held.values():
+            self._held = {version: self._held.get(version) for version in wanted}
+            if self._map:
+                self._hold(self._map)
 
-    def verify(self) -> int:
-        """Read every block of the newest committed version from the storage; the number of data blocks read.
+    def walk(self, version: Version) -> Iterator[tuple[int, int, bytes]]:
+        """Every block that `version` reaches as (level, index, pointer), a parent before its children.
 
         Raises:
-            IntegrityError: a block is not what was committed.
+            IntegrityError: an interior block is not what was committed, or a place is used twice or cannot be.
         """
-        commit = self._committed
-        if commit is None:
-            return 0
+        self._check_size(version)
+        seen = bytearray(version.places)
+        for level, index, pointer in self._walk(layout.height_of(version.length, self._size), 0, version.pointer):
+            place = _place(pointer)
+            if not self._first <= place < len(seen) or seen[place]:
+                raise self._misplaced(level, index)
+            seen[place] = 1
+            yield level, index, pointer
+
+    def _walk(self, level: int, index: int, pointer: bytes) -> Iterator[tuple[int, int, bytes]]:
+        if not _place(pointer):
+            return
+        yield level, index, pointer
+        if level:
+            node = bytearray(self._size)
+            self._store.read(level, index, pointer, node)
+            for slot, child in enumerate(self._pointers(node), index * self._fanout):
+                yield from self._walk(level - 1, slot, child)
+
+    def verify(self, version: Version) -> int:
+        """Read every block that `version` reaches from the storage; the number of data blocks read.
+
+        Raises:
+            IntegrityError: as `walk`, of data blocks too.
+        """
         scratch = bytearray(self._size)
-        seen = places.PlaceMap(commit.places, layout.first_place(self._size))
         count = 0
-        for level, index, pointer in self._walk(commit):
-            place, nonce, tag = POINTER.unpack(pointer)
-            if not seen.mark(place, places.LIVE):
-                raise TamperedError(
-                    f"{self._what}: block {index} of level {level}: place {place} is used twice or out of range",
-                    hint=CHANGED_HINT,
-                )
+        for level, index, pointer in self.walk(version):
             if level == 0:
-                self._open(0, index, place, nonce, tag, scratch)
+                self._store.read(0, index, pointer, scratch)
                 count += 1
         return count
 
-    # Reading.
+    def forget(self) -> None:
+        """Drop everything from memory; the tree is of no use afterwards."""
+        self._clean.clear()
+        self._dirty.clear()
+        self._map = None
 
-    def _pointer(self, level: int, index: int) -> tuple[int, bytes, bytes]:
+    # Nodes.
+
+    def _pointer(self, level: int, index: int) -> bytes:
         if level >= self._height:
-            return POINTER.unpack(self._root if index == 0 else HOLE)
+            return self._root if index == 0 else HOLE
         node = self._node(level + 1, index // self._fanout)
         if node is None:
-            return 0, b"", b""
-        return POINTER.unpack_from(node, index % self._fanout * POINTER.size)
+            return HOLE
+        at = index % self._fanout * POINTER.size
+        return bytes(node[at : at + POINTER.size])
+
+    def _pointers(self, node: bytearray) -> Iterator[bytes]:
+        for at in range(0, self._fanout * POINTER.size, POINTER.size):
+            yield bytes(node[at : at + POINTER.size])
 
     def _node(self, level: int, index: int) -> bytearray | None:
-        node = self._dirty.get((level, index)) or self._clean.get((level, index))
+        node = self._dirty.get(level, {}).get(index) or self._clean.get((level, index))
         if node is None:
-            place, nonce, tag = self._pointer(level, index)
-            if place:
+            pointer = self._pointer(level, index)
+            if _place(pointer):
                 node = bytearray(self._size)
-                self._open(level, index, place, nonce, tag, node)
+                self._store.read(level, index, pointer, node)
                 self._remember(level, index, node)
         return node
 
@@ -181,141 +232,148 @@ class BlockTree:
         while len(self._clean) * self._size > max(_NODE_CACHE, 8 * self._size):
             del self._clean[next(iter(self._clean))]
 
-    def _open(self, level: int, index: int, place: int, nonce: bytes, tag: bytes, out: Buffer) -> None:
-        try:
-            if self._storage.read_into(place * self._size, self._box_block) != self._size:
-                raise TruncatedError(
-                    f"{self._what}: block {index} of level {level}: place {place} lies behind the end of the file",
-                    hint=CUT_HINT,
-                )
-            self._box[self._size :] = tag
-            self._cipher.decrypt_into(nonce, self._box, self._aad + layout.pack_level_index(level, index), out)
-        except TamperedError:
-            # What failed to authenticate has been decrypted into `out`; nobody may see it.
-            memoryview(out)[:] = bytes(self._size)
-            raise TamperedError(
-                f"{self._what}: block {index} of level {level}: authentication failed at place {place}",
-                hint=CHANGED_HINT,
-            ) from None
-
-    def _walk(self, commit: Commit) -> Iterator[tuple[int, int, bytes]]:
-        """Every block that `commit` reaches as (level, index, pointer), a parent before its children."""
-        return self._walk_from(layout.height_of(commit.length, self._size), 0, commit.pointer)
-
-    def _walk_from(self, level: int, index: int, pointer: bytes) -> Iterator[tuple[int, int, bytes]]:
-        if pointer == HOLE:
-            return
-        yield level, index, pointer
-        if level == 0:
-            return
-        node = bytearray(self._size)
-        place, nonce, tag = POINTER.unpack(pointer)
-        self._open(level, index, place, nonce, tag, node)
-        for slot, child_place in enumerate(self._node_places.unpack_from(node)):
-            if child_place:
-                at = slot * POINTER.size
-                child = bytes(node[at : at + POINTER.size])
-                yield from self._walk_from(level - 1, index * self._fanout + slot, child)
-
-    # Writing.
-
-    def _writable(self) -> places.PlaceMap:
-        if self._map is None:
-            self._map = self._rebuild()
-        return self._map
-
-    def _rebuild(self) -> places.PlaceMap:
-        first = layout.first_place(self._size)
-        if self._committed is None:
-            return places.PlaceMap(first, first)
-        found = places.PlaceMap(self._committed.places, first)
-        for level, index, pointer in self._walk(self._committed):
-            if not found.mark(POINTER.unpack(pointer)[0], places.LIVE):
-                raise TamperedError(
-                    f"{self._what}: block {index} of level {level}: its place is used twice or out of range",
-                    hint=CHANGED_HINT,
-                )
-        if self._previous:
-            self._keep_previous(found, self._previous)
-        return found
-
-    def _keep_previous(self, found: places.PlaceMap, previous: Commit) -> None:
-        try:
-            found.extend(min(previous.places, self._storage.size() // self._size))
-            for _, _, pointer in self._walk(previous):
-                found.mark(POINTER.unpack(pointer)[0], places.DEAD)
-        except IntegrityError:
-            pass  # no longer whole, so nobody can fall back on it
-
-    def _write(self, level: int, index: int, data: Buffer) -> None:
-        found = self._writable()
-        place = found.allocate()
-        try:
-            nonce = self._nonces.next()
-            self._cipher.encrypt_into(nonce, data, self._aad + layout.pack_level_index(level, index), self._box)
-            self._storage.write_at(place * self._size, self._box_block)
-        except BaseException:
-            found.release(place)
-            raise
-        self._point(level, index, POINTER.pack(place, nonce, self._box[self._size :]))
-
-    def _point(self, level: int, index: int, pointer: bytes) -> None:
-        if level == self._height:
-            old, self._root = POINTER.unpack(self._root)[0], pointer
-        else:
-            node = self._dirty_node(level + 1, index // self._fanout)
-            at = index % self._fanout * POINTER.size
-            old = POINTER.unpack_from(node, at)[0]
-            node[at : at + POINTER.size] = pointer
-        if old:
-            self._writable().release(old)
-
     def _dirty_node(self, level: int, index: int) -> bytearray:
-        node = self._dirty.get((level, index))
+        dirty = self._dirty.setdefault(level, {})
+        node = dirty.get(index)
         if node is None:
             node = self._node(level, index)
             if node is None:
                 node = bytearray(self._size)
             self._clean.pop((level, index), None)
-            self._dirty[level, index] = node
+            dirty[index] = node
         return node
 
-    # Cutting.
+    def _write(self, level: int, index: int, data: Buffer) -> None:
+        found = self._writable()
+        place = found.allocate()
+        try:
+            pointer = self._store.write(level, index, place, data)
+        except BaseException:
+            found.release((place,))
+            raise
+        self._point(level, index, pointer)
 
-    def _prune(self, level: int, index: int, count: int) -> None:
-        """Release what block (`level`, `index`) reaches from data block `count` on; it keeps at least one itself."""
-        if level == 0:
-            return
+    def _point(self, level: int, index: int, pointer: bytes) -> None:
+        if level == self._height:
+            old, self._root = self._root, pointer
+        else:
+            node = self._dirty_node(level + 1, index // self._fanout)
+            at = index % self._fanout * POINTER.size
+            old = bytes(node[at : at + POINTER.size])
+            node[at : at + POINTER.size] = pointer
+        if place := _place(old):
+            self._writable().release((place,))
+
+    # Holes.
+
+    def _punch(self, level: int, index: int, first: int, stop: int) -> None:
+        span = self._fanout**level
+        if first <= index * span and (index + 1) * span <= stop:
+            self._drop(level, index)
+            if self._pointer(level, index) != HOLE:
+                self._point(level, index, HOLE)
+        elif index * span < stop and (index + 1) * span > first:
+            for child in self._children(level, index):
+                self._punch(level - 1, child, first, stop)
+
+    def _children(self, level: int, index: int) -> list[int]:
+        """The blocks below an interior block that are no holes; some may be in memory only."""
+        base = index * self._fanout
         node = self._node(level, index)
-        if node is None:
-            return
-        span = self._fanout ** (level - 1)
-        kept = -(-count // span) - index * self._fanout  # children that stay, the last of them perhaps in part
-        for slot, place in enumerate(self._node_places.unpack_from(node)):
-            if slot >= kept and place:
-                self._drop(level - 1, index * self._fanout + slot)
-                self._point(level - 1, index * self._fanout + slot, HOLE)
-        if kept - 1 < self._fanout:
-            self._prune(level - 1, index * self._fanout + kept - 1, count)
+        found = {base + slot for slot, field in enumerate(self._fields.unpack_from(node)) if field} if node else set()
+        if dirty := self._dirty.get(level - 1):
+            found.update(child for child in range(base, base + self._fanout) if child in dirty)
+        return sorted(found)
 
     def _drop(self, level: int, index: int) -> None:
         """Release everything below block (`level`, `index`); whoever points at it releases the block itself."""
         if level == 0:
             return
-        node = self._node(level, index)
+        if level > 1:
+            for child in self._children(level, index):
+                self._drop(level - 1, child)
+        if node := self._node(level, index):
+            self._writable().release([field & PLACE_MASK for field in self._fields.unpack_from(node) if field])
         self._clean.pop((level, index), None)
-        for slot, place in enumerate(self._node_places.unpack_from(node) if node else ()):
-            if place:
-                self._drop(level - 1, index * self._fanout + slot)
-                self._writable().release(place)
+        self._dirty.get(level, {}).pop(index, None)
 
     def _lower(self) -> None:
         """Take the root block's first child as the root."""
         node = self._node(self._height, 0)
         self._clean.pop((self._height, 0), None)
-        self._dirty.pop((self._height, 0), None)
-        place = POINTER.unpack(self._root)[0]
-        if place:
-            self._writable().release(place)
+        self._dirty.get(self._height, {}).pop(0, None)
+        if place := _place(self._root):
+            self._writable().release((place,))
         self._root = bytes(node[: POINTER.size]) if node else HOLE
         self._height -= 1
+
+    # The map of places.
+
+    def _writable(self) -> places.PlaceMap:
+        if self._map is None:
+            found = places.PlaceMap(self._first, self._reach(self._newest) if self._newest else 0)
+            self._hold(found)
+            self._map = found
+        return self._map
+
+    def _hold(self, found: places.PlaceMap) -> None:
+        for version, reach in self._held.items():
+            if reach is None:
+                try:
+                    self._held[version] = self._reach(version)
+                except IntegrityError:
+                    self._held[version] = 0  # no longer whole, so nobody can fall back on it
+        found.hold(reach or 0 for reach in self._held.values())
+
+    def _reach(self, version: Version) -> Reach:
+        """Which places `version` reaches, from its interior blocks.
+
+        Raises:
+            IntegrityError: one of them is not what was committed, or a place is used twice or cannot be.
+        """
+        self._check_size(version)
+        flags, count = bytearray(version.places), 0
+        level = layout.height_of(version.length, self._size)
+        pointers = [(0, version.pointer)] if _place(version.pointer) else []
+        found: list[int] = [_place(pointer) for _, pointer in pointers]
+        self._mark(flags, found, level, 0)
+        count += len(found)
+        node = bytearray(self._size)
+        while level:
+            below: list[tuple[int, bytes]] = []
+            for index, pointer in pointers:
+                self._store.read(level, index, pointer, node)
+                found = [field & PLACE_MASK for field in self._fields.unpack_from(node) if field]
+                self._mark(flags, found, level - 1, index * self._fanout)
+                count += len(found)
+                if level > 1:
+                    below += [p for p in enumerate(self._pointers(node), index * self._fanout) if _place(p[1])]
+            level, pointers = level - 1, below
+        if flags.count(1) != count:
+            raise self._misplaced(level, 0)
+        return places.reach_of(flags)
+
+    def _check_size(self, version: Version) -> None:
+        if version.places > self._store.places():
+            raise TruncatedError(
+                f"{self._store.what}: {self._store.places()} places, wanted {version.places}", hint=CUT_HINT
+            )
+
+    def _mark(self, flags: bytearray, found: list[int], level: int, index: int) -> None:
+        try:
+            for place in found:
+                flags[place] = 1
+        except IndexError:
+            raise self._misplaced(level, index) from None
+        if found and min(found) < self._first:
+            raise self._misplaced(level, index)
+
+    def _misplaced(self, level: int, index: int) -> TamperedError:
+        return TamperedError(
+            f"{self._store.what}: block {index} of level {level}: its place is used twice or out of range",
+            hint=CHANGED_HINT,
+        )
+
+
+def _place(pointer: bytes) -> int:
+    return int.from_bytes(pointer[:7], "little")

@@ -1,0 +1,346 @@
+"""The bytes of one block tree at any offset: what a sealed file and each file of a vault hold."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from strongroom.crypto import BlockCipher
+from strongroom.errors import StrongroomError, UsageError
+from strongroom.sealed import layout
+from strongroom.sealed.blocks import BlockStore
+from strongroom.sealed.layout import MAX_LENGTH
+from strongroom.sealed.tree import END, BlockTree, Version
+from strongroom.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
+
+__all__ = ["Content", "Version"]
+
+
+class Content:
+    """Random access to the bytes of one block tree. Its methods may be called from several threads.
+
+    It knows neither slots nor anchor nor locks, and syncs nothing: whoever owns it makes a commit of `prepare`, a sync,
+    its own record of the version, and `committed`.
+
+    Invariants:
+
+    - A write never touches a place that the newest committed version or a held one reaches.
+    - After a failed write it is `poisoned` and takes no more of them: half a write is nothing that anybody asked for.
+    - Bytes of the last block behind the length are zeros.
+
+    Args:
+        storage: where the blocks rest. It stays the caller's.
+        ciphers: of the blocks, by generation of the key.
+        file_id: bound into every block.
+        version: the newest committed one, None for a new content.
+        generation: of the key to write with.
+        slots: whether superblock slots lie before the blocks. Without, place 1 rests at byte 0.
+        held: older versions that have to stay whole.
+        what: the content's name, for errors.
+        cache: bytes of decrypted blocks kept for small reads and writes.
+        write_early: whether blocks may be written before `prepare`. If not, they are kept in memory, however many.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        ciphers: Mapping[int, BlockCipher],
+        file_id: bytes,
+        block_size: int,
+        version: Version | None,
+        *,
+        slots: bool,
+        what: str,
+        generation: int = 0,
+        held: Iterable[Version] = (),
+        cache: int = 4 << 20,
+        write_early: bool = True,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._what = what
+        self._size = block_size
+        self._write_early = write_early
+        store = BlockStore(storage, ciphers, generation, file_id, block_size, origin=0 if slots else 1, what=what)
+        self._tree = BlockTree(store, version, held, first=layout.first_place(block_size) if slots else 1)
+        self._version = version
+        self._length = version.length if version else 0
+        # Decrypted blocks: as the tree has them, in the order of their last use, and newer than the tree.
+        self._clean: dict[int, bytearray] = {}
+        self._newer: dict[int, bytearray] = {}
+        self._capacity = max(4, cache // block_size)
+        # Changes are counted, so that one made between `prepare` and `committed` is not lost sight of.
+        self._changes = 0
+        self._prepared: tuple[Version, int] | None = None
+        self._committed_changes = 0
+        self._poisoned = False
+        self._closed = False
+
+    # What it is.
+
+    @property
+    def length(self) -> int:
+        """In bytes, with what is not committed yet."""
+        return self._length
+
+    @property
+    def version(self) -> Version | None:
+        """The newest committed version."""
+        return self._version
+
+    @property
+    def changed(self) -> bool:
+        """Whether it differs from the newest committed version, as far as one can tell without comparing."""
+        return self._changes != self._committed_changes
+
+    @property
+    def dirty(self) -> int:
+        """Bytes of decrypted blocks that are newer than the tree."""
+        return len(self._newer) * self._size
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether a write failed, so that nothing can be written or committed any more."""
+        return self._poisoned
+
+    # Bytes.
+
+    def read_at(self, offset: int, buffer: Buffer) -> int:
+        """Fill `buffer` from `offset` on; the count is smaller than its length only at the end.
+
+        Raises:
+            TamperedError, TruncatedError: a block is not what was written; `buffer` holds nothing of it.
+        """
+        with self._lock, memoryview(buffer) as raw, raw.cast("B") as view:
+            self._usable()
+            size = self._size
+            done, total = 0, max(0, min(len(view), self._length - offset))
+            while done < total:
+                index, start = divmod(offset + done, size)
+                count = min(size - start, total - done)
+                part = view[done : done + count]
+                if count == size and index not in self._newer and index not in self._clean:
+                    self._tree.read(index, part)
+                else:
+                    part[:] = memoryview(self._block(index))[start : start + count]
+                done += count
+            return total
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`; a gap behind the end becomes a hole, which reads as zeros.
+
+        Raises:
+            UsageError: it would grow past the format's limit.
+            IntegrityError: a block that had to be read is not what was written.
+        """
+        with self._lock, memoryview(data) as raw, raw.cast("B") as view:
+            self._writing()
+            end = offset + len(view)
+            if end > MAX_LENGTH:
+                raise UsageError(f"length: {end} bytes, wanted at most {MAX_LENGTH}")
+            if not view:
+                return
+            self._begin()
+            if end > self._length:
+                self._tree.grow(end)
+            size = self._size
+            done = 0
+            while done < len(view):
+                index, start = divmod(offset + done, size)
+                count = min(size - start, len(view) - done)
+                part = view[done : done + count]
+                if count < size:
+                    memoryview(self._newer_block(index))[start : start + count] = part
+                elif self._write_early:
+                    self._tree.write(index, part)
+                    self._forget(index)
+                else:
+                    self._clean.pop(index, None)
+                    self._newer[index] = bytearray(part)
+                done += count
+                self._length = max(self._length, offset + done)
+            self._poisoned = False
+
+    def truncate(self, length: int) -> None:
+        """Cut it, or extend it by a hole, to `length` bytes."""
+        with self._lock:
+            self._writing()
+            if not 0 <= length <= MAX_LENGTH:
+                raise UsageError(f"length: {length} bytes, wanted 0 to {MAX_LENGTH}")
+            if length == self._length:
+                return
+            self._begin()
+            if length > self._length:
+                self._tree.grow(length)
+            else:
+                last, start = divmod(length, self._size)
+                if start:
+                    self._newer_block(last)[start:] = bytes(self._size - start)
+                self._forget_from(-(-length // self._size), END)
+                self._tree.cut(length)
+            self._length = length
+            self._poisoned = False
+
+    def punch(self, offset: int, length: int) -> None:
+        """Put zeros in place of `length` bytes at `offset`, as holes where they are whole blocks.
+
+        The content's length stays as it is; what lies behind its end is left out.
+        """
+        with self._lock:
+            self._writing()
+            if offset < 0 or length < 0:
+                raise UsageError(f"hole: {length} bytes at {offset}, wanted no negative number")
+            stop = min(offset + length, self._length)
+            if offset >= stop:
+                return
+            self._begin()
+            first, last = -(-offset // self._size), stop // self._size
+            if stop == self._length:
+                last = END  # the last block goes too, though it be no whole one
+            if first > last:
+                self._zero(offset, stop)
+            else:
+                self._zero(offset, min(first * self._size, stop))
+                if last != END:
+                    self._zero(last * self._size, stop)
+                self._forget_from(first, last)
+                self._tree.punch(first, last)
+            self._poisoned = False
+
+    def _zero(self, start: int, stop: int) -> None:
+        """Zero a range that lies in one block."""
+        if start < stop:
+            index, at = divmod(start, self._size)
+            self._newer_block(index)[at : at + stop - start] = bytes(stop - start)
+
+    # Versions.
+
+    def prepare(self) -> Version:
+        """Write every block that is not written yet, and give the storage its size. Nothing is synced.
+
+        The version returned is this content as it is now. Its blocks stay whole until the next `prepare`, and from
+        `committed` on for good. Where nothing changed it is the newest committed one.
+
+        Raises:
+            OSError: the storage failed; nothing more can be written.
+        """
+        with self._lock:
+            self._writing()
+            self._poisoned = True
+            if self._version is None or self.changed:
+                self._write_newer()
+                self._prepared = self._tree.prepare(self._length), self._changes
+            else:
+                self._tree.trim()
+                self._prepared = self._version, self._changes
+            self._poisoned = False
+            return self._prepared[0]
+
+    def committed(self, version: Version) -> None:
+        """Note that `version`, which the last `prepare` gave, is recorded durably as the newest one.
+
+        The one that was the newest is held from now on.
+        """
+        with self._lock:
+            if self._prepared is None or self._prepared[0] != version:
+                raise ValueError("version: not the one that was prepared last")
+            if version != self._version:
+                self._tree.committed(version)
+            self._version, self._committed_changes = self._prepared
+            self._prepared = None
+
+    def hold(self, versions: Iterable[Version]) -> None:
+        """From now on exactly these older versions stay whole, besides the newest; every other place is free."""
+        with self._lock:
+            self._tree.hold(versions)
+
+    def verify(self) -> int:
+        """Read every block of the newest committed version from the storage; the number of data blocks read.
+
+        Raises:
+            IntegrityError: a block is not what was committed.
+        """
+        with self._lock:
+            self._usable()
+            return self._tree.verify(self._version) if self._version else 0
+
+    def close(self) -> None:
+        """Forget everything decrypted. What was not committed is lost. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._clean.clear()
+            self._newer.clear()
+            self._tree.forget()
+
+    # Decrypted blocks.
+
+    def _block(self, index: int) -> bytearray:
+        block = self._newer.get(index)
+        if block is None:
+            block = self._clean.pop(index, None)
+            if block is None:
+                block = self._spare()
+                self._load(index, block)
+            self._clean[index] = block  # now the last to go
+        return block
+
+    def _newer_block(self, index: int) -> bytearray:
+        block = self._newer.get(index)
+        if block is None:
+            if self._write_early and len(self._newer) >= self._capacity // 2:
+                self._write_newer()
+            block = self._clean.pop(index, None)
+            if block is None:
+                block = self._spare()
+                self._load(index, block)
+            self._newer[index] = block
+        return block
+
+    def _load(self, index: int, block: bytearray) -> None:
+        if index * self._size < self._length:
+            self._tree.read(index, block)
+        else:
+            block[:] = bytes(self._size)
+
+    def _spare(self) -> bytearray:
+        if self._clean and len(self._clean) + len(self._newer) >= self._capacity:
+            return self._clean.pop(next(iter(self._clean)))
+        return bytearray(self._size)
+
+    def _write_newer(self) -> None:
+        """Write what is newer than the tree, which then has it."""
+        for index in sorted(self._newer):
+            self._tree.write(index, self._newer[index])
+            self._clean[index] = self._newer.pop(index)
+        while len(self._clean) > self._capacity:
+            del self._clean[next(iter(self._clean))]
+
+    def _forget(self, index: int) -> None:
+        self._clean.pop(index, None)
+        self._newer.pop(index, None)
+
+    def _forget_from(self, first: int, stop: int) -> None:
+        for blocks in (self._clean, self._newer):
+            for index in [index for index in blocks if first <= index < stop]:
+                del blocks[index]
+
+    # State.
+
+    def _begin(self) -> None:
+        """A change begins: until it is whole nothing may be committed."""
+        self._poisoned = True
+        self._changes += 1
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self._what}: is closed")
+
+    def _writing(self) -> None:
+        self._usable()
+        if self._poisoned:
+            raise StrongroomError(
+                f"{self._what}: an earlier write or commit failed, so this handle commits no more", hint="open it again"
+            )
