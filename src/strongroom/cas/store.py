@@ -267,7 +267,7 @@ class Store:
         """Move an anchor from `old` to `new`; a repetition of the same move succeeds.
 
         Args:
-            may_go_back: accept a `new` of no higher sequence number: its owner has put another vault there.
+            may_go_back: accept a `new` that does not come after `old`: its owner has put another vault there.
 
         Raises:
             ConflictError: it is at neither.
@@ -276,7 +276,7 @@ class Store:
         with self._transaction() as db:
             if not compare_and_swap(self.anchor(policy, vault), old, new):
                 return
-            if old is not None and new.sequence <= old.sequence and not may_go_back:
+            if not new.comes_after(old) and not may_go_back:
                 raise RollbackError(
                     f"anchor: got {new}, wanted a root after {old}",
                     hint="the vault was rolled back: restore its latest version; its owner may entrust it anew",

@@ -308,14 +308,16 @@ def _parse_body(body: bytes) -> Commit:
         epoch,
         lsn,
         tag if lsn else b"",
-        tuple(
-            Retained(*_RETAINED.unpack_from(body, _RETAINED_AT + i * _RETAINED.size), pinned=bool(pinned >> i & 1))
-            for i in range(retained)
-        ),
+        tuple(_parse_retained(body, i, pinned=bool(pinned >> i & 1)) for i in range(retained)),
         tuple(body[at : at + DIGEST_SIZE] for at in range(_SINCE_AT, _SINCE_AT + since * DIGEST_SIZE, DIGEST_SIZE)),
         generation,
         old_key if old_keys else b"",
     )
+
+
+def _parse_retained(body: bytes, i: int, *, pinned: bool) -> Retained:
+    sequence, length, places, pointer, root = _RETAINED.unpack_from(body, _RETAINED_AT + i * _RETAINED.size)
+    return Retained(sequence, length, places, pointer, root, pinned)
 
 
 def _check_roots(commit: Commit, header: Header) -> None:
