@@ -8,7 +8,8 @@ disk still learns: the number of data files, their sizes in blocks, and when the
 `vault.open` is the way in; the format is specified in docs/spec/vault.md.
 """
 
+from strongroom.vault.stream import VaultFile
 from strongroom.vault.transfer import pack, put, unpack
 from strongroom.vault.vault import Stat, Vault, open  # noqa: A004
 
-__all__ = ["Stat", "Vault", "open", "pack", "put", "unpack"]
+__all__ = ["Stat", "Vault", "VaultFile", "open", "pack", "put", "unpack"]

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from strongroom.errors import FormatError, UsageError
 from strongroom.storage import LocalDirectory
-from strongroom.vault.metadata import MODE_BITS, check_path
-from strongroom.vault.vault import Vault, fit_block
+from strongroom.vault.paths import check_path
+from strongroom.vault.vault import MODE_BITS, Vault
 
 _CHUNK = 1 << 20
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -53,7 +53,7 @@ def put(plain: Path, vault: Vault, path: str) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise _irregular(plain)
         bits = stat.S_IMODE(status.st_mode) & MODE_BITS
-        with vault.open(path, "wb", permissions=bits, block_size=fit_block(status.st_size)) as sealed:
+        with vault.open(path, "wb", permissions=bits) as sealed:
             buffer = memoryview(bytearray(_CHUNK))
             while count := file.readinto(buffer):
                 sealed.write(buffer[:count])

@@ -1,49 +1,45 @@
-"""The vault: opening, reading, writing, and the one commit that covers all of it."""
+"""The vault by path, as Python programs use it."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-import threading
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from strongroom.crypto import random_bytes, random_key
-from strongroom.errors import (
-    FormatError,
-    RollbackError,
-    TamperedError,
-    UsageError,
-    WrongKeyError,
-)
-from strongroom.sealed import NO_FRESHNESS, Anchor, NoFreshness, PinnedAnchor, Root, SealedFile
-from strongroom.sealed.layout import CHANGED_HINT, DEFAULT_BLOCK, MIN_BLOCK, check_block_size
-from strongroom.sealed.opening import open_in
+from strongroom.errors import FormatError, UsageError
+from strongroom.sealed import Anchor, NoFreshness
+from strongroom.sealed.layout import DEFAULT_BLOCK, MIN_BLOCK, check_block_size
 from strongroom.storage import Directory, LocalDirectory
-from strongroom.vault import metadata
-from strongroom.vault.metadata import DATA_NAME, Entry
-from strongroom.vault.names import Names
+from strongroom.vault.inodes import Inodes, failure
+from strongroom.vault.paths import check_path, show, split
+from strongroom.vault.rows import ROOT_INODE, Inode
+from strongroom.vault.stream import VaultFile
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
-    from types import TracebackType
-    from typing import Self
 
-META = "meta"
 DEFAULT_MODE = 0o644
+MODE_BITS = 0o7777
+_MAX_FOLLOWED = 40
 
 Mode = Literal["r", "r+", "x"]
+FileMode = Literal["rb", "wb", "xb", "ab", "r+b"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What a path in a vault is: `size` in bytes and `mode` bits of a file; a directory has 0 and 0o755."""
+    """What a path in a vault is: `size` in bytes and `mode` bits; of a directory the size is 0."""
 
     size: int
     mode: int
     is_dir: bool
+    is_link: bool = False
+    mtime: int = field(default=0, compare=False)
+    inode: int = field(default=0, compare=False)
 
 
 def open(  # noqa: A001  # used as `vault.open`
@@ -56,7 +52,8 @@ def open(  # noqa: A001  # used as `vault.open`
     """Open the vault in a directory.
 
     Nothing that is changed counts before `Vault.commit`, which `close` and the end of a ``with`` block call too; a
-    ``with`` block that an exception ends discards what was not committed.
+    ``with`` block that an exception ends discards what was not committed. Several processes may have one vault open,
+    for writing too: a commit that meets another's change of the same file or name raises `ConflictError`.
 
     Args:
         path: the directory on disk; with mode ``x`` it is made, or must be empty.
@@ -66,7 +63,7 @@ def open(  # noqa: A001  # used as `vault.open`
 
     Raises:
         FileNotFoundError, FileExistsError: there is no vault, or there is one already.
-        LockedError: somebody else is writing.
+        LockedError: somebody else is writing, where the platform has no byte locks.
         FormatError, WrongKeyError, TruncatedError, RollbackError, TamperedError: as `open_sealed`.
     """
     if mode not in ("r", "r+", "x"):
@@ -81,64 +78,69 @@ def open(  # noqa: A001  # used as `vault.open`
     return Vault(LocalDirectory(path), mode, key, anchor, what=os.fspath(path))
 
 
-class Vault:
+class Vault(Inodes):
     """An open vault. Made by `vault.open`; its methods may be called from several threads.
 
-    Rules:
-
-    - A data file is written once, under a fresh random name and key, and never changed.
-    - It is accepted only at the root that `meta` records: another file, another version or a shorter one is refused.
-    - A commit is: data files and directory synced -> `meta` committed -> anchor -> dead data files unlinked.
-    - A reader reads `meta` once, at opening, and sees that version. A later commit of a writer may unlink data files
-      under it; it then gets an error that says so.
+    Paths are relative to the top; symbolic links are followed, unless they are absolute or lead out of the vault.
     """
-
-    def __init__(
-        self, directory: Directory, mode: Mode, key: bytes, anchor: Anchor | NoFreshness, *, what: str
-    ) -> None:
-        self._directory = directory
-        self._mode = mode
-        self._what = what
-        self._lock = threading.RLock()
-        self._writing: set[str] = set()  # data files not in `_files` yet
-        self._uncommitted: set[str] = set()  # those in it that no attempt at a commit has named
-        self._closed = False
-        self._files: dict[str, Entry] = {}
-        self._changed = mode == "x"
-        self._meta = open_in(directory, META, mode, key, anchor, MIN_BLOCK, what=f"{what}: {META}", expected=True)
-        try:
-            if mode != "x":
-                if self._meta.length > metadata.MAX_META:
-                    raise FormatError(f"{what}: {META}: {self._meta.length} bytes, wanted at most {metadata.MAX_META}")
-                self._files = metadata.decode(self._meta.read())
-            self._names = Names(self._files)
-            self._root = self._meta.root
-        except BaseException:
-            self._meta.discard()
-            raise
-        if mode == "r":
-            self._meta.close()
 
     # Looking.
 
-    @property
-    def root(self) -> Root | None:
-        """The root of the newest committed version (of the one that was, in a reader); None before the first."""
-        return self._root
+    def _find(self, path: str, *, follow: bool = True) -> Inode:
+        self._usable()
+        left = split(path)[::-1]
+        above: list[Inode] = [self.inode(ROOT_INODE)]
+        followed = 0
+        while left:
+            part = left.pop()
+            if part in (b"", b"."):
+                raise failure(errno.ENOENT, path)
+            if part == b"..":
+                if len(above) == 1:
+                    raise failure(errno.ENOENT, path)
+                above.pop()
+                continue
+            if not above[-1].is_dir:
+                raise FileNotFoundError(f"{self._what}: {path}: no such file")
+            number = self._state.entry(above[-1].id, part)
+            if number is None:
+                raise FileNotFoundError(f"{self._what}: {path}: no such file")
+            inode = self.inode(number)
+            if inode.is_link and (left or follow):
+                followed += 1
+                target = self.target(number)
+                if followed > _MAX_FOLLOWED:
+                    raise failure(errno.ELOOP, path)
+                if target.startswith(b"/"):
+                    raise FileNotFoundError(f"{self._what}: {path}: leads out of the vault, to {show(target)}")
+                left += [step for step in target.split(b"/") if step not in (b"", b".")][::-1]
+                continue
+            above.append(inode)
+        return above[-1]
 
-    @property
-    def name(self) -> str:
-        return self._what
-
-    @property
-    def directory(self) -> Directory:
-        """Where the sealed bytes are."""
-        return self._directory
+    def _place(self, path: str) -> tuple[Inode, bytes]:
+        """The directory and the name for a path that need not exist; directories above it are made."""
+        check_path(path)
+        *parts, name = split(path)
+        above = self.inode(ROOT_INODE)
+        done = []
+        for part in parts:
+            done.append(show(part))
+            number = self._state.entry(above.id, part)
+            if number is None:
+                above = self.make_at(above.id, part, stat.S_IFDIR | 0o755, uid=above.uid, gid=above.gid)
+                continue
+            below = self.inode(number)
+            if below.is_link:
+                below = self._find("/".join(done))
+            if not below.is_dir:
+                raise UsageError(f"path in vault: {path!a}, but {'/'.join(done)!a} is a file")
+            above = below
+        return above, name
 
     def files(self) -> list[str]:
-        """The paths of all files, sorted."""
-        with self._lock:
-            return sorted(self._files)
+        """The paths of everything that is no directory, sorted."""
+        return sorted(f"{top}/{name}" if top else name for top, _, names in self.walk() for name in names)
 
     def listdir(self, path: str = "") -> list[str]:
         """The names in a directory, sorted.
@@ -147,169 +149,207 @@ class Vault:
             FileNotFoundError, NotADirectoryError: it is none.
         """
         with self._lock:
-            if not self.stat(path).is_dir:
+            inode = self._find(path)
+            if not inode.is_dir:
                 raise NotADirectoryError(f"{self._what}: {path} is a file")
-            return self._names.list(path)
+            return sorted(show(name) for name, _ in self.entries(inode.id))
 
     def walk(self, path: str = "") -> Iterator[tuple[str, list[str], list[str]]]:
-        """As `os.walk`: (directory, its directories, its files), the top first."""
-        names = self.listdir(path)
-        prefix = path + "/" if path else ""
-        directories = [name for name in names if prefix + name not in self._files]
-        yield path, directories, [name for name in names if prefix + name in self._files]
+        """As `os.walk`: (directory, its directories, its files and links), the top first."""
+        with self._lock:
+            inode = self._find(path)
+            if not inode.is_dir:
+                raise NotADirectoryError(f"{self._what}: {path} is a file")
+            below = [(show(name), found.is_dir) for name, found in self.entries(inode.id)]
+        directories = sorted(name for name, is_dir in below if is_dir)
+        yield path, directories, sorted(name for name, is_dir in below if not is_dir)
         for name in directories:
-            yield from self.walk(prefix + name)
+            yield from self.walk(f"{path}/{name}" if path else name)
 
-    def stat(self, path: str) -> Stat:
+    def stat(self, path: str, *, follow: bool = True) -> Stat:
         """Raises FileNotFoundError if there is nothing at `path`."""
         with self._lock:
-            if entry := self._files.get(path):
-                return Stat(entry.size, entry.mode, is_dir=False)
-            if self._names.is_dir(path):
-                return Stat(0, 0o755, is_dir=True)
-        raise FileNotFoundError(f"{self._what}: {path}: no such file")
+            inode = self._find(path, follow=follow)
+            size = 0 if inode.is_dir else inode.size
+            return Stat(size, stat.S_IMODE(inode.mode), inode.is_dir, inode.is_link, inode.mtime, inode.id)
 
     def __contains__(self, path: object) -> bool:
-        return path in self._files
+        if not isinstance(path, str):
+            return False
+        try:
+            return not self.stat(path).is_dir
+        except OSError:
+            return False
 
     def read_bytes(self, path: str) -> bytes:
         """The whole content of a file."""
         with self.open(path) as file:
             return file.read()
 
+    def readlink(self, path: str) -> str:
+        """Where a symbolic link leads."""
+        with self._lock:
+            return show(self.target(self._find(path, follow=False).id))
+
     # Files.
 
     def open(
         self,
         path: str,
-        mode: Literal["rb", "wb"] = "rb",
+        mode: FileMode = "rb",
         *,
         permissions: int = DEFAULT_MODE,
         block_size: int = DEFAULT_BLOCK,
-    ) -> SealedFile:
-        """Open a file of the vault, to read it or to write it anew.
+    ) -> VaultFile:
+        """Open a file of the vault. Directories above a new one are made.
 
-        A file written is in the vault once it is closed, and on the disk for good once the vault is committed; until
-        then readers of the path get the old one. An exception inside its ``with`` block leaves the old one.
+        ``wb`` writes a file anew: it takes the path once it is closed, until then readers of the path get the old one,
+        and an exception inside its ``with`` block leaves the old one. ``xb`` makes a new file, ``r+b`` and ``ab``
+        change the one there: what they write counts from the next commit on, closed or not.
 
         Args:
             permissions: the mode bits that a new file shall have when it is unpacked or mounted.
-            block_size: of a new file; its data file is a multiple of it long.
+            block_size: of a new file larger than 64 KiB; its data file is a multiple of it long.
 
         Raises:
-            FileNotFoundError, IsADirectoryError: there is no such file.
+            FileNotFoundError, FileExistsError, IsADirectoryError: as `open` does.
             UsageError: the path cannot be one.
+            LockedError: another process is writing to the file.
             IntegrityError: the data file is not what was committed.
         """
         with self._lock:
-            self._usable()
-            if mode == "rb":
-                if self.stat(path).is_dir:
-                    raise IsADirectoryError(f"{self._what}: {path} is a directory")
-                return self._open_data(path, self._files[path])
+            if mode not in ("rb", "wb", "xb", "ab", "r+b"):
+                raise UsageError(f"mode: {mode!r}, wanted rb, wb, xb, ab or r+b")
+            self._usable(to_write=mode != "rb")
+            check_block_size(block_size)
+            name = f"{self._what}: {path}"
+            if mode in ("rb", "r+b") or (mode == "ab" and self._exists(path)):
+                inode = self._find(path)
+                if inode.is_dir:
+                    raise IsADirectoryError(f"{name} is a directory")
+                return VaultFile(self, self.hold(inode.id), mode, name)
+            if self._is_dir(path):
+                raise UsageError(f"path in vault: {path!a} is a directory")
+            above, last = self._place(path)
+            bits = stat.S_IFREG | (permissions & MODE_BITS)
             if mode == "wb":
-                self._usable(to_write=True)
-                self._names.check_target(path)
-                return _DataWriter(self, path, permissions & metadata.MODE_BITS, block_size)
-        raise UsageError(f"mode: {mode!r}, wanted rb or wb")
+                return VaultFile(self, self._unnamed_file(bits, above, block_size), mode, name, (above.id, last))
+            made = self.make_at(above.id, last, bits, uid=above.uid, gid=above.gid)
+            node = self.hold(made.id)
+            node.block_size = block_size
+            return VaultFile(self, node, mode, name)
+
+    def _unnamed_file(self, mode: int, above: Inode, block_size: int):  # type: ignore[no-untyped-def]
+        now = self._clock()
+        inode = self._state.add(Inode(0, mode, 0, above.uid, above.gid, 0, now, now, now, None, 0))
+        node = self.hold(inode.id)
+        node.block_size = block_size
+        return node
+
+    def adopt(self, number: int, parent: int, name: bytes) -> None:
+        """Give a file without a name the name of another, which it replaces."""
+        with self._lock:
+            self._usable(to_write=True)
+            inode = self.inode(number)
+            found = self._state.entry(parent, name)
+            other = None if found is None else self.inode(found)
+            if other is not None and other.is_dir:
+                raise failure(errno.EISDIR, name)
+            now = self._clock()
+            inode.links += 1
+            self._state.touch(inode)
+            self._state.link(parent, name, number)
+            self._ordered.add(number)
+            self._touch_directory(self.inode(parent), now)
+            if other is not None:
+                self._unnamed(other, now)
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._find(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _is_dir(self, path: str) -> bool:
+        check_path(path)
+        try:
+            return self._find(path).is_dir
+        except OSError:
+            return False
 
     def write_bytes(self, path: str, data: Buffer, *, permissions: int = DEFAULT_MODE) -> None:
         """Make `data` the whole content of a file."""
-        with self.open(path, "wb", permissions=permissions, block_size=fit_block(memoryview(data).nbytes)) as file:
+        with self.open(path, "wb", permissions=permissions) as file:
             file.write(data)
 
-    def remove(self, path: str) -> None:
-        """Take a file out of the vault. Raises FileNotFoundError."""
+    # Names.
+
+    def _named(self, path: str) -> tuple[int, bytes]:
+        check_path(path)
+        above, _, name = path.rpartition("/")
+        inode = self._find(above)
+        if not inode.is_dir:
+            raise FileNotFoundError(f"{self._what}: {path}: no such file")
+        return inode.id, name.encode()
+
+    def mkdir(self, path: str, *, permissions: int = 0o755, exist_ok: bool = False) -> None:
+        """Make a directory, and those above it. Raises FileExistsError."""
         with self._lock:
             self._usable(to_write=True)
-            if path not in self._files:
-                raise FileNotFoundError(f"{self._what}: {path}: no such file")
-            del self._files[path]
-            self._names.remove(path)
-            self._changed = True
+            above, name = self._place(path)
+            number = self._state.entry(above.id, name)
+            if number is not None and exist_ok and self.inode(number).is_dir:
+                return
+            self.make_at(above.id, name, stat.S_IFDIR | permissions & MODE_BITS, uid=above.uid, gid=above.gid)
+
+    def symlink(self, target: str, path: str) -> None:
+        """Make a symbolic link."""
+        with self._lock:
+            self._usable(to_write=True)
+            above, name = self._place(path)
+            self.make_at(above.id, name, stat.S_IFLNK | 0o777, uid=above.uid, gid=above.gid, target=os.fsencode(target))
+
+    def remove(self, path: str) -> None:
+        """Take a file or a link out of the vault. Raises FileNotFoundError, IsADirectoryError."""
+        with self._lock:
+            self._usable(to_write=True)
+            self._find(path, follow=False)
+            self.unlink_at(*self._named(path))
+
+    def remove_dir(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a directory that is empty, or with all that is in it."""
+        with self._lock:
+            self._usable(to_write=True)
+            inode = self._find(path, follow=False)
+            if recursive and inode.is_dir:
+                for name, below in self.entries(inode.id):
+                    if below.is_dir:
+                        self.remove_dir(f"{path}/{show(name)}", recursive=True)
+                    else:
+                        self.unlink_at(inode.id, name)
+            self.rmdir_at(*self._named(path))
 
     def rename(self, old: str, new: str) -> None:
-        """Give a file another path, replacing the file that has it.
+        """Give a file or a directory another path, replacing the file that has it.
 
         Raises:
-            FileNotFoundError: there is no file `old`.
+            FileNotFoundError: there is nothing at `old`.
             UsageError: `new` cannot be a path here.
         """
         with self._lock:
             self._usable(to_write=True)
-            if old not in self._files:
-                raise FileNotFoundError(f"{self._what}: {old}: no such file")
-            if old == new:
-                return
-            self._names.check_target(new)
-            self._files[new] = self._files.pop(old)
-            self._names.remove(old)
-            self._names.add(new)
-            self._changed = True
+            self._find(old, follow=False)
+            parent, name = self._named(old)
+            above, new_name = self._place(new)
+            self.rename_at(parent, name, above.id, new_name)
 
-    def _open_data(self, path: str, entry: Entry) -> SealedFile:
-        what = f"{self._what}: {path}"
-        try:
-            file = open_in(
-                self._directory, entry.name, "r", entry.key, PinnedAnchor(entry.root), what=what, expected=True
-            )
-        except FileNotFoundError:
-            raise TamperedError(
-                f"{what}: its data file {entry.name} is missing",
-                hint="deleted, or removed by a later commit: open the vault again",
-            ) from None
-        except (WrongKeyError, FormatError, RollbackError) as error:
-            # The vault's own key was right; so another file lies where this one belongs.
-            raise TamperedError(
-                f"{what}: its data file {entry.name} is another one ({error.code})",
-                hint="something replaced it on the disk; restore the whole vault from a copy",
-            ) from None
-        if file.length != entry.size:
-            file.close()
-            raise TamperedError(f"{what}: {file.length} bytes, wanted {entry.size}", hint=CHANGED_HINT)
-        return file
-
-    def _adopt(self, path: str, entry: Entry) -> None:
+    def chmod(self, path: str, permissions: int) -> None:
+        """Change mode bits."""
         with self._lock:
-            self._usable(to_write=True)
-            self._names.check_target(path)
-            self._files[path] = entry
-            self._names.add(path)
-            self._writing.discard(entry.name)
-            self._uncommitted.add(entry.name)
-            self._changed = True
+            self.change(self._find(path).id, mode=permissions)
 
-    # The commit.
-
-    def commit(self) -> Root:
-        """Make the vault, as it is now, the newest version, durably and atomically; return its root.
-
-        Files still open for writing are not part of it.
-
-        Raises:
-            OSError, ConflictError, CasError: as `SealedFile.commit`.
-        """
-        with self._lock:
-            self._usable(to_write=True)
-            if self._changed or self._root is None:
-                data = metadata.encode(self._files)
-                self._directory.sync()  # the data files were synced when they were closed
-                self._meta.seek(0)
-                self._meta.truncate(0)
-                self._meta.write(data)
-            self._uncommitted.clear()  # even if the next line fails, `meta` on the disk may name them
-            self._root = self._meta.commit()
-            if self._changed:
-                self._changed = False
-                self._sweep()
-            return self._root
-
-    def _sweep(self) -> None:
-        """Unlink data files that the committed version does not name, and what a crash left."""
-        keep = {entry.name for entry in self._files.values()} | self._writing
-        for name in self._directory.list():
-            if DATA_NAME.fullmatch(name) and name not in keep:
-                self._directory.unlink(name)
+    # The whole.
 
     def verify(self) -> int:
         """Read every block of every file from the disk; return the number of files.
@@ -317,87 +357,19 @@ class Vault:
         Raises:
             IntegrityError: something is not what was committed; the message names the first such path.
         """
-        for path in (paths := self.files()):
-            with self.open(path) as file:
-                file.verify()
-        return len(paths)
-
-    # The end.
-
-    def close(self) -> None:
-        """Commit what was changed, and give back the lock. Closing twice is fine."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                if self._mode != "r" and not self._meta.closed:
-                    self.commit()
-                    self._meta.close()
-            finally:
-                self.discard()
-
-    def discard(self) -> None:
-        """Close without committing: the newest committed version stays the newest."""
-        with self._lock:
-            self._closed = True
-            self._meta.discard()
-            while self._uncommitted:
-                with contextlib.suppress(OSError):  # the next commit sweeps
-                    self._directory.unlink(self._uncommitted.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+        count = 0
+        for top, _, names in self.walk():
+            for name in names:
+                path = f"{top}/{name}" if top else name
+                if self.stat(path, follow=False).is_link:
+                    continue
+                with self.open(path) as file:
+                    file.verify()
+                count += 1
+        return count
 
     def __repr__(self) -> str:
-        return f"<Vault {self._what!r} mode={self._mode!r} files={len(self._files)} root={self._root}>"
-
-    def _usable(self, *, to_write: bool = False) -> None:
-        if self._closed:
-            raise ValueError(f"{self._what}: is closed")
-        if to_write and self._mode == "r":
-            raise UsageError(f"{self._what}: open for reading only", hint='open it with mode "r+"')
-
-
-class _DataWriter(SealedFile):
-    """A data file being written; the vault knows it once it is closed."""
-
-    def __init__(self, vault: Vault, path: str, permissions: int, block_size: int) -> None:
-        self._vault = vault
-        self._path = path
-        self._permissions = permissions
-        self._data_name = random_bytes(16).hex()
-        self._data_key = random_key()
-        self._closing = False
-        check_block_size(block_size)
-        storage = vault._directory.open(self._data_name, "x")
-        vault._writing.add(self._data_name)
-        what = f"{vault.name}: {path}"
-        super().__init__(storage, "x", self._data_key, NO_FRESHNESS, block_size, what=what, write_once=True)
-        self.on_abandon = lambda: vault._directory.unlink(self._data_name)
-
-    def close(self) -> None:
-        """Write the rest to the disk, and put the file into the vault."""
-        if self.closed:
-            return
-        self._closing = True
-        super().close()
-        assert self.root is not None  # noqa: S101  # closing committed it
-        self._vault._adopt(
-            self._path, Entry(self._data_name, self._data_key, self.length, self.root, self._permissions)
-        )
-
-    def discard(self) -> None:
-        super().discard()
-        if not self._closing:
-            self._vault._writing.discard(self._data_name)
+        return f"<Vault {self._what!r} mode={self._mode!r} root={self.root}>"
 
 
 def fit_block(size: int) -> int:
@@ -406,3 +378,6 @@ def fit_block(size: int) -> int:
     while block < min(size, DEFAULT_BLOCK):
         block *= 2
     return block
+
+
+__all__ = ["FormatError", "Mode", "Stat", "Vault", "VaultFile", "open"]

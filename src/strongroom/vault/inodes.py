@@ -1,0 +1,306 @@
+"""The vault as POSIX sees it: inodes, and names that lead to them. Errors are OSErrors with the errno of the call."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from strongroom.errors import LockedError
+from strongroom.vault.engine import Engine
+from strongroom.vault.files import Node
+from strongroom.vault.rows import MAX_NAME, MAX_TARGET, ROOT_INODE, Inline, Inode
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+MAX_LINKS = 65000
+
+
+def failure(number: int, name: bytes | str | None = None) -> OSError:
+    """The OSError of an errno."""
+    return OSError(number, os.strerror(number), os.fsdecode(name) if isinstance(name, bytes) else name)
+
+
+class Inodes(Engine):
+    """Operations by inode number; 1 is the top directory. Safe to call from several threads."""
+
+    # Looking.
+
+    def inode(self, number: int) -> Inode:
+        """Raises ESTALE's OSError if there is none. The result is the vault's own: not to be changed."""
+        with self._lock:
+            self._usable()
+            found = self._state.find(number)
+            if found is None:
+                raise failure(errno.ESTALE)
+            return found
+
+    def lookup(self, parent: int, name: bytes) -> Inode:
+        """The inode that a name leads to. Raises ENOENT, ENOTDIR."""
+        with self._lock:
+            self._directory_inode(parent)
+            number = self._state.entry(parent, name)
+            if number is None:
+                raise failure(errno.ENOENT, name)
+            return self.inode(number)
+
+    def entries(self, parent: int, after: bytes = b"", limit: int = -1) -> list[tuple[bytes, Inode]]:
+        """The names behind `after` in a directory, sorted, with their inodes."""
+        with self._lock:
+            self._directory_inode(parent)
+            return [(name, self.inode(number)) for name, number in self._state.entries(parent, after, limit)]
+
+    def target(self, number: int) -> bytes:
+        """Where a symbolic link leads. Raises EINVAL."""
+        inode = self.inode(number)
+        if not inode.is_link or not isinstance(inode.body, Inline):
+            raise failure(errno.EINVAL)
+        return inode.body.data
+
+    def _directory_inode(self, number: int) -> Inode:
+        inode = self.inode(number)
+        if not inode.is_dir:
+            raise failure(errno.ENOTDIR)
+        return inode
+
+    # Names.
+
+    def make_at(self, parent: int, name: bytes, mode: int, *, uid: int, gid: int, target: bytes = b"") -> Inode:
+        """A new file, directory, symbolic link (`target`), pipe or socket, as the type bits of `mode` say.
+
+        Raises:
+            EEXIST, ENOENT (the directory is removed), ENAMETOOLONG, EPERM (a device), EINVAL (the name cannot be).
+        """
+        with self._lock:
+            self._usable(to_write=True)
+            above = self._directory_inode(parent)
+            self._check_name(name)
+            if above.links == 0:
+                raise failure(errno.ENOENT, name)
+            if self._state.entry(parent, name) is not None:
+                raise failure(errno.EEXIST, name)
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                raise failure(errno.EPERM, name)
+            if len(target) > MAX_TARGET:
+                raise failure(errno.ENAMETOOLONG)
+            if above.mode & stat.S_ISGID:
+                gid = above.gid
+                mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+            now = self._clock()
+            body = Inline(target) if target else None
+            inode = self._state.add(Inode(0, mode, 1, uid, gid, len(target), now, now, now, body, 0))
+            self._state.link(parent, name, inode.id)
+            self._touch_directory(above, now)
+            return inode
+
+    def link_at(self, number: int, parent: int, name: bytes) -> Inode:
+        """One more name for a file. Raises EPERM for a directory, EEXIST, EMLINK."""
+        with self._lock:
+            self._usable(to_write=True)
+            inode, above = self.inode(number), self._directory_inode(parent)
+            self._check_name(name)
+            if inode.is_dir:
+                raise failure(errno.EPERM, name)
+            if above.links == 0:
+                raise failure(errno.ENOENT, name)
+            if self._state.entry(parent, name) is not None:
+                raise failure(errno.EEXIST, name)
+            if inode.links >= MAX_LINKS:
+                raise failure(errno.EMLINK, name)
+            now = self._clock()
+            inode.links += 1
+            inode.ctime = now
+            self._state.touch(inode)
+            self._state.link(parent, name, number)
+            self._touch_directory(above, now)
+            return inode
+
+    def unlink_at(self, parent: int, name: bytes) -> None:
+        """Take a name from a file; the last name takes the file with it, once nobody has it open. Raises EISDIR."""
+        with self._lock:
+            self._usable(to_write=True)
+            inode = self.lookup(parent, name)
+            if inode.is_dir:
+                raise failure(errno.EISDIR, name)
+            now = self._clock()
+            self._state.unlink(parent, name)
+            self._unnamed(inode, now)
+            self._touch_directory(self.inode(parent), now)
+
+    def rmdir_at(self, parent: int, name: bytes) -> None:
+        """Remove an empty directory. Raises ENOTDIR, ENOTEMPTY."""
+        with self._lock:
+            self._usable(to_write=True)
+            inode = self.lookup(parent, name)
+            if not inode.is_dir:
+                raise failure(errno.ENOTDIR, name)
+            if not self._state.is_empty(inode.id):
+                raise failure(errno.ENOTEMPTY, name)
+            now = self._clock()
+            self._state.unlink(parent, name)
+            self._unnamed(inode, now)
+            self._touch_directory(self.inode(parent), now)
+
+    def rename_at(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+        """Give what has a name another, replacing what has that, as renameat2(2) does with NOREPLACE and EXCHANGE.
+
+        The content of the file is durable no later than its new name.
+        """
+        with self._lock:
+            self._usable(to_write=True)
+            inode = self.lookup(parent, name)
+            above, new_above = self.inode(parent), self._directory_inode(new_parent)
+            self._check_name(new_name)
+            if new_above.links == 0:
+                raise failure(errno.ENOENT, new_name)
+            if inode.is_dir and parent != new_parent:
+                self._check_not_below(inode.id, new_parent)
+            found = self._state.entry(new_parent, new_name)
+            other = None if found is None else self.inode(found)
+            if flags & RENAME_EXCHANGE and other is None:
+                raise failure(errno.ENOENT, new_name)
+            if flags & RENAME_NOREPLACE and other is not None:
+                raise failure(errno.EEXIST, new_name)
+            if other is inode:
+                return
+            now = self._clock()
+            if flags & RENAME_EXCHANGE and other is not None:
+                if other.is_dir and parent != new_parent:
+                    self._check_not_below(other.id, parent)
+                self._state.link(parent, name, other.id)
+                other.ctime = now
+                self._state.touch(other)
+            else:
+                if other is not None:
+                    self._check_replaceable(inode, other, new_name)
+                self._state.unlink(parent, name)
+            self._state.link(new_parent, new_name, inode.id)
+            if other is not None and not flags & RENAME_EXCHANGE:
+                self._ordered.add(inode.id)
+                self._unnamed(other, now)
+            inode.ctime = now
+            self._state.touch(inode)
+            self._touch_directory(above, now)
+            if parent != new_parent:
+                self._touch_directory(new_above, now)
+
+    def _check_replaceable(self, inode: Inode, other: Inode, name: bytes) -> None:
+        if other.is_dir:
+            if not inode.is_dir:
+                raise failure(errno.EISDIR, name)
+            if not self._state.is_empty(other.id):
+                raise failure(errno.ENOTEMPTY, name)
+        elif inode.is_dir:
+            raise failure(errno.ENOTDIR, name)
+
+    def _check_not_below(self, number: int, parent: int) -> None:
+        above: int | None = parent
+        while above is not None and above != ROOT_INODE:
+            if above == number:
+                raise failure(errno.EINVAL)
+            above = self._state.parent(above)
+
+    def _check_name(self, name: bytes) -> None:
+        if len(name) > MAX_NAME:
+            raise failure(errno.ENAMETOOLONG, name[:100])
+        if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
+            raise failure(errno.EINVAL, name)
+
+    def _touch_directory(self, inode: Inode, now: int) -> None:
+        inode.mtime = inode.ctime = now
+        self._state.touch(inode)
+
+    def _unnamed(self, inode: Inode, now: int) -> None:
+        inode.links -= 1
+        inode.ctime = now
+        self._state.touch(inode)
+        node = self._files.nodes.get(inode.id)
+        if inode.links == 0 and (node is None or not node.handles):
+            self._files.drop(inode.id)
+
+    # Attributes.
+
+    def change(
+        self,
+        number: int,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime: int | None = None,
+        mtime: int | None = None,
+    ) -> Inode:
+        """Change attributes; `mode` is of permission bits, times are in nanoseconds."""
+        with self._lock:
+            self._usable(to_write=True)
+            inode = self.inode(number)
+            if size is not None:
+                if inode.is_dir:
+                    raise failure(errno.EISDIR)
+                if not inode.is_file:
+                    raise failure(errno.EINVAL)
+                node = self.hold(number)
+                try:
+                    node.truncate(size)
+                finally:
+                    self.release(node)
+            if mode is not None:
+                inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
+            inode.uid = inode.uid if uid is None else uid
+            inode.gid = inode.gid if gid is None else gid
+            inode.atime = inode.atime if atime is None else atime
+            inode.mtime = inode.mtime if mtime is None else mtime
+            inode.ctime = self._clock()
+            self._state.touch(inode)
+            return inode
+
+    # Contents.
+
+    def hold(self, number: int) -> Node:
+        """The content of a file, which stays until it is given to `release` as often. Raises EISDIR, EINVAL."""
+        with self._lock:
+            inode = self.inode(number)
+            if inode.is_dir:
+                raise failure(errno.EISDIR)
+            if not inode.is_file:
+                raise failure(errno.EINVAL)
+            node = self._files.node(number)
+            node.handles += 1
+            return node
+
+    def release(self, node: Node) -> None:
+        """Give back what `hold` gave."""
+        with self._lock:
+            if self._closed:
+                return
+            node.handles -= 1
+            if node.handles == 0:
+                self._files.release(node)
+
+    def usage(self) -> tuple[int, int]:
+        """How many inodes the newest commit has, and the sum of their lengths."""
+        with self._lock:
+            return self._state.counts()
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Roughly how many bytes of content a commit has to take in."""
+        with self._lock:
+            return self._files.dirty_bytes
+
+    def _recover(self) -> None:
+        super()._recover()
+        if self._mode == "r+":
+            self._purge()
+            self._files.sweep()
+
+    def _purge(self) -> None:
+        """Remove inodes without a name that nobody has open any more: what a crash left."""
+        for number in self._state.orphans():
+            node = self._files.node(number)
+            try:
+                self._files.lock_inode(node)
+            except LockedError:
+                continue
+            self._files.drop(number)

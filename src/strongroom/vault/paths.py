@@ -1,0 +1,40 @@
+"""Paths in a vault: relative, of UTF-8, parts joined by slashes."""
+
+from __future__ import annotations
+
+from strongroom.errors import UsageError
+from strongroom.vault.rows import MAX_NAME
+
+MAX_PATH = 4096
+
+
+def check_path(path: str) -> str:
+    """`path` itself, if it may name something: relative, of UTF-8, its parts neither empty nor ``.`` nor ``..``.
+
+    Raises:
+        UsageError: it may not.
+    """
+    problem = None
+    parts = path.split("/")
+    try:
+        if len(path.encode()) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts):
+            problem = f"wanted at most {MAX_PATH} bytes, and {MAX_NAME} between slashes"
+    except UnicodeEncodeError:
+        problem = "wanted UTF-8"
+    if "\0" in path:
+        problem = "contains NUL"
+    elif any(part in ("", ".", "..") for part in parts):
+        problem = "wanted a relative path without empty parts, . and .."
+    if problem:
+        raise UsageError(f"path in vault: {path[:100]!a}, {problem}")
+    return path
+
+
+def split(path: str) -> list[bytes]:
+    """The parts of a checked path; none for the top, ""."""
+    return [part.encode() for part in path.split("/")] if path else []
+
+
+def show(name: bytes) -> str:
+    """A name for people and for Python paths: bytes that are no UTF-8 as surrogates, as `os.fsdecode` has them."""
+    return name.decode("utf-8", "surrogateescape")
