@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 INLINE: Final = 2 << 10
 SMALL: Final = DEFAULT_BLOCK
 INODES_AT: Final = LOCKS_AT + (3 << 60)
-SESSIONS_AT: Final = LOCKS_AT + (2 << 60)
+SESSIONS_AT: Final = LOCKS_AT + (1 << 60)
 _SPAN: Final = (1 << 60) - 1
 _OPEN_TREES: Final = 128
 _CACHE: Final = 4 << 20
