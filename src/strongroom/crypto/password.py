@@ -16,6 +16,7 @@ from strongroom.crypto.aead import KEY_SIZE
 from strongroom.errors import MissingDependencyError, UsageError
 
 SALT_SIZE: Final = 16
+_MIN_SALT = 8
 MIN_MEMORY: Final = 19 << 10  # KiB; with two passes the least that OWASP's password storage cheat sheet advises
 MAX_MEMORY: Final = 1 << 20  # KiB
 MIN_PASSES: Final = 2
@@ -65,12 +66,12 @@ def password_key(password: bytes, salt: bytes, cost: PasswordCost) -> bytes:
     """The 32-byte Argon2id tag of `password`, version 0x13, with neither a secret value nor associated data.
 
     Args:
-        salt: 16 random bytes.
+        salt: `SALT_SIZE` random bytes; RFC 9106 allows 8 or more.
 
     Raises:
         MissingDependencyError: the installed `cryptography` was built on an OpenSSL without Argon2id.
     """
-    if len(salt) != SALT_SIZE:
+    if len(salt) < _MIN_SALT:
         raise ValueError(f"salt: {len(salt)} bytes, wanted {SALT_SIZE}")
     try:
         kdf = Argon2id(salt=salt, length=KEY_SIZE, iterations=cost.passes, lanes=cost.lanes, memory_cost=cost.memory)
