@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from strongroom.errors import LockedError
-from strongroom.sealed import NO_FRESHNESS
-from strongroom.sealed.opening import open_in
+from strongroom.sealed import NO_FRESHNESS, open_sealed
 from strongroom.storage import FileStorage, LocalDirectory, MmapStorage
 
 
@@ -120,7 +119,7 @@ def test_readers_and_a_growing_writer_in_threads(path):
 
 def test_a_sealed_file_on_it(tmp_path):
     directory, key, text = LocalDirectory(tmp_path, mapped=True), bytes(32), os.urandom(100_000)
-    with open_in(directory, "f", "x", key, NO_FRESHNESS, 4096, what="f") as file:
+    with open_sealed(directory.open("f", "x"), "x", key=key, anchor=NO_FRESHNESS, block_size=4096) as file:
         file.write(text)
-    with open_in(directory, "f", "r", key, NO_FRESHNESS, what="f") as file:
+    with open_sealed(directory.open("f", "r"), "r", key=key, anchor=NO_FRESHNESS) as file:
         assert file.read() == text

@@ -17,6 +17,7 @@ from strongroom.storage.local import FileStorage, LocalDirectory
 from strongroom.storage.locks import OPEN_BYTE
 from strongroom.storage.mapped import MmapStorage
 from strongroom.storage.memory import MemoryDirectory, MemoryStorage
+from strongroom.storage.objects import ObjectDirectory, open_directory
 from strongroom.storage.protocols import LOCKS_AT, ByteLocks, Directory, OpenMode, Storage
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "MemoryDirectory",
     "MemoryStorage",
     "MmapStorage",
+    "ObjectDirectory",
     "OpenMode",
     "Storage",
+    "open_directory",
 ]

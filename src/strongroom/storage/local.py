@@ -29,6 +29,8 @@ class FileStorage:
         shared: take no lock.
     """
 
+    atomic_sync = False
+
     def __init__(self, path: str | os.PathLike[str], mode: OpenMode = "r", *, shared: bool = False) -> None:
         """Raises OSError as `open` does, and LockedError if another opener is in the way."""
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "x": os.O_RDWR | os.O_CREAT | os.O_EXCL}[mode]
@@ -141,6 +143,8 @@ class LocalDirectory:
     Args:
         mapped: map its files (`MmapStorage`): for DAX persistent memory and tmpfs.
     """
+
+    write_once = False
 
     def __init__(self, path: str | os.PathLike[str], *, mapped: bool = False) -> None:
         self.path = Path(path)

@@ -34,6 +34,8 @@ class MmapStorage:
     directory that nobody else writes to; whoever can kill the process anyway gains nothing by this.
     """
 
+    atomic_sync = False
+
     def __init__(self, path: str | os.PathLike[str], mode: OpenMode = "r", *, shared: bool = False) -> None:
         """Raises OSError as `open` does, and LockedError if another opener is in the way."""
         self._file = FileStorage(path, mode, shared=shared)

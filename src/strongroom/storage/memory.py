@@ -22,6 +22,7 @@ class MemoryStorage:
     that a file that grows bit by bit is copied a constant number of times in all.
     """
 
+    atomic_sync = False
     locks = None  # nobody else can open it; a `MemoryDirectory` gives handles that have locks
 
     def __init__(self, data: Buffer = b"") -> None:
@@ -65,6 +66,8 @@ class MemoryDirectory:
 
     Each opening is one holder of locks, in whatever thread.
     """
+
+    write_once = False
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self.files = {name: MemoryStorage(data) for name, data in (files or {}).items()}
@@ -115,6 +118,8 @@ class MemoryDirectory:
 
 class MemoryHandle:
     """One opening of a file in memory, with locks of its own."""
+
+    atomic_sync = False
 
     def __init__(self, file: MemoryStorage, locks: MemoryLocks) -> None:
         self.locks = locks

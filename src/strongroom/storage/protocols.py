@@ -53,6 +53,12 @@ class Storage(Protocol):
     def locks(self) -> ByteLocks | None:
         """Locks of this opening, to be used from `LOCKS_AT` on; None where the platform has none. Ends with it."""
 
+    @property
+    def atomic_sync(self) -> bool:
+        """Whether all that was written since the last sync becomes durable at once or not at all, and in no parts
+        before: no other sync is needed to order writes then.
+        """
+
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fill `buffer` from `offset` on; the count is smaller than its length only at the end of the file."""
 
@@ -74,6 +80,10 @@ class Storage(Protocol):
 
 class Directory(Protocol):
     """A flat set of named files. Names hold no separator."""
+
+    @property
+    def write_once(self) -> bool:
+        """Whether a new file can be written until its first `sync` only, and never again."""
 
     def open(self, name: str, mode: OpenMode, *, shared: bool = False) -> Storage:
         """Open a file: ``r`` to read, ``r+`` to write an existing one, ``x`` to create a new one.

@@ -100,6 +100,8 @@ def _error(number: int, name: str | None = None) -> OSError:
 class FaultyStorage:
     """A file on such a disk. Alone, or as a `FaultyDirectory` gives it."""
 
+    atomic_sync = False
+
     def __init__(
         self,
         data: bytes = b"",
@@ -228,6 +230,8 @@ class CrashState(MemoryDirectory):
 class FaultyDirectory:
     """A directory on the disk that loses power, fills up and fails. Its files are `FaultyStorage`."""
 
+    write_once = False
+
     def __init__(
         self, files: dict[str, bytes] | None = None, *, stop_after: int | None = None, faults: Faults | None = None
     ) -> None:
@@ -351,6 +355,8 @@ class FaultyDirectory:
 
 class FaultyHandle:
     """One opening of a file of a `FaultyDirectory`, with locks of its own."""
+
+    atomic_sync = False
 
     def __init__(self, file: FaultyStorage) -> None:
         self.locks = file.lock()
