@@ -10,7 +10,8 @@ class RemoteError(Exception):
 class Remote(AbstractFileSystem):
     """Keeps objects in `store`, caches listings as real clients do, and counts requests.
 
-    `conditional`: keeps to mode="create". `broken`: the next so many requests fail after they took effect.
+    `conditional`: keeps to mode="create". `broken`: the next so many uploads fail after they took effect. `short`:
+    reads lack that many bytes. `down_from`: requests that change anything fail from this one (from 0) on.
     """
 
     protocol = "remote"
@@ -22,6 +23,8 @@ class Remote(AbstractFileSystem):
         self.conditional = conditional
         self.broken = 0
         self.short = 0
+        self.changes = 0
+        self.down_from = None
         self.requests = []
         self.listing = None
 
@@ -54,6 +57,7 @@ class Remote(AbstractFileSystem):
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         self.requests.append(("put", path.rsplit("/", 1)[-1]))
+        self._change()
         if mode == "create" and self.conditional and path in self.store:
             raise FileExistsError(path)
         self.store[path] = bytes(value)
@@ -65,7 +69,14 @@ class Remote(AbstractFileSystem):
         raise RemoteError("no streams here")
 
     def cp_file(self, path1, path2, **kwargs):
+        self._change()
         self.store[path2] = self.store[path1]
 
+    def _change(self):
+        if self.down_from is not None and self.changes >= self.down_from:
+            raise RemoteError("no route to host")
+        self.changes += 1
+
     def rm_file(self, path):
+        self._change()
         self.store.pop(path, None)

@@ -373,6 +373,42 @@ def test_a_failed_publication_poisons(remote, monkeypatch):
     assert content_of(directory) == b"old"
 
 
+def test_whichever_request_fails_one_reads_a_version_that_was_published(remote):
+    def commit_three(directory):
+        done = 0
+        with contextlib.closing(directory.open("meta", "r+")) as file, contextlib.suppress(OSError):
+            for version in (b"one", b"two", b"three"):
+                file.resize(0)
+                file.write_at(0, version)
+                file.sync()
+                done += 1
+        return done
+
+    create(ObjectDirectory(remote, "bucket", updatable={"meta"}), data=b"zero")
+    # So that full objects, and the deletions that follow them, are among the requests.
+    with contextlib.closing(ObjectDirectory(remote, "bucket", updatable={"meta"}).open("meta", "r+")) as file:
+        while file.number < KEPT + FULL_EVERY - 1:
+            file.write_at(0, b"ZERO" if file.number % 2 else b"zero")
+            file.sync()
+    before, seen = dict(remote.store), set()
+    whole = Remote(dict(before))
+    commit_three(ObjectDirectory(whole, "bucket", updatable={"meta"}))
+    for down_from in range(whole.changes + 1):
+        after = Remote(dict(before))
+        directory = ObjectDirectory(after, "bucket", updatable={"meta"})
+        assert directory._objects.exclusive()
+        after.down_from = after.changes + down_from
+        done = commit_three(directory)
+        after.down_from = None
+        assert content_of(directory) == [b"zero", b"one", b"two", b"three"][done]
+        seen.add(done)
+        with contextlib.closing(directory.open("meta", "r+")) as file:  # and goes on
+            file.write_at(0, b"next")
+            file.sync()
+    assert seen == {0, 1, 2, 3}
+    assert len(whole.store) < len(before)
+
+
 def test_back_ends_that_are_not_known_warn_once(tmp_path):
     directory = ObjectDirectory(Remote(), "bucket", updatable={"meta"})
     with pytest.warns(UserWarning, match="only one program at a time may write here") as caught:

@@ -164,6 +164,8 @@ class LocalDirectory:
 
     def locks(self, name: str) -> OfdLocks | None:
         path, flags = self._at(name), getattr(os, "O_CLOEXEC", 0)
+        if sys.platform != "linux":
+            return None  # and leave no file behind that serves for nothing
         try:
             fd = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
