@@ -3,7 +3,6 @@
 import io
 import os
 import stat
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -25,7 +24,8 @@ from strongroom.errors import (
 )
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, MemoryAnchor, PinnedAnchor, Root, SealedFile, open_sealed
 from strongroom.sealed.layout import MAX_LENGTH
-from strongroom.storage import MemoryStorage
+from strongroom.sealed.opening import open_in
+from strongroom.storage import MemoryDirectory, MemoryStorage
 
 KEY = bytes(range(32))
 BLOCK = 4096
@@ -283,21 +283,47 @@ def test_arguments_are_checked():
         file.truncate(MAX_LENGTH + 1)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows locks writers only")
-def test_one_writer_or_many_readers(tmp_path):
+def test_one_writer(tmp_path):
     path = tmp_path / "f"
-    with open_sealed(path, "x", key=KEY, anchor=NO_FRESHNESS):
+    with open_sealed(path, "x", key=KEY, anchor=NO_FRESHNESS) as writer:
         with pytest.raises(LockedError, match="in use by another opener"):
             open_sealed(path, "r+", key=KEY, anchor=NO_FRESHNESS)
         with pytest.raises(LockedError, match="being written"):
             open_sealed(path, "r", key=KEY, anchor=NO_FRESHNESS)
-    readers = [open_sealed(path, key=KEY, anchor=NO_FRESHNESS) for _ in range(2)]
-    with pytest.raises(LockedError):
-        open_sealed(path, "w", key=KEY, anchor=NO_FRESHNESS)
-    for reader in readers:
-        reader.close()
-    open_sealed(path, "w", key=KEY, anchor=NO_FRESHNESS).close()
+        writer.commit()
+        with pytest.raises(LockedError, match="in use by another opener"):
+            open_sealed(path, "w", key=KEY, anchor=NO_FRESHNESS)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+class NoLocks(MemoryDirectory):
+    """A platform without byte locks: its plain openers exclude each other."""
+
+    def open(self, name, mode, *, shared=False):
+        handle = super().open(name, mode, shared=shared)
+        handle.close, handle.locks = handle.locks.close, None
+        return handle
+
+
+def test_without_byte_locks_readers_and_a_writer_exclude_each_other():
+    directory = NoLocks()
+
+    def open_it(mode):
+        return open_in(directory, "f", mode, KEY, NO_FRESHNESS, BLOCK, what="f")
+
+    with open_it("x") as writer:
+        writer.write(b"1")
+        writer.commit()
+        for mode in ("r", "r+", "w"):
+            with pytest.raises(LockedError, match="f: in use by another opener"):
+                open_it(mode)
+    readers = [open_it("r") for _ in range(2)]
+    with pytest.raises(LockedError):
+        open_it("w")
+    for reader in readers:
+        assert reader.read() == b"1"
+        reader.close()
+    open_it("w").close()
 
 
 def test_block_size_is_the_files_own():

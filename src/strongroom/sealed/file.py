@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import threading
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final
 
-from strongroom.crypto import random_bytes
-from strongroom.errors import ConflictError, RollbackError, StrongroomError
-from strongroom.sealed import layout, slots
-from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, NoFreshness, Root
+from strongroom.crypto import KEY_SIZE
+from strongroom.errors import ConflictError, StrongroomError, UsageError
+from strongroom.sealed import slots
+from strongroom.sealed.anchor import Anchor, NoFreshness, Root
 from strongroom.sealed.content import Content, Version
-from strongroom.sealed.layout import FILE_ID_SIZE, Commit, Header, NonceSource
-from strongroom.sealed.slots import Slots
-from strongroom.storage import Directory, Storage
+from strongroom.sealed.history import History, version_of
+from strongroom.sealed.pins import Pins
+from strongroom.sealed.stream import Mode, Stream
+from strongroom.storage import ByteLocks, Directory, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
-    from types import TracebackType
-    from typing import Self
 
-Mode = Literal["r", "w", "x", "r+"]
+DEFAULT_CACHE: Final = 4 << 20
 
 
-class SealedFile(io.BufferedIOBase):
+class SealedFile(Stream):
     """A sealed file that is open. Made by `open_sealed`; its methods may be called from several threads.
 
     Invariants:
@@ -54,84 +51,104 @@ class SealedFile(io.BufferedIOBase):
         directory: Directory | None = None,
         write_once: bool = False,
         expected: bool = False,
+        shared: bool = False,
+        encrypted: bool | None = None,
+        at: Root | int | None = None,
+        cache: int = DEFAULT_CACHE,
+        write_early: bool = True,
     ) -> None:
-        self._lock = threading.RLock()
+        super().__init__(mode)
         self._storage = storage
-        self._anchor = anchor
         self._what = what
         self._directory = directory
         self.on_abandon: Callable[[], None] = lambda: None
         self._write_once = write_once
-        self._mode = mode
-        self._position = 0
+        self._shared = shared
+        self._cache = cache
+        self._write_early = write_early and not shared  # free places are known only while nobody else commits
         self._poisoned = False
         self._committed_here = False
-        commit = None
+        self._must_commit = False  # the next slot says something new, whether or not the content changed
+        self._released: set[int] = set()
+        self._at: Root | None = None
+        self._pins = Pins(storage, what)
+        self._history = History(storage, key, anchor, self._pins, what=what, log=shared)
+        if mode == "r":
+            if slots.is_new(storage):
+                self._pins.check_no_writer()
+        elif not shared:
+            self._pins.lock_writer()
         if mode in ("w", "x") and slots.is_new(storage):
-            self._slots = _new_slots(key, block_size)
-            if anchor is not NO_FRESHNESS and (latest := anchor.read()):
-                raise RollbackError(
-                    f"{what}: is new, but the anchor holds {latest}",
-                    hint="what the anchor remembers was deleted, or the anchor belongs to something else",
-                )
-        elif mode == "x":
+            self._history.create(block_size, encrypted=encrypted is not False)
+            self._take(None)
+            return
+        if mode == "x":
             raise FileExistsError(f"{what}: holds a sealed file already")
-        else:
-            self._slots, commit = slots.read_slots(storage, key, what, expected=expected)
-            slots.check_fresh(commit.root(self._slots.header), commit.previous, anchor, what)
-        header = self._slots.header
-        previous = self._slots.before(commit) if commit else None
+        # Who writes must have asked for a file whose blocks lie in clear: another one might have been put in its place.
+        wanted = True if encrypted is None and mode != "r" else encrypted
+        version = self._history.load(pin=mode == "r", at=at, expected=expected, encrypted=wanted)
+        self._at = None if at is None else Root(version.sequence, version.digest)
+        self._take(version_of(version))
+        if mode == "w":
+            self._content.truncate(0)
+            self._must_commit = True
+
+    def _take(self, version: Version | None) -> None:
+        """Make the content that of a committed version; what was not committed is dropped."""
+        header = self._history.header
         self._content = Content(
-            storage,
-            {0: self._slots.cipher},
+            self._storage,
+            self._history.ciphers(),
             header.file_id,
             header.block_size,
-            _version(commit) if commit else None,
+            version,
             slots=True,
-            held=[_version(previous)] if previous else (),
-            what=what,
+            generation=self._history.generation,
+            held=self._history.held() if self._mode != "r" else (),
+            what=self._what,
+            cache=self._cache,
+            write_early=self._write_early,
         )
-        self._nonces = NonceSource()
-        self._commit = commit
-        self._root = commit.root(header) if commit else None
-        self._anchored = self._root
-        self._replaced = False
-        if mode == "w" and commit:
-            self._content.truncate(0)
-            self._replaced = True
 
     # What it is.
 
     @property
     def root(self) -> Root | None:
-        """The root of the newest committed version; None before the first commit."""
-        return self._root
+        """The root of the newest committed version, or of the one asked for; None before the first commit."""
+        return self._at or self._history.root
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found damaged at opening, and passed over."""
+        return list(self._history.notes)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether blocks are ciphertext on the disk; else they are authenticated only."""
+        return self._history.header.encrypted
+
+    @property
+    def file_id(self) -> bytes:
+        """16 bytes that every slot and block of the file is bound to."""
+        return self._history.header.file_id
+
+    @property
+    def locks(self) -> ByteLocks | None:
+        """The locks of this opening of the file, for a caller with bytes of its own above those of the format."""
+        return getattr(self._storage, "locks", None)
 
     @property
     def name(self) -> str:
         return self._what
 
     @property
-    def mode(self) -> str:
-        return {"r": "rb", "w": "wb", "x": "xb", "r+": "rb+"}[self._mode]
-
-    @property
     def block_size(self) -> int:
-        return self._slots.header.block_size
+        return self._history.header.block_size
 
     @property
     def length(self) -> int:
         """In bytes, with what is not committed yet."""
         return self._content.length
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return self._mode != "r"
-
-    def seekable(self) -> bool:
-        return True
 
     # Reading.
 
@@ -144,48 +161,19 @@ class SealedFile(io.BufferedIOBase):
         self._usable()
         return self._content.read_at(offset, buffer)
 
-    def readinto(self, buffer: Buffer) -> int:
-        with self._lock:
-            count = self.read_at(self._position, buffer)
-            self._position += count
-            return count
-
-    readinto1 = readinto
-
-    def read(self, size: int | None = -1) -> bytes:
-        with self._lock:
-            left = max(0, self.length - self._position)
-            buffer = bytearray(left if size is None or size < 0 else min(size, left))
-            self.readinto(buffer)
-            return bytes(buffer)
-
-    def read1(self, size: int = -1) -> bytes:
-        return self.read(size)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with self._lock:
-            self._usable()
-            if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
-                raise ValueError(f"whence: {whence}, wanted 0, 1 or 2")
-            position = offset + (0, self._position, self.length)[whence]
-            if position < 0:
-                raise ValueError(f"position: {position}, wanted 0 or more")
-            self._position = position
-            return position
-
-    def tell(self) -> int:
-        self._usable()
-        return self._position
-
     # Writing.
 
-    def write(self, data: Buffer) -> int:
-        """Write all of `data` at the position."""
-        with self._lock, memoryview(data) as raw:
+    def write_at(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`, whatever the position is; a gap behind the end becomes a hole."""
+        with self._lock:
             self._writing()
-            self._content.write_at(self._position, raw)
-            self._position += raw.nbytes
-            return raw.nbytes
+            self._content.write_at(offset, data)
+
+    def punch(self, offset: int, length: int) -> None:
+        """Put zeros in place of `length` bytes at `offset`, as holes where they are whole blocks."""
+        with self._lock:
+            self._writing()
+            self._content.punch(offset, length)
 
     def truncate(self, size: int | None = None) -> int:
         """Cut the file, or extend it by a hole that reads as zeros, to `size` bytes (default: the position)."""
@@ -195,56 +183,201 @@ class SealedFile(io.BufferedIOBase):
             self._content.truncate(size)
             return size
 
-    def flush(self) -> None:
-        """Do nothing: only `commit` makes anything durable."""
-
-    def commit(self) -> Root:
+    def commit(self, *, retain: bool = False, log: tuple[int, bytes] | None = None) -> Root:
         """Make the content, as it is now, the newest version, durably and atomically; return its root.
+
+        Args:
+            retain: the version stays readable until `release`.
+            log: how much of a vault's intent log it has taken in: number and tag.
 
         Raises:
             OSError: the storage failed. The handle is of no use afterwards; the last commit or this one is on disk.
             ConflictError: the anchor holds something else, so another writer was faster. Likewise.
             CasError: the anchor did not answer. The commit is on disk and undecided; call `commit` again.
+            UsageError: more than 16 versions would have to be kept. Nothing was written to the slots.
         """
         with self._lock:
             self._writing()
-            if self._anchored != self._root:
-                self._advance()
-            if self._content.changed or self._replaced or self._root is None:
-                self._poisoned = True
-                self._write_commit()
-                self._poisoned = False
-                self._advance()
-            assert self._root is not None  # noqa: S101  # there was one, or it was just made
-            return self._root
+            history = self._history
+            self._anchored(lambda: history.settle(wait=True))
+            if log is not None and history.commit and log[0] != history.commit.lsn:
+                self._anchored(lambda: history.note_log(*log))
+                self._must_commit = True
+            changed = self._content.changed or self._must_commit or history.commit is None
+            if changed or (retain and not history.retains_newest()):
+                self._commit_once(retain=retain, log=log)
+                if history.may_drop_key():
+                    self._commit_once()
+            while not history.overwrite_stale():
+                self._commit_once()
+            root = history.root
+            assert root is not None  # noqa: S101  # there was one, or it was just made
+            return root
 
-    def _write_commit(self) -> None:
+    def _commit_once(self, *, retain: bool = False, log: tuple[int, bytes] | None = None) -> None:
+        history = self._history
+        if self._shared and history.moved():
+            raise ConflictError(f"{self._what}: another process has committed", hint="take in its commit first")
+        plan = history.plan(retain=retain, release=self._released, log=log)
+        self._poisoned = True
         version = self._content.prepare()
-        if not self._write_once:
+        if not self._write_once and not getattr(self._storage, "atomic_sync", False):
             self._storage.sync()
-        sequence = self._root.sequence + 1 if self._root else 1
-        commit = Commit(sequence, version.length, version.places, version.pointer, self._root)
-        self._slots.write(self._storage, commit, self._nonces.next())
-        if self._write_once:
-            self._slots.write(self._storage, commit, self._nonces.next())
-        self._storage.sync()
-        if self._commit is None and self._directory:
+        first = history.commit is None
+        history.write(version, plan, twice=self._write_once)
+        if first and self._directory:
             self._directory.sync()
         self._content.committed(version)
-        self._content.hold([_version(self._commit)] if self._commit else [])
-        self._commit = commit
-        self._root = commit.root(self._slots.header)
-        self._replaced = False
+        self._content.hold(history.held())
+        self._must_commit = False
+        self._released.clear()
         self._committed_here = True
+        self._poisoned = False
+        self._anchored(lambda: history.settle(wait=True))
 
-    def _advance(self) -> None:
-        if self._anchor is not NO_FRESHNESS and self._root:
-            try:
-                self._anchor.advance(self._anchored, self._root)
-            except ConflictError:
-                self._poisoned = True
-                raise
-        self._anchored = self._root
+    def _anchored(self, advance: Callable[[], None]) -> None:
+        try:
+            advance()
+        except ConflictError:
+            self._poisoned = True
+            raise
+
+    def settle(self) -> None:
+        """Advance a grouped anchor to the newest commit now.
+
+        Raises:
+            ConflictError, CasError: as `commit`.
+        """
+        with self._lock:
+            self._writing()
+            self._anchored(self._history.settle)
+
+    # Older versions.
+
+    def retain(self) -> Root:
+        """Commit, so that this version stays readable after later ones; at most 16 do. Its root."""
+        return self.commit(retain=True)
+
+    def release(self, root: Root | int) -> None:
+        """The next commit keeps that version no longer, but for as long as a reader holds it.
+
+        Raises:
+            UsageError: it is not retained.
+        """
+        with self._lock:
+            self._writing()
+            sequence = root if isinstance(root, int) else root.sequence
+            if sequence not in {kept.sequence for kept in self.retained}:
+                raise UsageError(f"{self._what}: version {sequence} is not retained")
+            self._released.add(sequence)
+            self._must_commit = True
+
+    @property
+    def retained(self) -> list[Root]:
+        """The versions that `retain` keeps, the oldest first: sequence and digest, which is enough to open them."""
+        commit = self._history.commit
+        return [
+            Root(kept.sequence, kept.digest)
+            for kept in (commit.retained if commit else ())
+            if not kept.pinned and kept.sequence not in self._released
+        ]
+
+    def live_sequences(self) -> list[int]:
+        """The numbers of all versions that count now: the newest, the one before, those retained and those pinned."""
+        with self._lock:
+            return sorted(self._history.live())
+
+    # Other processes.
+
+    def moved(self) -> bool:
+        """Whether another process has committed since this one last looked; reads the slots only."""
+        with self._lock:
+            self._usable()
+            return self._history.moved()
+
+    def reload(self) -> None:
+        """Take the newest committed version; what was not committed is dropped.
+
+        Raises:
+            as `open_sealed`.
+        """
+        with self._lock:
+            self._usable()
+            version = self._history.load(pin=self._mode == "r", expected=True, encrypted=self.encrypted)
+            self._content.close()
+            self._at = None
+            self._take(version_of(version))
+            self._must_commit = False
+            self._released.clear()
+
+    def refresh(self) -> Root | None:
+        """A reader moves on to the newest version; its root."""
+        self.reload()
+        return self.root
+
+    @property
+    def commit_epoch(self) -> int:
+        """The anchor epoch that the newest commit carries."""
+        return self._history.commit.epoch if self._history.commit else 0
+
+    @property
+    def log_position(self) -> tuple[int, bytes]:
+        """How much of a vault's intent log the newest commit has taken in: number and tag."""
+        commit = self._history.commit
+        return (commit.lsn, commit.tag) if commit else (0, b"")
+
+    @property
+    def wanted_log(self) -> tuple[int, bytes] | None:
+        """A log position that the log beside the file must reach, else it was rolled back; None if any will do."""
+        return self._history.wanted_log
+
+    def note_log(self, lsn: int, tag: bytes) -> None:
+        """Tell the anchor how far the log reaches beyond the newest commit.
+
+        Raises:
+            ConflictError, CasError: as `commit`.
+        """
+        with self._lock:
+            self._writing()
+            self._anchored(lambda: self._history.note_log(lsn, tag))
+
+    # Upkeep.
+
+    def rekey(self, key: bytes) -> None:
+        """Commit, and seal what is written from now on under another key; the next commit makes that durable.
+
+        After it the old key opens nothing on the disk. Old blocks are sealed anew by `rekey_step`.
+
+        Raises:
+            UsageError: the last change of the key is not finished.
+        """
+        with self._lock:
+            if len(key) != KEY_SIZE:
+                raise UsageError(f"sealing key: {len(key)} bytes, wanted {KEY_SIZE}")
+            self.commit()
+            self._history.rekey(key)
+            commit = self._history.commit
+            self._content.close()
+            self._take(version_of(commit) if commit else None)
+            self._must_commit = True
+
+    def rekey_step(self, limit: int) -> int:
+        """Seal at most `limit` blocks of the old key anew; how many are left. Commit in between, and at the end.
+
+        Once none is left and nobody needs an older version, a commit drops the old key.
+        """
+        with self._lock:
+            self._writing()
+            left = self._content.rekey_step(limit)
+            if not left and self._history.rekeying:
+                self._history.clean()
+                self._must_commit = True
+            return left
+
+    @property
+    def rekeying(self) -> bool:
+        """Whether blocks of an old key may be left."""
+        return self._history.rekeying
 
     def verify(self) -> int:
         """Read every block of the newest committed version from the storage; return the number of data blocks.
@@ -271,15 +404,11 @@ class SealedFile(io.BufferedIOBase):
             try:
                 if self.writable():
                     self.commit()
-                    self._copy_slot()
+                    self._anchored(self._history.settle)
+                    if self._committed_here:
+                        self._history.copy_slot()
             finally:
                 self.discard()
-
-    def _copy_slot(self) -> None:
-        # A second copy of the newest slot, so that one damaged sector does not cost the last commit.
-        if self._committed_here and self._commit and self._slots.copies(self._commit) < 2:
-            self._slots.write(self._storage, self._commit, self._nonces.next())
-            self._storage.sync()
 
     def discard(self) -> None:
         """Close without committing: the newest committed version stays the newest; a new file goes away."""
@@ -288,31 +417,19 @@ class SealedFile(io.BufferedIOBase):
                 super().close()
                 self._content.close()
                 self._storage.close()
-                if self._root is None:
+                if self.root is None:
                     with contextlib.suppress(OSError):  # what stays behind holds nothing, and is taken over by "w"
                         self.on_abandon()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
-
-    def __enter__(self) -> Self:
-        self._usable()
-        return self
-
     def __del__(self) -> None:
         # A commit must not depend on when the collector runs, so this discards; io.IOBase would close.
-        if "_nonces" in self.__dict__ and not self.closed:
-            if self.writable() and (self._content.changed or self._replaced or self._root is None):
+        if "_content" in self.__dict__ and not self.closed:
+            if self.writable() and (self._content.changed or self._must_commit or self.root is None):
                 warnings.warn(f"{self._what}: not closed, so not committed", ResourceWarning, stacklevel=2)
             self.discard()
 
     def __repr__(self) -> str:
-        return f"<SealedFile {self._what!r} mode={self._mode!r} root={self._root}>"
+        return f"<SealedFile {self._what!r} mode={self._mode!r} root={self.root}>"
 
     def _usable(self) -> None:
         if self.closed:
@@ -326,13 +443,3 @@ class SealedFile(io.BufferedIOBase):
             raise StrongroomError(
                 f"{self._what}: an earlier write or commit failed, so this handle commits no more", hint="open it again"
             )
-
-
-def _version(commit: Commit) -> Version:
-    return Version(commit.pointer, commit.length, commit.places)
-
-
-def _new_slots(key: bytes, block_size: int) -> Slots:
-    file_id = random_bytes(FILE_ID_SIZE)
-    header = Header(block_size, file_id, layout.commitment(key, file_id))
-    return Slots(header, layout.block_cipher(key, file_id))

@@ -8,9 +8,10 @@ from pathlib import Path
 from strongroom.crypto import KEY_SIZE
 from strongroom.errors import UsageError
 from strongroom.sealed import layout
-from strongroom.sealed.anchor import Anchor, NoFreshness
-from strongroom.sealed.file import Mode, SealedFile
+from strongroom.sealed.anchor import Anchor, NoFreshness, Root
+from strongroom.sealed.file import DEFAULT_CACHE, SealedFile
 from strongroom.sealed.layout import DEFAULT_BLOCK
+from strongroom.sealed.stream import Mode
 from strongroom.storage import Directory, LocalDirectory, Storage
 
 
@@ -21,6 +22,9 @@ def open_sealed(
     key: bytes,
     anchor: Anchor | NoFreshness,
     block_size: int = DEFAULT_BLOCK,
+    encrypted: bool | None = None,
+    at: Root | int | None = None,
+    cache: int = DEFAULT_CACHE,
 ) -> SealedFile:
     """Open a sealed file; use it like one that `open` gave in binary mode.
 
@@ -33,11 +37,21 @@ def open_sealed(
         key: 32 bytes.
         anchor: where the latest root is remembered, or `NO_FRESHNESS` to accept any authentic version, however old.
         block_size: of a new file, a power of two from 4 KiB to 4 MiB; others have theirs.
+        encrypted: False makes a new file authenticated only: anybody can read its blocks, nobody can change them. An
+            existing file is refused if it is not as stated; by default a reader takes either kind, which nobody without
+            the key can exchange for the other, and a writer an encrypted one only.
+        at: with mode ``r``, the older version to open: one that is retained, the one before the newest, or one that
+            another reader has open. By its number, or by its root.
+        cache: bytes of decrypted blocks that are kept for small reads and writes.
+
+    A reader sees the version that was the newest when it opened the file, also while a writer goes on. Where the
+    platform lacks locks for that, readers and a writer exclude each other.
 
     Raises:
         FileNotFoundError, FileExistsError: as `open` does.
         LockedError: somebody else is writing.
-        FormatError: it is not a sealed file.
+        UsageError: `at` names a version that is not kept.
+        FormatError: it is not a sealed file, or not `encrypted` as stated.
         WrongKeyError: it was sealed under another key.
         TruncatedError: it is shorter than its root says.
         RollbackError: it is not what the anchor holds.
@@ -48,10 +62,25 @@ def open_sealed(
     if len(key) != KEY_SIZE:
         raise UsageError(f"sealing key: {len(key)} bytes, wanted {KEY_SIZE}")
     layout.check_block_size(block_size)
+    if at is not None and mode != "r":
+        raise UsageError(f"mode: {mode!r}, wanted r: an older version can only be read")
     if not isinstance(file, (str, os.PathLike)):
-        return SealedFile(file, mode, key, anchor, block_size, what="sealed file")
+        return SealedFile(
+            file, mode, key, anchor, block_size, what="sealed file", encrypted=encrypted, at=at, cache=cache
+        )
     path = Path(file)
-    return open_in(LocalDirectory(path.parent), path.name, mode, key, anchor, block_size, what=str(path))
+    return open_in(
+        LocalDirectory(path.parent),
+        path.name,
+        mode,
+        key,
+        anchor,
+        block_size,
+        what=str(path),
+        encrypted=encrypted,
+        at=at,
+        cache=cache,
+    )
 
 
 def open_in(
@@ -65,6 +94,11 @@ def open_in(
     what: str,
     write_once: bool = False,
     expected: bool = False,
+    shared: bool = False,
+    encrypted: bool | None = None,
+    at: Root | int | None = None,
+    cache: int = DEFAULT_CACHE,
+    write_early: bool = True,
 ) -> SealedFile:
     """As `open_sealed`, of a file in any kind of directory.
 
@@ -73,6 +107,10 @@ def open_in(
         write_once: nothing will name the file before its first commit has returned: whoever names it then syncs the
             directory, and within the file one sync orders enough.
         expected: something else says that a sealed file is there, so that one too short to tell was truncated.
+        shared: several processes write it, and the caller sees to it that one at a time commits, with nobody else's
+            commit unseen (`SealedFile.moved`). The caller also looks for `SealedFile.wanted_log` in the log beside it.
+        write_early: whether changed blocks may be written before the commit. If not, all of them stay in memory; so
+            they do in a file that is `shared`.
     """
     storage = _open_storage(directory, name, mode)
     try:
@@ -87,6 +125,11 @@ def open_in(
             directory=home,
             write_once=write_once,
             expected=expected,
+            shared=shared,
+            encrypted=encrypted,
+            at=at,
+            cache=cache,
+            write_early=write_early,
         )
     except BaseException:
         storage.close()
@@ -97,11 +140,14 @@ def open_in(
 
 
 def _open_storage(directory: Directory, name: str, mode: Mode) -> Storage:
-    if mode == "r" or mode == "r+":
-        return directory.open(name, mode)
+    """Open it without the lock of a plain opener, where there are byte locks to do better with."""
     try:
-        return directory.open(name, "x")
+        storage = directory.open(name, "x" if mode in ("w", "x") else mode, shared=True)  # type: ignore[arg-type]
     except FileExistsError:
         if mode == "x":
             raise
-        return directory.open(name, "r+")
+        storage = directory.open(name, "r+", shared=True)
+    if storage.locks is None:
+        storage.close()
+        return directory.open(name, "r" if mode == "r" else "r+")
+    return storage

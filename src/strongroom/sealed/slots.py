@@ -168,7 +168,7 @@ def check_fresh(
             f"{what}: has log number {root.lsn}, wanted {latest.lsn} with the anchor's tag",
             hint="the log was cut or replaced; restore the latest version",
         )
-    if not _follows(root, previous, since, latest):  # (b), (c), (d)
+    if not follows(root, previous, since, latest):  # (b), (c), (d)
         raise RollbackError(
             f"{what}: root {root}, wanted {latest or 'none, as the anchor is empty'}",
             hint="the data was rolled back or replaced; restore the latest version"
@@ -179,7 +179,8 @@ def check_fresh(
     return root
 
 
-def _follows(root: Root, previous: Root | None, since: Sequence[bytes], latest: Root | None) -> bool:
+def follows(root: Root, previous: Root | None, since: Sequence[bytes], latest: Root | None) -> bool:
+    """Whether an anchor at `latest` may move to `root`, which the commit with `previous` and `since` has."""
     if latest is None:
         return root.sequence == 1 and previous is None and root.epoch == 0 and root.lsn == 0
     if root.epoch != latest.epoch:
