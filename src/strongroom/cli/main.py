@@ -19,6 +19,8 @@ VERBS = {
     "demo": "run the whole story on real data: seal, train, serve, predict, refuse",
     "seal": "encrypt a file or a directory",
     "unseal": "decrypt what `seal` made",
+    "mount": "show a vault as a directory that programs read and write",
+    "unmount": "commit and take away what `mount` made",
     "run": "run a program in an enclave, with its data unsealed only there",
     "serve": "serve a sealed model from an enclave",
     "predict": "appraise a service, then send it inputs",

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from strongroom import vault
 from strongroom.attest.tee.simulated import SimulatedVendor
@@ -128,8 +129,8 @@ class SealedVault:
         if with_key:
             self.key_path.unlink(missing_ok=True)
 
-    def open(self) -> vault.Vault:
-        """The vault, for reading.
+    def open(self, mode: Literal["r", "r+"] = "r") -> vault.Vault:
+        """The vault, for reading or for changing.
 
         Raises:
             UsageError: it, its key or its anchor file does not exist.
@@ -147,7 +148,7 @@ class SealedVault:
                 f"anchor file: {self.anchor.path} does not exist",
                 hint="it says which version is the newest; `unseal --no-freshness` accepts any",
             )
-        return vault.open(self.path, "r", key=self.key(), anchor=self.anchor)
+        return vault.open(self.path, mode, key=self.key(), anchor=self.anchor)
 
 
 def policy_name(label: str, keys: Sequence[bytes]) -> str:

@@ -1,210 +1,429 @@
-"""The FUSE side of `shield.files`: vaults as a read-only file system. The only importer of `pyfuse3`."""
+"""The FUSE side of `shield.files`: answers to the kernel's requests. With its neighbours the only user of `pyfuse3`.
+
+Rules:
+
+- A handler is a plain function that `_answer` makes an answer of: it returns, or its exception becomes an errno. What
+  is not the caller's own mistake is EIO, a line in the log and `MountedVault.failure`; the mount lives on.
+- Of a writable mount the kernel keeps the pages, sizes and times of files and writes them back when it likes, at the
+  latest when a file is closed or synced. So writes come in large pieces, reads come for files opened to be written
+  only, and O_APPEND is the kernel's.
+- Locks of files (POSIX and flock) are the kernel's own: all programs that use the mount see them, nobody else does.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
+import logging
 import os
 import stat
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
-import trio
 
-from strongroom.errors import UnsupportedPlatformError
-from strongroom.sealed import SealedFile
-from strongroom.vault import Stat, Vault
+from strongroom.errors import LockedError, UsageError
+from strongroom.shield._places import Place, Places, Shown, absent, attributes, made_up_top
+from strongroom.vault import Vault
+from strongroom.vault.files import Node
+from strongroom.vault.rows import MAX_NAME, Inode
 
-# A mounted version of a vault never changes, so the kernel may keep what it learnt.
-_FOREVER = 365 * 86400.0
-_OPEN_FILES = 128
-_MAX_READ = 1 << 20
+_logger = logging.getLogger("strongroom.mount")
+
+_CHUNK: Final = 512
+_DOTS: Final = 2
+_MAX_REQUEST: Final = 1 << 20
+_ROOM: Final = 1 << 50  # what a storage that cannot tell has left
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
+
+# What a program gets because of what it asked for, and nobody else need hear of.
+_OWN_MISTAKES: Final = frozenset(
+    {
+        errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EPERM,
+        errno.EACCES, errno.EMLINK, errno.ENAMETOOLONG, errno.ESTALE, errno.EXDEV, errno.EROFS, errno.ENOSYS,
+        errno.EFBIG,
+    }
+)  # fmt: skip
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _answer(
+    handler: Callable[Concatenate[VaultOperations, _P], _R],
+) -> Callable[Concatenate[VaultOperations, _P], Coroutine[Any, Any, _R]]:
+    @functools.wraps(handler)
+    async def answer(self: VaultOperations, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return handler(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            raise pyfuse3.FUSEError(self._errno(handler.__name__, error)) from None
+
+    return answer
 
 
 @dataclass(slots=True)
-class _Node:
-    inode: int
-    parent: int
-    stat: Stat
-    vault: Vault | None = None
-    path: str = ""
-    children: dict[bytes, int] = field(default_factory=dict)
+class _Directory:
+    """An open directory: the names that were told so far, so that a position means a name."""
+
+    place: Place | None
+    names: list[bytes] = field(default_factory=list)
+    complete: bool = False
 
 
-class VaultOperations(pyfuse3.Operations):
+class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # untyped base
     """Answers the kernel's requests about some vaults, each in a directory of its name ("" is the top).
 
     Args:
-        fail: told of every error that is not the caller's own; the caller gets EIO.
+        fail: told of every error that is not the caller's own.
     """
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True
     enable_writeback_cache = False
+    enable_acl = False
 
     def __init__(self, vaults: Mapping[str, Vault], fail: Callable[[BaseException], None]) -> None:
         super().__init__()
         self._fail = fail
-        self._now = time.time_ns()
+        self.places = Places(vaults)
+        self.enable_writeback_cache = self.places.writable
         self._owner = os.getuid(), os.getgid()
-        self._buffer = bytearray(_MAX_READ)
-        self._open: OrderedDict[int, SealedFile] = OrderedDict()
-        directory = Stat(0, 0o555, is_dir=True)
-        self._nodes = [_Node(0, 0, directory), _Node(pyfuse3.ROOT_INODE, pyfuse3.ROOT_INODE, directory)]
-        for name, vault in vaults.items():
-            top = self._directory(self._nodes[pyfuse3.ROOT_INODE], name) if name else self._nodes[pyfuse3.ROOT_INODE]
-            for path in vault.files():
-                above = top
-                *parents, last = path.split("/")
-                for part in parents:
-                    above = self._directory(above, part)
-                self._add(above, last, vault.stat(path), vault, path)
-
-    def _directory(self, above: _Node, name: str) -> _Node:
-        inode = above.children.get(name.encode())
-        return self._nodes[inode] if inode else self._add(above, name, Stat(0, 0o555, is_dir=True))
-
-    def _add(self, above: _Node, name: str, status: Stat, vault: Vault | None = None, path: str = "") -> _Node:
-        node = _Node(len(self._nodes), above.inode, status, vault, path)
-        above.children[name.encode()] = node.inode
-        self._nodes.append(node)
-        return node
+        self._began = time.time_ns()
+        self._buffer = bytearray(_MAX_REQUEST)
+        self._view = memoryview(self._buffer)
+        self._absent = absent()
+        self._files: dict[int, tuple[Vault, Node]] = {}
+        self._directories: dict[int, _Directory] = {}
+        self._handles = 0
+        self._usage: dict[int, tuple[object, tuple[int, int]]] = {}
 
     def close(self) -> None:
-        """Close the data files that are open."""
-        while self._open:
-            self._open.popitem()[1].close()
+        """Give back what programs still have open. The vaults stay open."""
+        while self._files:
+            vault, node = self._files.popitem()[1]
+            vault.release(node)
 
-    def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = pyfuse3.InodeT(node.inode)
-        entry.generation = 0
-        entry.entry_timeout = entry.attr_timeout = _FOREVER
-        kind = stat.S_IFDIR if node.stat.is_dir else stat.S_IFREG
-        entry.st_mode = pyfuse3.ModeT(kind | (node.stat.mode & 0o555))
-        entry.st_nlink = 2 if node.stat.is_dir else 1
-        entry.st_uid, entry.st_gid = self._owner
-        entry.st_rdev = 0
-        entry.st_size = node.stat.size
-        entry.st_blksize = 4096
-        entry.st_blocks = -(-node.stat.size // 512)
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._now
-        return entry
+    def _errno(self, what: str, error: Exception) -> int:
+        if isinstance(error, OSError):
+            number = error.errno
+            if number in _OWN_MISTAKES:
+                return number
+            if number is None and isinstance(error, FileNotFoundError):
+                return errno.ESTALE  # another process removed it
+        elif isinstance(error, LockedError):
+            number = errno.EBUSY
+        elif isinstance(error, UsageError):
+            return errno.EFBIG if "length" in error.message else errno.EROFS
+        else:
+            number = errno.EIO
+        number = number or errno.EIO
+        self._fail(error)
+        _logger.error("%s: %s (%s)", what, error, errno.errorcode.get(number, number))
+        return number
 
-    async def getattr(
-        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
-    ) -> pyfuse3.EntryAttributes:
-        return self._attributes(self._nodes[inode])
+    # Names.
 
-    async def lookup(
-        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        inode = self._nodes[parent_inode].children.get(name)
-        if inode is None:
-            raise pyfuse3.FUSEError(errno.ENOENT)
-        return self._attributes(self._nodes[inode])
+    def _told(self, shown: Shown, inode: Inode, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        self.places.told(shown, inode.id, parent, name)
+        return attributes(shown, inode)
 
-    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        return pyfuse3.FileHandleT(inode)
+    def _parent(self, ino: int) -> Place:
+        """The place of a directory that is to be changed."""
+        place = self.places.get(ino)
+        if place is None:
+            raise OSError(errno.EROFS if ino == pyfuse3.ROOT_INODE else errno.ESTALE, "")
+        return place
 
-    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        children = list(self._nodes[fh].children.items())
-        for at in range(start_id, len(children)):
-            name, inode = children[at]
-            attributes = self._attributes(self._nodes[inode])
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), attributes, at + 1):
-                return
-
-    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        if flags & (os.O_WRONLY | os.O_RDWR):
-            raise pyfuse3.FUSEError(errno.EROFS)
+    @_answer
+    def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        place = self.places.get(parent)
+        if place is None:
+            return self._lookup_top(parent, name)
         try:
-            self._sealed(inode)
-        except Exception as error:
-            raise self._broken(error) from None
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+            inode = place.shown.vault.lookup(place.number, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            if name in (b".", b".."):
+                return self._lookup_dot(place, parent, name)
+            return self._absent
+        return self._told(place.shown, inode, parent, name)
 
-    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+    def _lookup_dot(self, place: Place, ino: int, name: bytes) -> pyfuse3.EntryAttributes:
+        if name == b".." and (above := self.places.get(place.parent)) is not None:
+            place = above
+        return self._told(place.shown, place.shown.vault.inode(place.number), place.parent, place.name)
+
+    def _lookup_top(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        if parent != pyfuse3.ROOT_INODE:
+            raise OSError(errno.ESTALE, "")
+        shown = self.places.tops.get(name)
+        if shown is None:
+            return self._absent
+        return self._told(shown, shown.vault.inode(1), parent, name)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            self.places.forget(ino, count)
+
+    def _make(
+        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext, target: bytes = b""
+    ) -> tuple[Shown, Inode]:
+        place = self._parent(parent)
+        uid, gid = place.shown.ids_there(ctx.uid, ctx.gid)
+        return place.shown, place.shown.vault.make_at(place.number, name, mode, uid=uid, gid=gid, target=target)
+
+    @_answer
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._told(*self._make(parent, name, mode, ctx), parent, name)
+
+    @_answer
+    def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._told(*self._make(parent, name, mode, ctx), parent, name)
+
+    @_answer
+    def symlink(self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._told(*self._make(parent, name, stat.S_IFLNK | 0o777, ctx, target), parent, name)
+
+    @_answer
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        shown, inode = self._make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), ctx)
+        info = self._hold(shown.vault, inode.id)
+        return info, self._told(shown, inode, parent, name)
+
+    @_answer
+    def link(self, ino: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        place, above = self.places[ino], self._parent(new_parent)
+        if place.shown is not above.shown:
+            raise OSError(errno.EXDEV, "")
+        inode = place.shown.vault.link_at(place.number, above.number, new_name)
+        return self._told(place.shown, inode, new_parent, new_name)
+
+    @_answer
+    def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        place = self._parent(parent)
+        place.shown.vault.unlink_at(place.number, name)
+
+    @_answer
+    def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        place = self._parent(parent)
+        place.shown.vault.rmdir_at(place.number, name)
+
+    @_answer
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: pyfuse3.RequestContext
+    ) -> None:
+        place, above = self._parent(parent), self._parent(new_parent)
+        if flags & ~(pyfuse3.RENAME_EXCHANGE | pyfuse3.RENAME_NOREPLACE):
+            raise OSError(errno.EINVAL, "")
+        if place.shown is not above.shown:
+            raise OSError(errno.EXDEV, "")
+        place.shown.vault.rename_at(place.number, name, above.number, new_name, flags)
+
+    @_answer
+    def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
+        place = self.places[ino]
+        return place.shown.vault.target(place.number)
+
+    # Attributes.
+
+    def _attributes(self, ino: int) -> pyfuse3.EntryAttributes:
+        place = self.places.get(ino)
+        if place is None and ino == pyfuse3.ROOT_INODE:
+            return made_up_top(self._owner, self._began)
+        place = self.places[ino]
+        return attributes(place.shown, place.shown.vault.inode(place.number))
+
+    @_answer
+    def getattr(self, ino: int, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
+        return self._attributes(ino)
+
+    @_answer
+    def setattr(
+        self,
+        ino: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        place = self._parent(ino)
+        shown, vault = place.shown, place.shown.vault
+        changes: dict[str, int] = {}
+        if fields.update_mode:
+            changes["mode"] = stat.S_IMODE(attr.st_mode)
+        if fields.update_uid or fields.update_gid:
+            uid, gid = shown.ids_there(attr.st_uid, attr.st_gid)
+            changes |= {"uid": uid} if fields.update_uid else {}
+            changes |= {"gid": gid} if fields.update_gid else {}
+        if fields.update_size:
+            changes["size"] = attr.st_size
+        if fields.update_atime:
+            changes["atime"] = attr.st_atime_ns
+        if fields.update_mtime:
+            changes["mtime"] = attr.st_mtime_ns
+        return attributes(shown, vault.change(place.number, **changes))
+
+    # Directories.
+
+    @_answer
+    def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
+        place = self.places.get(ino)
+        if place is None and ino != pyfuse3.ROOT_INODE:
+            raise OSError(errno.ESTALE, "")
+        self._handles += 1
+        self._directories[self._handles] = _Directory(place)
+        return self._handles
+
+    @_answer
+    def readdir(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        directory = self._directories[fh]
+        if start == 0:
+            directory.names, directory.complete = [], False
+        place = directory.place
+        ino = pyfuse3.ROOT_INODE if place is None else place.number ^ place.shown.mask
+        above = ino if place is None or ino == pyfuse3.ROOT_INODE else place.parent
+        for position, (name, dot) in enumerate(((b".", ino), (b"..", above))):
+            if start <= position and not pyfuse3.readdir_reply(token, name, self._dot(dot), position + 1):
+                return
+        start = max(0, start - _DOTS)
+        if place is None:
+            self._read_top(start, token)
+            return
+        shown, vault, names = place.shown, place.shown.vault, directory.names
+        while True:
+            if start < len(names):  # told already: the program went back, or the last reply was full
+                after = names[start - 1] if start else b""
+                del names[start:]
+                directory.complete = False
+            else:
+                after = names[-1] if names else b""
+            if directory.complete:
+                return
+            found = vault.entries(place.number, after, _CHUNK)
+            directory.complete = len(found) < _CHUNK
+            for name, inode in found:
+                names.append(name)
+                start += 1
+                if not pyfuse3.readdir_reply(token, name, attributes(shown, inode), start + _DOTS):
+                    names.pop()
+                    directory.complete = False
+                    return
+                self.places.told(shown, inode.id, ino, name)
+
+    def _dot(self, ino: int) -> pyfuse3.EntryAttributes:
+        try:
+            return self._attributes(ino)
+        except OSError:  # a directory that is removed
+            return made_up_top(self._owner, self._began)
+
+    def _read_top(self, start: int, token: pyfuse3.ReaddirToken) -> None:
+        for at, (name, shown) in enumerate(self.places.tops.items()):
+            if at >= start:
+                entry = attributes(shown, shown.vault.inode(1))
+                if not pyfuse3.readdir_reply(token, name, entry, at + 1 + _DOTS):
+                    return
+                self.places.told(shown, 1, pyfuse3.ROOT_INODE, name)
+
+    @_answer
+    def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh, None)
+
+    @_answer
+    def fsyncdir(self, fh: int, datasync: bool) -> None:
+        place = self._directories[fh].place
+        for shown in self.places.shown if place is None else [place.shown]:
+            if shown.writable:
+                shown.vault.fsync(None)
+
+    # Contents.
+
+    def _hold(self, vault: Vault, number: int) -> pyfuse3.FileInfo:
+        node = vault.hold(number)
+        self._handles += 1
+        self._files[self._handles] = vault, node
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._handles), keep_cache=True)
+
+    @_answer
+    def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        place = self.places[ino]
+        vault = place.shown.vault
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC) and not place.shown.writable:
+            raise OSError(errno.EROFS, "")
+        if flags & os.O_TRUNC:
+            vault.change(place.number, size=0)
+        return self._hold(vault, place.number)
+
+    @_answer
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        vault, node = self._files[fh]
         if size > len(self._buffer):
             self._buffer = bytearray(size)
-        try:
-            view = memoryview(self._buffer)[:size]
-            count = self._sealed(fh).read_at(off, view)
-        except Exception as error:
-            raise self._broken(error) from None
+            self._view = memoryview(self._buffer)
+        view = self._view[:size]
+        with vault._lock:
+            count = node.read_at(offset, view)
         # The reply copies it before the next request is looked at.
         return view[:count]  # type: ignore[return-value]
 
-    def _sealed(self, inode: int) -> SealedFile:
-        sealed = self._open.get(inode)
-        if sealed is None:
-            node = self._nodes[inode]
-            if node.vault is None:
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            sealed = self._open[inode] = node.vault.open(node.path)
-            if len(self._open) > _OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(inode)
-        return sealed
+    @_answer
+    def write(self, fh: int, offset: int, data: bytes) -> int:
+        vault, node = self._files[fh]
+        with vault._lock:
+            vault._usable(to_write=True)
+            node.write_at(offset, data)
+        return len(data)
 
-    def _broken(self, error: Exception) -> pyfuse3.FUSEError:
-        self._fail(error)
-        return pyfuse3.FUSEError(errno.EIO)
+    async def flush(self, fh: int) -> None:
+        raise pyfuse3.FUSEError(errno.ENOSYS)  # closing is no commit, and the kernel need not ask again
 
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+    @_answer
+    def release(self, fh: int) -> None:
+        vault, node = self._files.pop(fh)
+        vault.release(node)
+
+    @_answer
+    def fsync(self, fh: int, datasync: bool) -> None:
+        vault, node = self._files[fh]
+        if vault.mode != "r":
+            vault.fsync(node.number)
+
+    # The whole.
+
+    @_answer
+    def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         total = pyfuse3.StatvfsData()
         total.f_bsize = total.f_frsize = 4096
-        total.f_blocks = sum(-(-node.stat.size // 4096) for node in self._nodes)
-        total.f_bfree = total.f_bavail = 0
-        total.f_files = len(self._nodes) - 1
-        total.f_ffree = total.f_favail = 0
-        total.f_namemax = 255
+        total.f_namemax = MAX_NAME
+        for shown in self.places.shown:
+            files, size = self._used(shown.vault)
+            free, free_files = _free(shown.vault) if shown.writable else (0, 0)
+            total.f_blocks += -(-size // 4096) + free
+            total.f_bfree = total.f_bavail = max(total.f_bavail, free)
+            total.f_files += files + free_files
+            total.f_ffree = total.f_favail = max(total.f_favail, free_files)
         return total
 
+    def _used(self, vault: Vault) -> tuple[int, int]:
+        """Counted once for each commit: it reads every row."""
+        known = self._usage.get(id(vault))
+        if known is None or known[0] != vault.root:
+            known = self._usage[id(vault)] = vault.root, vault.usage()
+        return known[1]
 
-class Session:
-    """A mount and the thread that serves it. `pyfuse3` keeps global state, so there is one for each process."""
 
-    def __init__(self, operations: VaultOperations, mountpoint: str, *, allow_other: bool) -> None:
-        self._operations = operations
-        # Requests then have the kernel's largest size, 1 MiB; `max_read` itself cannot be set through pyfuse3.
-        options = {"default_permissions", "ro", "fsname=strongroom", "subtype=vault"}
-        if allow_other:
-            options.add("allow_other")
-        try:
-            pyfuse3.init(operations, mountpoint, options)
-        except RuntimeError as error:
-            raise UnsupportedPlatformError(
-                f"mount of {mountpoint}: {error}",
-                hint="needs CAP_SYS_ADMIN in the user namespace that owns the mount namespace, or fusermount3",
-            ) from None
-        self._serving = threading.Event()
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._thread = threading.Thread(target=self._run, name="strongroom-fuse", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            trio.run(self._serve)
-        except BaseException as error:
-            self._operations._fail(error)
-        finally:
-            self._serving.set()
-
-    async def _serve(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        self._serving.set()
-        await pyfuse3.main()
-
-    def end(self) -> None:
-        """Stop serving and unmount, even while files are open: their readers get ENOTCONN."""
-        self._serving.wait()
-        if self._thread.is_alive() and self._token:
-            with contextlib.suppress(trio.RunFinishedError):  # somebody else unmounted it
-                self._token.run_sync_soon(pyfuse3.terminate)
-        self._thread.join()
-        pyfuse3.close(unmount=True)
-        self._operations.close()
+def _free(vault: Vault) -> tuple[int, int]:
+    """Blocks of 4 KiB and inodes that the storage still takes."""
+    path = getattr(vault.directory, "path", None)
+    if path is None:
+        return _ROOM // 4096, _ROOM // 4096
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize // 4096, found.f_favail or _ROOM // 4096

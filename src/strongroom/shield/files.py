@@ -1,8 +1,9 @@
 """The file-system shield: vaults under plain paths, for programs that know nothing of Strongroom.
 
-`mount` shows vaults as a read-only file system and decrypts a block when it is read; the kernel keeps the plaintext in
-its page cache, inside the enclave. `expose` is for machines without FUSE: it decrypts everything beforehand into a
-directory that must lie in protected memory. `collect` brings results back.
+`mount` shows vaults as a file system on which unmodified programs run: it decrypts a block when it is read and seals
+what is written; the kernel keeps the plaintext in its page cache, inside the enclave. `expose` is for machines without
+FUSE: it decrypts everything beforehand into a directory that must lie in protected memory. `collect` brings results
+back.
 
 Rules for the process that mounts, since it serves the mount from one of its threads:
 
@@ -43,6 +44,8 @@ _one_mount = threading.Lock()
 class _Session(Protocol):
     def end(self) -> None: ...
 
+    def wait(self, timeout: float | None) -> bool: ...
+
 
 class MountedVault:
     """A mount, until `unmount` or the end of its ``with`` block. Made by `mount`.
@@ -61,8 +64,16 @@ class MountedVault:
         if self.failure is None:
             self.failure = error
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until somebody else unmounted it, and what was written is committed; whether that happened."""
+        return self._session is None or self._session.wait(timeout)
+
     def unmount(self) -> None:
-        """Take the mount away, even while programs use it. Doing it twice is fine."""
+        """Take the mount away, even while programs use it, and commit. Doing it twice is fine.
+
+        Raises:
+            OSError, StrongroomError: the last commit failed, as `Vault.commit` says.
+        """
         session, self._session = self._session, None
         if session:
             atexit.unregister(self.unmount)
@@ -81,9 +92,18 @@ class MountedVault:
 
 
 def mount(
-    vault: Vault | Mapping[str, Vault], mountpoint: str | os.PathLike[str], *, allow_other: bool = False
+    vault: Vault | Mapping[str, Vault],
+    mountpoint: str | os.PathLike[str],
+    *,
+    allow_other: bool = False,
+    source: str = "strongroom",
 ) -> MountedVault:
-    """Show a vault as a read-only file system, served from a thread of this process.
+    """Show a vault as a file system, served from a thread of this process.
+
+    A vault opened with mode ``r`` is read-only: it shows the version opened, owned by whoever mounts it. One opened
+    with ``r+`` or ``x`` can be changed, and has the owners and modes that it stores; for a user other than root, their
+    own ids stand for those of the vault's top directory. An fsync is durable when it returns. Besides, everything
+    written is committed every 5 seconds, once 64 MiB wait, when another process wants to commit, and at the end.
 
     The vaults must stay open meanwhile. Should this process be killed, programs get ENOTCONN, and the next `mount`
     there clears the remains away.
@@ -92,6 +112,7 @@ def mount(
         vault: one, or several by the name of the directory each shall have: a process has one mount at a time.
         mountpoint: an empty directory.
         allow_other: let other users of the machine see the files, as far as their permission bits allow.
+        source: what `df` and `/proc/self/mountinfo` call it.
 
     Raises:
         UsageError: this process has a mount already, or `mountpoint` is no directory.
@@ -102,7 +123,7 @@ def mount(
         raise UnsupportedPlatformError(f"mount: {sys.platform} has no FUSE, wanted linux", hint="use expose")
     _check_device()
     try:
-        from strongroom.shield import _fuse
+        from strongroom.shield import _fuse, _session
     except ImportError as error:
         raise MissingDependencyError(
             f"mount: python package {error.name} cannot be imported", hint="pip install 'strongroom[fuse]'"
@@ -119,7 +140,7 @@ def mount(
     try:
         mounted = MountedVault(path)
         operations = _fuse.VaultOperations(vaults, mounted._fail)
-        mounted._session = _fuse.Session(operations, str(path), allow_other=allow_other)
+        mounted._session = _session.Session(operations, str(path), source=source, allow_other=allow_other)
         atexit.register(mounted.unmount)
     except BaseException:
         _one_mount.release()

@@ -1,0 +1,188 @@
+"""A mount while it lasts: the thread that serves it, what it does between requests, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import pyfuse3
+
+from strongroom.errors import UnsupportedPlatformError
+from strongroom.shield._fuse import VaultOperations
+from strongroom.shield._loop import Loop
+from strongroom.vault import Vault
+
+_logger = logging.getLogger("strongroom.mount")
+
+_COMMIT_EVERY: Final = 5.0
+_COMMIT_AT: Final = 64 << 20
+_MNT_DETACH: Final = 2
+
+
+class Session:
+    """A mount and the thread that serves it. `pyfuse3` keeps global state, so there is one for each process.
+
+    Commits run in the serving thread: the vault's lock makes requests wait for them anyway, and the kernel's cache
+    answers reads and takes writes meanwhile.
+    """
+
+    def __init__(self, operations: VaultOperations, mountpoint: str, *, source: str, allow_other: bool) -> None:
+        self._operations = operations
+        self._mountpoint = mountpoint
+        self._ended = False
+        self._error: BaseException | None = None
+        # Requests then have the kernel's largest size, 1 MiB; `max_read` itself cannot be set through pyfuse3.
+        options = {"default_permissions", f"fsname={source}", "subtype=vault"}
+        if not operations.places.writable:
+            options.add("ro")
+        if allow_other:
+            options.add("allow_other")
+        try:
+            pyfuse3.init(operations, mountpoint, options)
+        except RuntimeError as error:
+            raise UnsupportedPlatformError(
+                f"mount of {mountpoint}: {error}",
+                hint="needs CAP_SYS_ADMIN in the user namespace that owns the mount namespace, or fusermount3",
+            ) from None
+        self._vaults = [shown.vault for shown in operations.places.shown if shown.writable]
+        self._committed = time.monotonic()
+        self._invalid = _Invalidator()
+        self._loop = Loop(self._tick if self._vaults else None)
+        self._thread = threading.Thread(target=self._run, name="strongroom-fuse", daemon=True)
+        self._thread.start()
+
+    # The serving thread.
+
+    def _run(self) -> None:
+        try:
+            self._loop.run()
+        except BaseException as error:
+            self._failed("serving", error)
+        finally:
+            # Also when somebody else unmounted it.
+            try:
+                self._operations.close()
+                self._commit_all()
+            except BaseException as error:
+                self._failed("the last commit", error)
+                self._error = error
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        self._operations._fail(error)
+        _logger.error("%s: %s", what, error)
+
+    def _tick(self) -> None:
+        try:
+            now = time.monotonic()
+            due = now >= self._committed + _COMMIT_EVERY
+            for vault in self._vaults:
+                if vault.is_outdated():
+                    self._catch_up(vault)
+                if due or vault.is_wanted() or vault.dirty_bytes > _COMMIT_AT:
+                    self._commit(vault)
+            if due:
+                self._committed = time.monotonic()
+        except Exception as error:
+            self._failed("commit", error)
+            self._committed = time.monotonic()
+
+    def _commit_all(self) -> None:
+        for vault in self._vaults:
+            self._commit(vault)
+
+    def _commit(self, vault: Vault) -> None:
+        if vault.changed or vault.is_wanted():
+            vault.commit()
+
+    def _catch_up(self, vault: Vault) -> None:
+        """Show what another process committed."""
+
+    # The end, from another thread.
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until somebody unmounts it; whether that happened."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def end(self) -> None:
+        """Have the kernel write back what it holds, commit, and unmount, even while files are open.
+
+        Who has files open gets ENOTCONN from then on. Raises what the last commit raised.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        if self._thread.is_alive() and self._vaults:
+            _write_back(self._mountpoint)
+            _unmount(self._mountpoint)
+        if self._thread.is_alive():
+            pyfuse3.terminate()
+        self._thread.join()
+        self._invalid.close()
+        pyfuse3.close(unmount=True)
+        self._loop.close()
+        if self._error:
+            raise self._error
+
+
+def _write_back(mountpoint: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with contextlib.suppress(OSError):
+        fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            libc.syncfs(fd)  # the interpreter's lock is free in here
+        finally:
+            os.close(fd)
+
+
+def _unmount(mountpoint: str) -> bool:
+    """Unmount if nobody uses it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), 0) == 0:
+        return True
+    if ctypes.get_errno() != errno.EPERM:
+        return False
+    try:
+        command = ["fusermount3", "-u", "--", mountpoint]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0  # noqa: S603  # no shell
+    except FileNotFoundError:
+        return False
+
+
+class _Invalidator:
+    """Tells the kernel what it must ask for anew. The kernel may first want answers from us, hence a thread."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def entry(self, parent: int, name: bytes) -> None:
+        self._put(lambda: pyfuse3.invalidate_entry(parent, name))
+
+    def inode(self, ino: int) -> None:
+        self._put(lambda: pyfuse3.invalidate_inode(ino))
+
+    def _put(self, call: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="strongroom-invalidate", daemon=True)
+            self._thread.start()
+        self._queue.put(call)
+
+    def _run(self) -> None:
+        while call := self._queue.get():
+            with contextlib.suppress(OSError):  # the kernel does not know it any more
+                call()
+
+    def close(self) -> None:
+        if self._thread:
+            self._queue.put(None)
+            self._thread.join(timeout=10)
