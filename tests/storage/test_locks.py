@@ -138,6 +138,56 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 
 
 @needs_ofd
+def test_a_forked_child_leaves_its_parents_locks_alone(tmp_path):
+    code = """if True:
+        import os, sys
+        from strongroom.errors import LockedError
+        from strongroom.storage import LOCKS_AT, LocalDirectory
+        directory = LocalDirectory(sys.argv[1])
+        pins, file, other = directory.locks("pins"), directory.open("f", "x"), directory.locks("pins")
+        pins.acquire(5, exclusive=False)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            pins.release(5)
+            try:
+                pins.acquire(6, exclusive=False)
+            except LockedError:
+                os.close(write)
+                os.read(read, 1)  # until the parent has looked
+                os._exit(7)
+            os._exit(1)
+        os.close(read)
+        grandchild = os.fork()
+        if not grandchild:
+            pins.close()
+            file.close()
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 7
+        assert other.holders(0, 9) == [5]
+        try:
+            directory.open("f", "r+")
+        except LockedError:
+            pins.close()
+            file.close()
+            assert other.holders(0, 9) == []  # though the child lives
+            directory.open("f", "r+").close()
+        else:
+            sys.exit("the child released it")
+        os.close(write)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_platforms_get_no_lock_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(local.sys, "platform", "darwin")
+    assert LocalDirectory(tmp_path).locks("pins") is None
+    assert LocalDirectory(tmp_path).list() == []
+
+
+@needs_ofd
 def test_a_range_that_nobody_honest_locks(tmp_path):
     fcntl = pytest.importorskip("fcntl")
     directory = LocalDirectory(tmp_path)

@@ -20,7 +20,7 @@ from strongroom.errors import (
 )
 from strongroom.sealed import NO_FRESHNESS, open_sealed
 from strongroom.storage import LocalDirectory, ObjectDirectory, open_directory
-from strongroom.storage.backends import EXCLUSIVE, SPOOLED
+from strongroom.storage.backends import EXCLUSIVE, SPOOLED, Objects
 from strongroom.storage.extents import Extent, Extents
 from strongroom.storage.numbered import FULL_EVERY, KEPT, decode, encode
 from tests.storage.remote import Remote
@@ -434,6 +434,26 @@ def test_a_server_that_overwrites_is_found_out(remote, behaviour, monkeypatch):
     with pytest.warns(UserWarning, match="only one program"):
         create(directory, data=b"1")
     assert list(remote.store) == ["bucket/meta.0000000001"]  # no probe is left
+
+
+@pytest.mark.parametrize(
+    ("attributes", "environment", "wanted"),
+    [
+        ({}, {}, True),
+        ({"endpoint_url": "https://other"}, {}, False),
+        ({"client_kwargs": {"endpoint_url": "https://other"}}, {}, False),
+        ({}, {"AWS_ENDPOINT_URL_S3": "https://other"}, False),
+    ],
+)
+def test_servers_that_only_speak_the_protocol_of_s3_are_not_known(attributes, environment, wanted, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    client = type("S3FileSystem", (Remote,), {"__module__": "s3fs.core"})()
+    vars(client).update(attributes)
+    assert Objects(client, "bucket").exclusive() is wanted
+    assert Objects(client, "bucket", exclusive=True).exclusive()
 
 
 def test_the_caller_may_know_better(remote, monkeypatch):

@@ -37,6 +37,9 @@ def _too_many(first: int, last: int) -> LockedError:
 class OfdLocks:
     """Locks of the open file description behind `fd`.
 
+    A forked child shares its parent's description, and so its locks: in the child, `release` and `close` leave them to
+    the parent, and `acquire` raises LockedError. What the parent releases or closes is free though children live on.
+
     Args:
         owned: `close` closes `fd` too. Otherwise whoever closes `fd` calls `close` first, as its number may come back.
     """
@@ -45,8 +48,13 @@ class OfdLocks:
         self._fd = fd
         self._owned = owned
         self._held: set[int] = set()
+        self._process = os.getpid()
 
     def acquire(self, byte: int, *, exclusive: bool, wait: bool = False) -> bool:
+        if not self._is_mine():
+            raise LockedError(
+                f"locks: belong to process {self._process}, of which this is a fork", hint="open it again after a fork"
+            )
         kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
         request = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
         try:
@@ -59,8 +67,9 @@ class OfdLocks:
         return True
 
     def release(self, byte: int) -> None:
-        fcntl.fcntl(self._open_fd(), fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
-        self._held.discard(byte)
+        if self._is_mine():
+            self._unlock(self._open_fd(), byte)
+            self._held.discard(byte)
 
     def holders(self, first: int, last: int) -> list[int]:
         # The kernel names one lock in the range, not the lowest, and merges neighbours that one opener holds.
@@ -85,11 +94,19 @@ class OfdLocks:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
-        if self._owned:
-            os.close(fd)
-            return
-        for byte in self._held:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+        try:
+            if self._is_mine():
+                for byte in self._held:
+                    self._unlock(fd, byte)
+        finally:
+            if self._owned:
+                os.close(fd)
+
+    def _unlock(self, fd: int, byte: int) -> None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0))
+
+    def _is_mine(self) -> bool:
+        return os.getpid() == self._process
 
     def _open_fd(self) -> int:
         if self._fd < 0:

@@ -17,7 +17,8 @@ class ByteLocks(Protocol):
     """Shared and exclusive locks on single bytes, held by an opener of a file, not by a process or a thread.
 
     - Two openers in one process exclude each other as two processes do; threads that use one opener do not.
-    - They end when the opener closes or its process dies, however it dies.
+    - They end when the opener closes or its process dies, however it dies; those of a process that forked, when it
+      closes, or when the last of its children that inherited them is dead too.
     """
 
     def acquire(self, byte: int, *, exclusive: bool, wait: bool = False) -> bool:
