@@ -14,6 +14,7 @@ from strongroom.errors import FormatError, UsageError
 from strongroom.sealed import Anchor, NoFreshness
 from strongroom.sealed.layout import DEFAULT_BLOCK, MIN_BLOCK, check_block_size
 from strongroom.storage import Directory, LocalDirectory
+from strongroom.vault.access import VaultKey, check_ring, enroll, unlock
 from strongroom.vault.inodes import Inodes, failure
 from strongroom.vault.paths import check_path, show, split
 from strongroom.vault.rows import ROOT_INODE, Inode
@@ -46,7 +47,7 @@ def open(  # noqa: A001  # used as `vault.open`
     path: str | os.PathLike[str] | Directory,
     mode: Mode = "r",
     *,
-    key: bytes,
+    key: VaultKey,
     anchor: Anchor | NoFreshness,
 ) -> Vault:
     """Open the vault in a directory.
@@ -58,7 +59,9 @@ def open(  # noqa: A001  # used as `vault.open`
     Args:
         path: the directory on disk; with mode ``x`` it is made, or must be empty.
         mode: ``r`` to read the version that is the newest now, ``r+`` to change, ``x`` to create.
-        key: 32 bytes.
+        key: the vault key, 32 bytes; or what opens one of its key slots: a `KeyFile`, a `Passphrase`, an `AgeIdentity`
+            or a `KeySource` (`strongroom.vault.keys`). With ``x`` a `Passphrase`, an `AgeRecipient` or a `SourceKey`
+            makes a random vault key and a slot for it.
         anchor: where the latest root is remembered, or `NO_FRESHNESS` to accept any authentic version, however old.
 
     Raises:
@@ -68,14 +71,21 @@ def open(  # noqa: A001  # used as `vault.open`
     """
     if mode not in ("r", "r+", "x"):
         raise UsageError(f"mode: {mode!r}, wanted r, r+ or x")
-    if not isinstance(path, (str, os.PathLike)):
-        return Vault(path, mode, key, anchor, what="vault")
-    if mode == "x":
+    directory = path if not isinstance(path, (str, os.PathLike)) else LocalDirectory(path)
+    what = "vault" if directory is path else os.fspath(path)  # type: ignore[arg-type]
+    if mode == "x" and isinstance(path, (str, os.PathLike)):
         Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(Path(path).iterdir()):
             raise FileExistsError(f"{os.fspath(path)}: is not empty")
         LocalDirectory(Path(path).absolute().parent).sync()
-    return Vault(LocalDirectory(path), mode, key, anchor, what=os.fspath(path))
+    unlocked = enroll(directory, key) if mode == "x" else unlock(directory, key)
+    vault = Vault(directory, mode, unlocked.key, anchor, what=what)
+    try:
+        check_ring(vault, unlocked.ring)
+    except BaseException:
+        vault.discard()
+        raise
+    return vault
 
 
 class Vault(Inodes):
