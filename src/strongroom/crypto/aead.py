@@ -12,6 +12,7 @@ does).
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ _CACHED_KEYS = 64
 
 
 class BlockCipher:
-    """XAES-256-GCM under one key, into buffers of the caller's. Not for use from several threads at once.
+    """XAES-256-GCM under one key, into buffers of the caller's. For use from any number of threads.
 
     Args:
         key: 32 bytes.
@@ -47,14 +48,17 @@ class BlockCipher:
         if doubled >> 128:
             doubled ^= (1 << 128) | 0x87
         self._k1 = doubled
+        self._lock = threading.Lock()  # the block function keeps state while it works
         self._derived: OrderedDict[bytes, AESGCM] = OrderedDict()
 
     def __repr__(self) -> str:
         return "BlockCipher(<key>)"
 
     def _gcm(self, prefix: bytes) -> AESGCM:
-        gcm = self._derived.get(prefix)
-        if gcm is None:
+        return self._derived.get(prefix) or self._derive(prefix)
+
+    def _derive(self, prefix: bytes) -> AESGCM:
+        with self._lock:
             halves = (
                 self._block.update(
                     (int.from_bytes(bytes((0, i)) + b"X\0" + prefix, "big") ^ self._k1).to_bytes(16, "big")
@@ -66,11 +70,11 @@ class BlockCipher:
                 self._derived.popitem(last=False)
         return gcm
 
-    def encrypt_into(self, nonce: bytes, plaintext: Buffer, aad: bytes, out: Buffer) -> None:
+    def encrypt_into(self, nonce: bytes, plaintext: Buffer, aad: Buffer, out: Buffer) -> None:
         """Write ciphertext and tag, `len(plaintext) + 16` bytes, to `out`. `nonce` is 24 bytes, never used before."""
         self._gcm(bytes(nonce[:_PREFIX])).encrypt_into(nonce[_PREFIX:], plaintext, aad, out)
 
-    def decrypt_into(self, nonce: bytes, box: Buffer, aad: bytes, out: Buffer) -> None:
+    def decrypt_into(self, nonce: bytes, box: Buffer, aad: Buffer, out: Buffer) -> None:
         """Write the plaintext of `box` (ciphertext and tag), `len(box) - 16` bytes, to `out`.
 
         `box` must be private memory: what the host can write while it is read must be copied first.

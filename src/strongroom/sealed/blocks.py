@@ -1,18 +1,46 @@
-"""Sealed blocks at their places: what is encrypted, read and written of one file, without knowing of its tree."""
+"""Sealed blocks at their places: what is encrypted, read and written of one file, without knowing of its tree.
+
+Rules:
+
+- What the host can write is copied to private memory before it is decrypted or checked.
+- A nonce is drawn for each block each time, by the calling thread, from the system: a forked child draws others.
+- Long transfers are split over a few threads; encryption and file access release the interpreter's lock. Places and
+  nonces are settled before, so that threads share nothing but the storage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import contextlib
+import os
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final
 
-from strongroom.crypto import TAG_SIZE, BlockCipher
+from strongroom.crypto import NONCE_SIZE, TAG_SIZE, BlockCipher, random_bytes
 from strongroom.errors import TamperedError, TruncatedError, WrongKeyError
 from strongroom.sealed import layout
-from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, GENERATION_SHIFT, PLACE_MASK, POINTER
+from strongroom.sealed.layout import (
+    AUTHENTICATED_ONLY,
+    CHANGED_HINT,
+    CUT_HINT,
+    GENERATION_SHIFT,
+    PLACE_MASK,
+    POINTER,
+)
 from strongroom.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
+
+_CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_THREADS: Final = min(4, _CORES)
+_LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
+_SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
+_SLICE: Final = 512 << 10  # bytes that a thread takes on at once
+_RUN: Final = 64 << 10  # bytes read or written in one call, where places follow each other
+_NONCES_PER_KEY: Final = 1 << 31
 
 
 class BlockStore:
@@ -23,6 +51,7 @@ class BlockStore:
         generation: of the key to write with.
         file_id: bound into every block.
         origin: place p rests at byte (p - origin) * block size.
+        authenticated_only: blocks rest in clear; their tags are as binding as those of encrypted ones.
         what: the file's name, for errors.
     """
 
@@ -35,62 +64,276 @@ class BlockStore:
         block_size: int,
         *,
         origin: int,
+        authenticated_only: bool = False,
         what: str,
     ) -> None:
-        self.storage = storage
         self.what = what
         self.block_size = block_size
-        self.origin = origin
+        self.fanout = layout.fanout(block_size)
         self.generation = generation
+        self._storage = storage
+        self._origin = origin
         self._ciphers = ciphers
         self._writer = ciphers[generation]
-        self._aad = layout.block_aad(file_id)
-        self._nonces = layout.NonceSource()
-        # Ciphertext passes through this private buffer only: the host can change the file while it is being read.
-        self._box = bytearray(block_size + TAG_SIZE)
-        self._box_block = memoryview(self._box)[:block_size]
+        self._aad = layout.block_aad(file_id, AUTHENTICATED_ONLY if authenticated_only else 0)
+        self._fields = struct.Struct("<" + "Q40x" * self.fanout)
+        self._prefix, self._drawn = b"", _NONCES_PER_KEY
+        self._run = 1 if authenticated_only else max(1, _RUN // block_size)
+        self._clear = authenticated_only
+        # An authenticated block stands behind its associated data, an encrypted one or several before the last's tag.
+        self._aad_size = len(self._aad) + len(layout.pack_level_index(0, 0))
+        self._boxes: list[bytearray] = []
 
-    def read(self, level: int, index: int, pointer: bytes, out: Buffer) -> None:
-        """Put the block that `pointer`, no hole, points at into `out`, of one block's length.
+    # Pointers.
 
-        Raises:
-            TamperedError, TruncatedError: it is not what was written; `out` then holds zeros.
-            WrongKeyError: it is of a generation that there is no key for.
-        """
-        field, nonce, tag = POINTER.unpack(pointer)
-        place = field & PLACE_MASK
-        cipher = self._ciphers.get(field >> GENERATION_SHIFT)
-        if cipher is None:
-            raise WrongKeyError(f"{self.what}: block {index} of level {level}: no key of generation {field >> GENERATION_SHIFT}")
-        try:
-            if self.storage.read_into((place - self.origin) * self.block_size, self._box_block) != self.block_size:
-                raise TruncatedError(
-                    f"{self.what}: block {index} of level {level}: place {place} lies behind the end of the file",
-                    hint=CUT_HINT,
-                )
-            self._box[self.block_size :] = tag
-            cipher.decrypt_into(nonce, self._box, self._aad + layout.pack_level_index(level, index), out)
-        except TamperedError:
-            # What failed to authenticate has been decrypted into `out`; nobody may see it.
-            memoryview(out)[:] = bytes(self.block_size)
-            raise TamperedError(
-                f"{self.what}: block {index} of level {level}: authentication failed at place {place}",
-                hint=CHANGED_HINT,
-            ) from None
-
-    def write(self, level: int, index: int, place: int, data: Buffer) -> bytes:
-        """Seal `data`, of one block, into `place`; the result is the pointer."""
-        nonce = self._nonces.next()
-        self._writer.encrypt_into(nonce, data, self._aad + layout.pack_level_index(level, index), self._box)
-        self.storage.write_at((place - self.origin) * self.block_size, self._box_block)
-        return POINTER.pack(self.generation << GENERATION_SHIFT | place, nonce, self._box[self.block_size :])
+    def fields(self, node: Buffer) -> tuple[int, ...]:
+        """The first word of each pointer of an interior block: generation and place, 0 of a hole."""
+        return self._fields.unpack_from(node)
 
     def places(self) -> int:
         """How many places the storage has now."""
-        return self.storage.size() // self.block_size + self.origin
+        return self._storage.size() // self.block_size + self._origin
 
     def resize(self, places: int) -> None:
         """Give the storage exactly this many places."""
-        size = (places - self.origin) * self.block_size
-        if self.storage.size() != size:
-            self.storage.resize(size)
+        size = (places - self._origin) * self.block_size
+        if self._storage.size() != size:
+            self._storage.resize(size)
+
+    # Reading.
+
+    def read(self, level: int, index: int, pointers: Buffer, out: Buffer) -> None:
+        """Put the blocks from `index` on, that `pointers` point at one after the other, into `out`; a hole gives zeros.
+
+        Raises:
+            TamperedError, TruncatedError: one is not what was written; nobody may see what `out` then holds.
+            WrongKeyError: one is of a generation that there is no key for.
+        """
+        found = list(POINTER.iter_unpack(pointers))
+        view = memoryview(out)
+        read = self._read_clear if self._clear else self._read_sealed
+        self._split(len(found), lambda start, stop: read(level, index, found, view, start, stop))
+
+    def _read_sealed(
+        self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
+    ) -> None:
+        size, box = self.block_size, self._take_box()
+        view = memoryview(box)
+        at = start
+        while at < stop:
+            field = found[at][0]
+            if not field & PLACE_MASK:
+                out[at * size : (at + 1) * size] = bytes(size)
+                at += 1
+                continue
+            end, most = at + 1, min(stop, at + self._run)
+            while end < most and found[end][0] == field + (end - at):
+                end += 1
+            count = end - at
+            cipher = self._cipher(level, index + at, field)
+            self._fetch(level, index + at, field & PLACE_MASK, view[: count * size])
+            # From the last on: where the tag of a block has to stand lies the next one, which has been decrypted.
+            for i in reversed(range(count)):
+                place, nonce, tag = found[at + i]
+                box[(i + 1) * size : (i + 1) * size + TAG_SIZE] = tag
+                aad = self._aad + layout.pack_level_index(level, index + at + i)
+                try:
+                    cipher.decrypt_into(
+                        nonce,
+                        view[i * size : (i + 1) * size + TAG_SIZE],
+                        aad,
+                        out[(at + i) * size : (at + i + 1) * size],
+                    )
+                except TamperedError:
+                    raise self._changed(level, index + at + i, place) from None
+            at = end
+        self._boxes.append(box)
+
+    def _read_clear(
+        self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
+    ) -> None:
+        size, box = self.block_size, self._take_box()
+        block = memoryview(box)[self._aad_size :]
+        nothing = bytearray()
+        for at in range(start, stop):
+            field, nonce, tag = found[at]
+            if not field & PLACE_MASK:
+                out[at * size : (at + 1) * size] = bytes(size)
+                continue
+            cipher = self._cipher(level, index + at, field)
+            self._fetch(level, index + at, field & PLACE_MASK, block)
+            box[: self._aad_size] = self._aad + layout.pack_level_index(level, index + at)
+            try:
+                cipher.decrypt_into(nonce, tag, box, nothing)
+            except TamperedError:
+                raise self._changed(level, index + at, field) from None
+            out[at * size : (at + 1) * size] = block
+        self._boxes.append(box)
+
+    def _cipher(self, level: int, index: int, field: int) -> BlockCipher:
+        cipher = self._ciphers.get(field >> GENERATION_SHIFT)
+        if cipher is None:
+            raise WrongKeyError(
+                f"{self.what}: block {index} of level {level}: sealed under key generation "
+                f"{field >> GENERATION_SHIFT}, wanted one of {sorted(self._ciphers)}"
+            )
+        return cipher
+
+    def _fetch(self, level: int, index: int, place: int, box: memoryview) -> None:
+        if self._storage.read_into((place - self._origin) * self.block_size, box) != len(box):
+            raise TruncatedError(
+                f"{self.what}: block {index} of level {level}: place {place} lies behind the end of the file",
+                hint=CUT_HINT,
+            )
+
+    def _changed(self, level: int, index: int, field: int) -> TamperedError:
+        return TamperedError(
+            f"{self.what}: block {index} of level {level}: authentication failed at place {field & PLACE_MASK}",
+            hint=CHANGED_HINT,
+        )
+
+    # Writing.
+
+    def write(self, level: int, index: int, places: list[int], data: Buffer) -> bytearray:
+        """Seal the blocks of `data`, the first of them block `index`, into `places`; the result is their pointers."""
+        nonces = self._draw(len(places))
+        pointers = bytearray(len(places) * POINTER.size)
+        view = memoryview(data)
+        write = self._write_clear if self._clear else self._write_sealed
+        self._split(len(places), lambda start, stop: write(level, index, places, nonces, view, pointers, start, stop))
+        return pointers
+
+    def _write_sealed(
+        self,
+        level: int,
+        index: int,
+        places: list[int],
+        nonces: list[bytes],
+        data: memoryview,
+        pointers: bytearray,
+        start: int,
+        stop: int,
+    ) -> None:
+        size, box, generation = self.block_size, self._take_box(), self.generation << GENERATION_SHIFT
+        view = memoryview(box)
+        at = start
+        while at < stop:
+            place = places[at]
+            end, most = at + 1, min(stop, at + self._run)
+            while end < most and places[end] == place + (end - at):
+                end += 1
+            for i in range(end - at):  # each overwrites the tag of the one before
+                nonce, tag_at = nonces[at + i], (i + 1) * size
+                aad = self._aad + layout.pack_level_index(level, index + at + i)
+                self._writer.encrypt_into(
+                    nonce, data[(at + i) * size : (at + i + 1) * size], aad, view[i * size : tag_at + TAG_SIZE]
+                )
+                POINTER.pack_into(
+                    pointers,
+                    (at + i) * POINTER.size,
+                    generation | (place + i),
+                    nonce,
+                    box[tag_at : tag_at + TAG_SIZE],
+                )
+            self._storage.write_at((place - self._origin) * size, view[: (end - at) * size])
+            at = end
+        self._boxes.append(box)
+
+    def _write_clear(
+        self,
+        level: int,
+        index: int,
+        places: list[int],
+        nonces: list[bytes],
+        data: memoryview,
+        pointers: bytearray,
+        start: int,
+        stop: int,
+    ) -> None:
+        size, box, generation = self.block_size, self._take_box(), self.generation << GENERATION_SHIFT
+        block = memoryview(box)[self._aad_size :]
+        tag = bytearray(TAG_SIZE)
+        for at in range(start, stop):
+            block[:] = data[at * size : (at + 1) * size]
+            box[: self._aad_size] = self._aad + layout.pack_level_index(level, index + at)
+            self._writer.encrypt_into(nonces[at], b"", box, tag)
+            self._storage.write_at((places[at] - self._origin) * size, block)
+            POINTER.pack_into(pointers, at * POINTER.size, generation | places[at], nonces[at], tag)
+        self._boxes.append(box)
+
+    def copy(self, source: int, target: int) -> None:
+        """Put what rests in one place into another too, as it is: a place is bound into no block."""
+        box = self._take_box()
+        view = memoryview(box)[: self.block_size]
+        self._fetch(0, 0, source, view)
+        self._storage.write_at((target - self._origin) * self.block_size, view)
+        self._boxes.append(box)
+
+    def _draw(self, count: int) -> list[bytes]:
+        """Nonces that never repeat: the first half selects a derived key, the second is random for each block."""
+        if self._drawn + count > _NONCES_PER_KEY:
+            self._prefix, self._drawn = random_bytes(NONCE_SIZE // 2), 0
+        self._drawn += count
+        half = NONCE_SIZE // 2
+        drawn = random_bytes(half * count)
+        return [self._prefix + drawn[at : at + half] for at in range(0, half * count, half)]
+
+    # Threads.
+
+    def _take_box(self) -> bytearray:
+        try:
+            return self._boxes.pop()
+        except IndexError:
+            return bytearray(
+                self._aad_size + self.block_size if self._clear else self._run * self.block_size + TAG_SIZE
+            )
+
+    def _split(self, count: int, work: Callable[[int, int], None]) -> None:
+        """Call `work` for all of 0 to `count`, in several threads where that is faster."""
+        if count * self.block_size < _LONG or self.block_size < _SMALL_BLOCK or _THREADS == 1:
+            work(0, count)
+            return
+        step = max(1, _SLICE // self.block_size)
+        todo = deque((start, min(start + step, count)) for start in range(0, count, step))
+
+        def take() -> None:
+            with contextlib.suppress(IndexError):
+                while True:
+                    start, stop = todo.popleft()
+                    try:
+                        work(start, stop)
+                    except BaseException:
+                        todo.clear()
+                        raise
+
+        others: list[Future[None]] = []
+        with contextlib.suppress(
+            RuntimeError
+        ):  # no more threads: the interpreter is ending, or the system forbids them
+            others.extend(_pool().submit(take) for _ in range(_THREADS - 1))
+        try:
+            take()
+        finally:
+            todo.clear()
+            wait(others)  # they work on the caller's memory
+        for other in others:
+            other.result()
+
+
+_executor: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _executor
+    if _executor is None:
+        _executor = ThreadPoolExecutor(_THREADS - 1, thread_name_prefix="sealed")
+    return _executor
+
+
+def _forget_pool() -> None:
+    global _executor
+    _executor = None  # a forked child has none of its threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 from strongroom.crypto import BlockCipher
 from strongroom.errors import StrongroomError, UsageError
-from strongroom.sealed import layout
+from strongroom.sealed import layout, upkeep, versions
 from strongroom.sealed.blocks import BlockStore
 from strongroom.sealed.layout import MAX_LENGTH
-from strongroom.sealed.tree import END, BlockTree, Version
+from strongroom.sealed.tree import END, BlockTree
+from strongroom.sealed.versions import Scrub, Version
 from strongroom.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
 
-__all__ = ["Content", "Version"]
+__all__ = ["Content", "Scrub", "Version"]
+
+
+_PIECE = 64 << 20  # bytes of one transfer, so that what it takes beside them stays small
 
 
 class Content:
@@ -43,6 +47,7 @@ class Content:
         what: the content's name, for errors.
         cache: bytes of decrypted blocks kept for small reads and writes.
         write_early: whether blocks may be written before `prepare`. If not, they are kept in memory, however many.
+        authenticated_only: the blocks rest in clear. Which of the two it is is bound into each.
     """
 
     def __init__(
@@ -59,12 +64,22 @@ class Content:
         held: Iterable[Version] = (),
         cache: int = 4 << 20,
         write_early: bool = True,
+        authenticated_only: bool = False,
     ) -> None:
         self._lock = threading.RLock()
         self._what = what
         self._size = block_size
         self._write_early = write_early
-        store = BlockStore(storage, ciphers, generation, file_id, block_size, origin=0 if slots else 1, what=what)
+        store = BlockStore(
+            storage,
+            ciphers,
+            generation,
+            file_id,
+            block_size,
+            origin=0 if slots else 1,
+            authenticated_only=authenticated_only,
+            what=what,
+        )
         self._tree = BlockTree(store, version, held, first=layout.first_place(block_size) if slots else 1)
         self._version = version
         self._length = version.length if version else 0
@@ -116,18 +131,35 @@ class Content:
         """
         with self._lock, memoryview(buffer) as raw, raw.cast("B") as view:
             self._usable()
-            size = self._size
-            done, total = 0, max(0, min(len(view), self._length - offset))
-            while done < total:
-                index, start = divmod(offset + done, size)
-                count = min(size - start, total - done)
-                part = view[done : done + count]
-                if count == size and index not in self._newer and index not in self._clean:
-                    self._tree.read(index, part)
-                else:
-                    part[:] = memoryview(self._block(index))[start : start + count]
-                done += count
+            total = max(0, min(len(view), self._length - offset))
+            try:
+                self._read(offset, view[:total])
+            except BaseException:
+                # What failed to authenticate may have been decrypted into it; nobody may see it.
+                for at in range(0, total, _PIECE):
+                    view[at : min(at + _PIECE, total)] = bytes(min(_PIECE, total - at))
+                raise
             return total
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        size, done = self._size, 0
+        while done < len(view):
+            index, start = divmod(offset + done, size)
+            count = self._blocks_apart(index, min(len(view) - done, _PIECE) // size) if start == 0 else 0
+            if count:
+                self._tree.read(index, view[done : done + count * size])
+                done += count * size
+            else:
+                part = view[done : done + size - start]
+                part[:] = memoryview(self._block(index))[start : start + len(part)]
+                done += len(part)
+
+    def _blocks_apart(self, index: int, count: int) -> int:
+        """How many blocks from `index` on, at most `count`, are not in memory."""
+        for blocks in (self._newer, self._clean):
+            if blocks:
+                count = next((i for i in range(count) if index + i in blocks), count)
+        return count
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; a gap behind the end becomes a hole, which reads as zeros.
@@ -146,23 +178,29 @@ class Content:
             self._begin()
             if end > self._length:
                 self._tree.grow(end)
-            size = self._size
-            done = 0
-            while done < len(view):
-                index, start = divmod(offset + done, size)
-                count = min(size - start, len(view) - done)
-                part = view[done : done + count]
-                if count < size:
-                    memoryview(self._newer_block(index))[start : start + count] = part
-                elif self._write_early:
-                    self._tree.write(index, part)
-                    self._forget(index)
-                else:
-                    self._clean.pop(index, None)
-                    self._newer[index] = bytearray(part)
-                done += count
-                self._length = max(self._length, offset + done)
+            self._write(offset, view)
+            self._length = max(self._length, end)
+            if self._write_early:
+                self._tree.relieve()
             self._poisoned = False
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        size, done = self._size, 0
+        while done < len(view):
+            index, start = divmod(offset + done, size)
+            count = min(len(view) - done, _PIECE) // size if start == 0 else 0
+            if count and self._write_early:
+                self._tree.write(index, view[done : done + count * size])
+                self._forget(index, index + count)
+                done += count * size
+            elif count:
+                self._clean.pop(index, None)
+                self._newer[index] = bytearray(view[done : done + size])
+                done += size
+            else:
+                part = view[done : done + size - start]
+                memoryview(self._newer_block(index))[start : start + len(part)] = part
+                done += len(part)
 
     def truncate(self, length: int) -> None:
         """Cut it, or extend it by a hole, to `length` bytes."""
@@ -179,7 +217,7 @@ class Content:
                 last, start = divmod(length, self._size)
                 if start:
                     self._newer_block(last)[start:] = bytes(self._size - start)
-                self._forget_from(-(-length // self._size), END)
+                self._forget(-(-length // self._size), END)
                 self._tree.cut(length)
             self._length = length
             self._poisoned = False
@@ -206,7 +244,7 @@ class Content:
                 self._zero(offset, min(first * self._size, stop))
                 if last != END:
                     self._zero(last * self._size, stop)
-                self._forget_from(first, last)
+                self._forget(first, last)
                 self._tree.punch(first, last)
             self._poisoned = False
 
@@ -265,7 +303,61 @@ class Content:
         """
         with self._lock:
             self._usable()
-            return self._tree.verify(self._version) if self._version else 0
+            return versions.verify(self._tree.store, self._version, self._tree.first) if self._version else 0
+
+    # Upkeep.
+
+    def generations(self) -> set[int]:
+        """The generations of the keys that blocks of the newest committed version are sealed under.
+
+        Raises:
+            IntegrityError: an interior block is not what was committed.
+        """
+        with self._lock:
+            self._usable()
+            return versions.generations(self._tree.store, self._version) if self._version else set()
+
+    def rekey_step(self, limit_blocks: int) -> int:
+        """Write at most so many blocks anew that are not of the newest key; the result is how many are left.
+
+        They count after the next commit. Older versions keep their keys.
+
+        Raises:
+            IntegrityError: a block is not what was written.
+        """
+        with self._lock:
+            self._writing()
+            self._poisoned = True
+            rewrite = self._tree.rewrite if self._write_early else self._rewrite_later
+            done, left = upkeep.rekey_step(self._tree, limit_blocks, rewrite, self._newer)
+            self._changes += done > 0
+            self._poisoned = False
+            return left
+
+    def compact(self, limit_blocks: int) -> int:
+        """Move at most so many blocks from the end of the storage into free places; the result is how many.
+
+        The storage shrinks when no version needs its end any more: after the commits that follow, and `hold`.
+
+        Raises:
+            IntegrityError: an interior block is not what was written. Data is moved without being decrypted.
+        """
+        with self._lock:
+            self._writing()
+            self._poisoned = True
+            if self._write_early:
+                self._tree.flush()
+            move = self._tree.move if self._write_early else self._rewrite_later
+            moved = upkeep.compact(self._tree, limit_blocks, move, self._newer)
+            self._changes += moved > 0
+            self._poisoned = False
+            return moved
+
+    def scrub(self) -> Scrub:
+        """Read every block of the newest committed version and of the held ones, and go on where one is damaged."""
+        with self._lock:
+            self._usable()
+            return versions.scrub(self._tree.store, self._tree.kept(), self._tree.first)
 
     def close(self) -> None:
         """Forget everything decrypted. What was not committed is lost. Closing twice is fine."""
@@ -310,6 +402,9 @@ class Content:
             return self._clean.pop(next(iter(self._clean)))
         return bytearray(self._size)
 
+    def _rewrite_later(self, index: int) -> None:
+        self._newer_block(index)
+
     def _write_newer(self) -> None:
         """Write what is newer than the tree, which then has it."""
         for index in sorted(self._newer):
@@ -318,14 +413,14 @@ class Content:
         while len(self._clean) > self._capacity:
             del self._clean[next(iter(self._clean))]
 
-    def _forget(self, index: int) -> None:
-        self._clean.pop(index, None)
-        self._newer.pop(index, None)
-
-    def _forget_from(self, first: int, stop: int) -> None:
+    def _forget(self, first: int, stop: int) -> None:
         for blocks in (self._clean, self._newer):
-            for index in [index for index in blocks if first <= index < stop]:
-                del blocks[index]
+            if stop - first < len(blocks):
+                for index in range(first, stop):
+                    blocks.pop(index, None)
+            else:
+                for index in [index for index in blocks if first <= index < stop]:
+                    del blocks[index]
 
     # State.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 BUILT, PREPARED, NEWEST, HELD = 1, 2, 4, 8
@@ -61,22 +61,43 @@ class PlaceMap:
         self._states = bytearray(merged.to_bytes(max(len(kept), len(held)), "little"))
         self._cursor = self._first
 
-    def allocate(self) -> int:
-        """A free place, the lowest there is; the version being built now reaches it."""
-        place = self._states.find(0, self._cursor)
-        if place < 0:
-            place = len(self._states)
-            self._states.append(BUILT)
-        else:
-            self._states[place] = BUILT
-        self._cursor = place + 1
-        return place
+    def allocate(self, count: int) -> list[int]:
+        """The lowest free places, in order; the version being built now reaches them."""
+        states, cursor = self._states, self._cursor
+        found: list[int] = []
+        while len(found) < count:
+            cursor = states.find(0, cursor)
+            if cursor < 0:
+                cursor = len(states)
+                states.extend(bytes((BUILT,)) * (count - len(found)))
+                found.extend(range(cursor, len(states)))
+                cursor = len(states)
+            else:
+                states[cursor] = BUILT
+                found.append(cursor)
+                cursor += 1
+        self._cursor = cursor
+        return found
 
-    def release(self, places: Sequence[int]) -> None:
+    def release(self, places: Iterable[int]) -> None:
         """The version being built no longer reaches these."""
+        states = self._states
         for place in places:
-            self._states[place] &= ~BUILT
-        self._cursor = min(self._cursor, min(places, default=self._cursor))
+            states[place] &= ~BUILT
+            if not states[place] and place < self._cursor:
+                self._cursor = place
+
+    def built(self) -> int:
+        """How many places the version being built reaches."""
+        return self._states.translate(_ONLY_BUILT).count(BUILT)
+
+    def built_from(self, place: int) -> bool:
+        """Whether the version being built reaches `place` or a higher one."""
+        return self._states.translate(_ONLY_BUILT).find(BUILT, place) >= 0
+
+    def free_below(self, place: int) -> int:
+        """How many free places there are below this one."""
+        return self._states.count(0, self._first, place) + max(0, place - max(len(self._states), self._first))
 
     def clear(self) -> None:
         """The version being built reaches nothing."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from strongroom.errors import IntegrityError, TamperedError, TruncatedError
-from strongroom.sealed import layout, places
+from strongroom.errors import IntegrityError
+from strongroom.sealed import layout, places, versions
 from strongroom.sealed.blocks import BlockStore
-from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, HOLE, PLACE_MASK, POINTER
+from strongroom.sealed.layout import HOLE, PLACE_MASK, POINTER
 from strongroom.sealed.places import Reach
+from strongroom.sealed.versions import Version, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
@@ -21,21 +20,6 @@ _NODE_CACHE = 64 << 20
 
 END: Final = 1 << 62
 """An index behind every block."""
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One version of a content: what a commit record must remember of it.
-
-    Attributes:
-        pointer: of the root block; `HOLE` where there is none.
-        length: of the content, in bytes.
-        places: the storage has at least this many while the version counts.
-    """
-
-    pointer: bytes
-    length: int
-    places: int
 
 
 class BlockTree:
@@ -52,11 +36,10 @@ class BlockTree:
     """
 
     def __init__(self, store: BlockStore, version: Version | None, held: Iterable[Version], *, first: int) -> None:
-        self._store = store
+        self.store = store
+        self.first = first
         self._size = store.block_size
-        self._first = first
-        self._fanout = layout.fanout(self._size)
-        self._fields = struct.Struct("<" + "Q40x" * self._fanout)
+        self._fanout = store.fanout
         self._no_pointers = bytes(self._size)
         self._newest = version
         self._held: dict[Version, Reach | None] = dict.fromkeys(held)
@@ -69,43 +52,59 @@ class BlockTree:
     # Data blocks.
 
     def read(self, index: int, out: Buffer) -> None:
-        """Put data block `index` into `out`, of one block's length; a hole gives zeros.
+        """Put the data blocks from `index` on into `out`, of whole blocks; a hole gives zeros.
 
         Raises:
-            TamperedError, TruncatedError: it is not what was written; `out` then holds zeros.
+            IntegrityError: one is not what was written; nobody may see what `out` then holds.
         """
-        pointer = self._pointer(0, index)
-        if _place(pointer):
-            self._store.read(0, index, pointer, out)
-        else:
-            memoryview(out)[:] = self._no_pointers
+        count = memoryview(out).nbytes // self._size
+        self.store.read(0, index, self._pointers(0, index, count), out)
 
     def write(self, index: int, data: Buffer) -> None:
-        """Replace data block `index`; the tree must have grown to hold it."""
+        """Replace the data blocks from `index` on; the tree must have grown to hold them."""
         self._write(0, index, data)
+
+    def rewrite(self, index: int) -> None:
+        """Write a data block anew, as it is, under the newest key."""
+        block = bytearray(self._size)
+        self.read(index, block)
+        self.write(index, block)
+
+    def move(self, index: int) -> None:
+        """Put a data block into the lowest free place, as it is, without decrypting it."""
+        pointer = self.pointer(0, index)
+        (place,) = self.map().allocate(1)
+        self.store.copy(place_of(pointer), place)
+        field = int.from_bytes(pointer[:8], "little") & ~PLACE_MASK | place
+        self._point(0, index, field.to_bytes(8, "little") + pointer[8:])
 
     # Shape.
 
+    @property
+    def height(self) -> int:
+        """The level of the root block."""
+        return self._height
+
     def grow(self, length: int) -> None:
         """Make the tree high enough for `length` bytes, not fewer than it holds; what is new is a hole."""
-        self._writable()
+        self.map()
         height = layout.height_of(length, self._size)
         while self._height < height:
             root, self._root = self._root, HOLE
             self._height += 1
             if root != HOLE:
-                self._dirty_node(self._height, 0)[: POINTER.size] = root
+                self.touch(self._height, 0)[: POINTER.size] = root
 
     def punch(self, first: int, stop: int = END) -> None:
         """Make holes of the data blocks from `first` up to but not including `stop`."""
-        self._writable()
+        self.map()
         if first < stop:
             self._punch(self._height, 0, first, stop)
 
     def cut(self, length: int) -> None:
         """Release all blocks that lie wholly behind `length` bytes, not more than it holds."""
         if length == 0:
-            self._writable().clear()
+            self.map().clear()
             self._root, self._height = HOLE, 0
             self._dirty.clear()
             self._clean.clear()
@@ -128,73 +127,94 @@ class BlockTree:
                     self._remember(level, index, node)
                 del self._dirty[level][index]
 
+    def relieve(self) -> None:
+        """Write changed interior blocks if they take much memory."""
+        if sum(map(len, self._dirty.values())) * self._size > _NODE_CACHE:
+            self.flush()
+
     def prepare(self, length: int) -> Version:
         """Write what is not written yet, and give the storage its size; not synced. The version to be committed."""
-        found = self._writable()
+        found = self.map()
         self.flush()
         version = Version(self._root, length, found.prepare())
-        self._store.resize(found.extent())
+        self.store.resize(found.extent())
         return version
 
     def trim(self) -> None:
         """Give back the places at the end that no version needs."""
         if self._map:
-            self._store.resize(self._map.extent())
+            self.store.resize(self._map.extent())
 
     def committed(self, version: Version) -> None:
         """Note that `version`, which `prepare` gave, is the newest committed one, and hold the one before it."""
-        reach = self._writable().committed()
+        reach = self.map().committed()
         if self._newest:
             self._held[self._newest] = reach
         self._newest = version
 
-    def hold(self, versions: Iterable[Version]) -> None:
+    def hold(self, wanted: Iterable[Version]) -> None:
         """From now on exactly these older versions stay whole, besides the newest."""
-        wanted = dict.fromkeys(versions)
-        wanted.pop(self._newest, None)  # type: ignore[arg-type]  # None is no key of it
-        if wanted.keys() != self._held.keys() or None in self._held.values():
-            self._held = {version: self._held.get(version) for version in wanted}
-            if self._map:
-                self._hold(self._map)
+        self._held = {version: self._held.get(version) for version in wanted if version != self._newest}
+        if self._map:
+            self._hold(self._map)
 
-    def walk(self, version: Version) -> Iterator[tuple[int, int, bytes]]:
-        """Every block that `version` reaches as (level, index, pointer), a parent before its children.
+    def kept(self) -> list[Version]:
+        """The newest committed version and those held, in this order."""
+        return [self._newest, *self._held] if self._newest else [*self._held]
 
-        Raises:
-            IntegrityError: an interior block is not what was committed, or a place is used twice or cannot be.
-        """
-        self._check_size(version)
-        seen = bytearray(version.places)
-        for level, index, pointer in self._walk(layout.height_of(version.length, self._size), 0, version.pointer):
-            place = _place(pointer)
-            if not self._first <= place < len(seen) or seen[place]:
-                raise self._misplaced(level, index)
-            seen[place] = 1
-            yield level, index, pointer
-
-    def _walk(self, level: int, index: int, pointer: bytes) -> Iterator[tuple[int, int, bytes]]:
-        if not _place(pointer):
-            return
-        yield level, index, pointer
-        if level:
-            node = bytearray(self._size)
-            self._store.read(level, index, pointer, node)
-            for slot, child in enumerate(self._pointers(node), index * self._fanout):
-                yield from self._walk(level - 1, slot, child)
-
-    def verify(self, version: Version) -> int:
-        """Read every block that `version` reaches from the storage; the number of data blocks read.
+    def map(self) -> places.PlaceMap:
+        """Which places are free; rebuilt from the versions at the first call.
 
         Raises:
-            IntegrityError: as `walk`, of data blocks too.
+            IntegrityError: the newest version is not whole.
         """
-        scratch = bytearray(self._size)
-        count = 0
-        for level, index, pointer in self.walk(version):
-            if level == 0:
-                self._store.read(0, index, pointer, scratch)
-                count += 1
-        return count
+        if self._map is None:
+            newest = versions.reach(self.store, self._newest, self.first) if self._newest else 0
+            found = places.PlaceMap(self.first, newest)
+            self._hold(found)
+            self._map = found
+        return self._map
+
+    def _hold(self, found: places.PlaceMap) -> None:
+        for version, reach in self._held.items():
+            if reach is None:
+                try:
+                    self._held[version] = versions.reach(self.store, version, self.first)
+                except IntegrityError:
+                    self._held[version] = 0  # no longer whole, so nobody can fall back on it
+        found.hold(reach or 0 for reach in self._held.values())
+
+    # Interior blocks.
+
+    def nodes(self) -> Iterator[tuple[int, int, bytearray]]:
+        """Every interior block as it is now as (level, index, block), a parent before its children.
+
+        Raises:
+            IntegrityError: one is not what was written.
+        """
+        return self._nodes(self._height, 0)
+
+    def _nodes(self, level: int, index: int) -> Iterator[tuple[int, int, bytearray]]:
+        node = self._node(level, index) if level else None
+        if node:
+            yield level, index, node
+            if level > 1:
+                for child in self._children(level, index):
+                    yield from self._nodes(level - 1, child)
+
+    def touched(self, level: int, index: int) -> bool:
+        """Whether an interior block will be written at the next `flush`."""
+        return index in self._dirty.get(level, ())
+
+    def touch(self, level: int, index: int) -> bytearray:
+        """An interior block, to be changed and to be written at the next `flush`."""
+        dirty = self._dirty.setdefault(level, {})
+        node = dirty.get(index)
+        if node is None:
+            node = self._node(level, index) or bytearray(self._size)
+            self._clean.pop((level, index), None)
+            dirty[index] = node
+        return node
 
     def forget(self) -> None:
         """Drop everything from memory; the tree is of no use afterwards."""
@@ -202,28 +222,32 @@ class BlockTree:
         self._dirty.clear()
         self._map = None
 
-    # Nodes.
+    def pointer(self, level: int, index: int) -> bytes:
+        """The pointer to a block; what is not written yet has none."""
+        return self._pointers(level, index, 1)
 
-    def _pointer(self, level: int, index: int) -> bytes:
+    def _pointers(self, level: int, index: int, count: int) -> bytes:
+        """The pointers to `count` blocks, one after the other."""
         if level >= self._height:
-            return self._root if index == 0 else HOLE
-        node = self._node(level + 1, index // self._fanout)
-        if node is None:
-            return HOLE
-        at = index % self._fanout * POINTER.size
-        return bytes(node[at : at + POINTER.size])
-
-    def _pointers(self, node: bytearray) -> Iterator[bytes]:
-        for at in range(0, self._fanout * POINTER.size, POINTER.size):
-            yield bytes(node[at : at + POINTER.size])
+            return b"".join(self._root if i == 0 else HOLE for i in range(index, index + count))
+        above, slot = divmod(index, self._fanout)
+        if slot + count <= self._fanout:
+            node = self._dirty.get(level + 1, {}).get(above) or self._clean.get((level + 1, above))
+            node = node or self._node(level + 1, above)
+            return bytes(node[slot * POINTER.size : (slot + count) * POINTER.size]) if node else HOLE * count
+        here = self._fanout - slot
+        parts = [self._pointers(level, index, here)]
+        for start in range(index + here, index + count, self._fanout):
+            parts.append(self._pointers(level, start, min(self._fanout, index + count - start)))
+        return b"".join(parts)
 
     def _node(self, level: int, index: int) -> bytearray | None:
         node = self._dirty.get(level, {}).get(index) or self._clean.get((level, index))
         if node is None:
-            pointer = self._pointer(level, index)
-            if _place(pointer):
+            pointer = self._pointers(level, index, 1)
+            if place_of(pointer):
                 node = bytearray(self._size)
-                self._store.read(level, index, pointer, node)
+                self.store.read(level, index, pointer, node)
                 self._remember(level, index, node)
         return node
 
@@ -232,37 +256,36 @@ class BlockTree:
         while len(self._clean) * self._size > max(_NODE_CACHE, 8 * self._size):
             del self._clean[next(iter(self._clean))]
 
-    def _dirty_node(self, level: int, index: int) -> bytearray:
-        dirty = self._dirty.setdefault(level, {})
-        node = dirty.get(index)
-        if node is None:
-            node = self._node(level, index)
-            if node is None:
-                node = bytearray(self._size)
-            self._clean.pop((level, index), None)
-            dirty[index] = node
-        return node
-
     def _write(self, level: int, index: int, data: Buffer) -> None:
-        found = self._writable()
-        place = found.allocate()
+        found = self.map()
+        taken = found.allocate(memoryview(data).nbytes // self._size)
         try:
-            pointer = self._store.write(level, index, place, data)
+            pointers = self.store.write(level, index, taken, data)
         except BaseException:
-            found.release((place,))
+            found.release(taken)
             raise
-        self._point(level, index, pointer)
+        self._point(level, index, pointers)
 
-    def _point(self, level: int, index: int, pointer: bytes) -> None:
+    def _point(self, level: int, index: int, pointers: Buffer) -> None:
+        """Let the tree point at other blocks, from `index` on, and release those that it pointed at."""
+        new = memoryview(pointers)
         if level == self._height:
-            old, self._root = self._root, pointer
-        else:
-            node = self._dirty_node(level + 1, index // self._fanout)
-            at = index % self._fanout * POINTER.size
-            old = bytes(node[at : at + POINTER.size])
-            node[at : at + POINTER.size] = pointer
-        if place := _place(old):
-            self._writable().release((place,))
+            old, self._root = self._root, bytes(new)
+            self._release(old)
+            return
+        done, count = 0, len(new) // POINTER.size
+        while done < count:
+            above, slot = divmod(index + done, self._fanout)
+            part = min(self._fanout - slot, count - done)
+            node = self.touch(level + 1, above)
+            start, stop = slot * POINTER.size, (slot + part) * POINTER.size
+            old = bytes(node[start:stop])
+            node[start:stop] = new[done * POINTER.size : (done + part) * POINTER.size]
+            self._release(old)
+            done += part
+
+    def _release(self, pointers: Buffer) -> None:
+        self.map().release([field & PLACE_MASK for field, _, _ in POINTER.iter_unpack(pointers) if field])
 
     # Holes.
 
@@ -270,7 +293,7 @@ class BlockTree:
         span = self._fanout**level
         if first <= index * span and (index + 1) * span <= stop:
             self._drop(level, index)
-            if self._pointer(level, index) != HOLE:
+            if self.pointer(level, index) != HOLE:
                 self._point(level, index, HOLE)
         elif index * span < stop and (index + 1) * span > first:
             for child in self._children(level, index):
@@ -280,7 +303,7 @@ class BlockTree:
         """The blocks below an interior block that are no holes; some may be in memory only."""
         base = index * self._fanout
         node = self._node(level, index)
-        found = {base + slot for slot, field in enumerate(self._fields.unpack_from(node)) if field} if node else set()
+        found = {base + slot for slot, value in enumerate(self.store.fields(node)) if value} if node else set()
         if dirty := self._dirty.get(level - 1):
             found.update(child for child in range(base, base + self._fanout) if child in dirty)
         return sorted(found)
@@ -293,7 +316,7 @@ class BlockTree:
             for child in self._children(level, index):
                 self._drop(level - 1, child)
         if node := self._node(level, index):
-            self._writable().release([field & PLACE_MASK for field in self._fields.unpack_from(node) if field])
+            self.map().release([value & PLACE_MASK for value in self.store.fields(node) if value])
         self._clean.pop((level, index), None)
         self._dirty.get(level, {}).pop(index, None)
 
@@ -302,78 +325,6 @@ class BlockTree:
         node = self._node(self._height, 0)
         self._clean.pop((self._height, 0), None)
         self._dirty.get(self._height, {}).pop(0, None)
-        if place := _place(self._root):
-            self._writable().release((place,))
+        self._release(self._root)
         self._root = bytes(node[: POINTER.size]) if node else HOLE
         self._height -= 1
-
-    # The map of places.
-
-    def _writable(self) -> places.PlaceMap:
-        if self._map is None:
-            found = places.PlaceMap(self._first, self._reach(self._newest) if self._newest else 0)
-            self._hold(found)
-            self._map = found
-        return self._map
-
-    def _hold(self, found: places.PlaceMap) -> None:
-        for version, reach in self._held.items():
-            if reach is None:
-                try:
-                    self._held[version] = self._reach(version)
-                except IntegrityError:
-                    self._held[version] = 0  # no longer whole, so nobody can fall back on it
-        found.hold(reach or 0 for reach in self._held.values())
-
-    def _reach(self, version: Version) -> Reach:
-        """Which places `version` reaches, from its interior blocks.
-
-        Raises:
-            IntegrityError: one of them is not what was committed, or a place is used twice or cannot be.
-        """
-        self._check_size(version)
-        flags, count = bytearray(version.places), 0
-        level = layout.height_of(version.length, self._size)
-        pointers = [(0, version.pointer)] if _place(version.pointer) else []
-        found: list[int] = [_place(pointer) for _, pointer in pointers]
-        self._mark(flags, found, level, 0)
-        count += len(found)
-        node = bytearray(self._size)
-        while level:
-            below: list[tuple[int, bytes]] = []
-            for index, pointer in pointers:
-                self._store.read(level, index, pointer, node)
-                found = [field & PLACE_MASK for field in self._fields.unpack_from(node) if field]
-                self._mark(flags, found, level - 1, index * self._fanout)
-                count += len(found)
-                if level > 1:
-                    below += [p for p in enumerate(self._pointers(node), index * self._fanout) if _place(p[1])]
-            level, pointers = level - 1, below
-        if flags.count(1) != count:
-            raise self._misplaced(level, 0)
-        return places.reach_of(flags)
-
-    def _check_size(self, version: Version) -> None:
-        if version.places > self._store.places():
-            raise TruncatedError(
-                f"{self._store.what}: {self._store.places()} places, wanted {version.places}", hint=CUT_HINT
-            )
-
-    def _mark(self, flags: bytearray, found: list[int], level: int, index: int) -> None:
-        try:
-            for place in found:
-                flags[place] = 1
-        except IndexError:
-            raise self._misplaced(level, index) from None
-        if found and min(found) < self._first:
-            raise self._misplaced(level, index)
-
-    def _misplaced(self, level: int, index: int) -> TamperedError:
-        return TamperedError(
-            f"{self._store.what}: block {index} of level {level}: its place is used twice or out of range",
-            hint=CHANGED_HINT,
-        )
-
-
-def _place(pointer: bytes) -> int:
-    return int.from_bytes(pointer[:7], "little")
