@@ -1,4 +1,4 @@
-"""Vaults through fsspec, as ``sealed://``: for pandas, pyarrow, PyTorch's checkpoints, and all else that takes its URLs.
+"""Vaults through fsspec, as ``sealed://``: for pandas, pyarrow, PyTorch's checkpoints, and all else that takes URLs.
 
 ::
 
@@ -96,9 +96,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         self._process = os.getpid()
         self._holding = 0  # calls in progress that make one commit together
         if (fo is None) == (vault is None):
-            raise UsageError(
-                "vault: wanted its path or URL, once", hint="vault=..., or sealed://path::URL of the vault"
-            )
+            raise UsageError("vault: wanted its path or URL, once", hint="vault=..., or sealed://path::URL")
         if mode not in (None, "r", "r+", "x"):
             raise UsageError(f"mode: {mode!r}, wanted r, r+ or x")
         self._given = vault if isinstance(vault, Vault) else None
