@@ -24,7 +24,6 @@ from strongroom.sealed.layout import (
     seal_slot,
 )
 from strongroom.storage import MemoryDirectory, MemoryStorage
-from strongroom.vault import metadata
 
 KEY = bytes(32)
 BLOCK = 4096
@@ -169,36 +168,6 @@ def test_files_of_text(tmp_path, data):
             load_key(path)
         with contextlib.suppress(StrongroomError):
             FileAnchor(path).read()
-
-
-paths = st.text(max_size=20)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-fields = st.fixed_dictionaries(
-    {
-        "id": st.sampled_from(["0" * 32, "1" * 32]) | json_values,
-        "key": st.just("A" * 43 + "=") | json_values,
-        "mode": st.just(0o644) | json_values,
-        "root": st.just("1:" + "0" * 64) | json_values,
-        "size": st.integers(0, 100) | json_values,
-    }
-)
-
-
-@given(st.dictionaries(paths, fields | json_values, max_size=3), st.sampled_from([0, 1, False, "0"]))
-def test_parsing_metadata(files, version):
-    data = metadata._canonical({"files": files, "version": version})
-    with contextlib.suppress(StrongroomError):
-        assert metadata.encode(metadata.decode(data)) == data
-
-
-@given(st.binary(max_size=200))
-def test_parsing_metadata_of_bytes(data):
-    with contextlib.suppress(StrongroomError):
-        metadata.decode(data)
 
 
 @given(st.dictionaries(st.text(max_size=30), st.binary(max_size=50), max_size=5))

@@ -174,16 +174,6 @@ def test_commits_and_roots():
             opened.commit()
 
 
-def test_a_data_file_that_a_later_commit_removed_is_told():
-    directory = created({"a": b"1"})
-    with vault.open(directory, key=KEY, anchor=NO_FRESHNESS) as reader:
-        with vault.open(directory, "r+", key=KEY, anchor=NO_FRESHNESS) as writer:
-            writer.remove("a")
-        with pytest.raises(TamperedError, match="is missing") as caught:
-            reader.read_bytes("a")
-    assert "open the vault again" in caught.value.hint
-
-
 def test_on_disk(tmp_path):
     path = tmp_path / "v"
     with pytest.raises(FileNotFoundError):
@@ -243,7 +233,7 @@ def test_pack_then_unpack(tmp_path):
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "in" / path).read_bytes()
     if os.name == "posix":
         assert stat.S_IMODE((tmp_path / "out" / "run.sh").stat().st_mode) == 0o755
-        assert stat.S_IMODE((tmp_path / "out" / "a").stat().st_mode) == 0o700
+        assert (tmp_path / "out" / "a").stat().st_mode == (tmp_path / "in" / "a").stat().st_mode
 
 
 def test_pack_one_file(tmp_path):
@@ -289,7 +279,7 @@ def test_unpack_keeps_nothing_of_a_file_that_fails(tmp_path):
     with vault.open(directory, key=KEY, anchor=NO_FRESHNESS) as opened:
         name = data_file(opened, "b")
         directory.files[name].data[70_000] ^= 1
-        with pytest.raises(TamperedError, match="b: .*block"):
+        with pytest.raises(TamperedError, match=r"b: .*block"):
             vault.unpack(opened, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
 
@@ -313,7 +303,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("content", [bytes(range(256)) * 16, bytes(range(256)) * 2000], ids=["packed", "tree"])
+@pytest.mark.parametrize("content", [bytes(range(250)) * 20, bytes(range(256)) * 2000], ids=["packed", "tree"])
 def test_a_data_file_that_was_cut(content, cut):
     directory = created({"a": content, "b": b"whole"})
     with vault.open(directory, key=KEY, anchor=NO_FRESHNESS) as opened:
@@ -352,13 +342,13 @@ def test_refusals_of_changed_vaults_say_what_to_do():
         one, two = data_file(opened, "a"), data_file(opened, "b")
         assert isinstance(opened.inode(opened.stat("c").inode).body, Packed)
         directory.files[one].data[:] = directory.files[two].data
-        with pytest.raises(TamperedError, match="vault: a: .*authentication failed") as replaced:
+        with pytest.raises(TamperedError, match=r"vault: a: .*authentication failed") as replaced:
             opened.read_bytes("a")
         directory.files[data_file(opened, "c")].data[100] ^= 1
-        with pytest.raises(TamperedError, match="vault: c: .*authentication failed") as changed:
+        with pytest.raises(TamperedError, match=r"vault: c: .*authentication failed") as changed:
             opened.read_bytes("c")
         directory.unlink(two)
-        with pytest.raises(TamperedError, match="vault: b: .*is missing") as removed:
+        with pytest.raises(TamperedError, match=r"vault: b: .*is missing") as removed:
             opened.read_bytes("b")
     with pytest.raises(WrongKeyError) as key:
         vault.open(directory, key=random_key(), anchor=NO_FRESHNESS)

@@ -2,8 +2,8 @@
 
 Rules:
 
-- Only `meta` has slots. A commit is: data files synced -> directory synced -> `meta`'s blocks -> sync -> slot -> sync ->
-  anchor; only then is the log started over, and data files that no live root names are unlinked.
+- Only `meta` has slots. A commit is: data files synced -> directory synced -> blocks of `meta` -> sync -> slot -> sync
+  -> anchor; only then is the log started over, and data files that no live root names are unlinked.
 - The lock is held for a commit, not for an opening. Before it a process writes only data files of its own, or free
   places of a data file whose inode it has locked, and no block of `meta`.
 - The log has one owner. Records always stand on the newest commit: the owner appends under the commit lock, and nobody
@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from strongroom.errors import LockedError, RollbackError, StrongroomError, UsageError
 from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.layout import MIN_BLOCK
+from strongroom.sealed.opening import open_in
 from strongroom.storage import LOCKS_AT, Directory
-from strongroom.vault._shim import open_in
 from strongroom.vault.files import Files
 from strongroom.vault.log import MAX_RECORD, NO_TAG, Log, log_cipher
 from strongroom.vault.rows import ROOT_INODE, Change, Inode, pack_change, parse_change
@@ -170,7 +170,7 @@ class Engine:
                 self._files.settle()
                 self._files.sync()
                 with self._commit_lock():
-                    self._dead = self._state.flush(self._meta.live_sequences())
+                    self._dead = self._state.flush(self._meta.live_sequences(after_commit=True))
                     self._undecided = True
                     return self._finish()
 
@@ -352,6 +352,9 @@ class Engine:
             log.close()
 
     def _replay(self, change: Change) -> None:
+        for inode in change.inodes:
+            if not inode.mode and not inode.links:
+                self._files.drop(inode.id)
         self._state.apply(change)
         for data in change.data:
             if self._state.find(data.inode) is not None:

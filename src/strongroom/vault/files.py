@@ -495,6 +495,8 @@ class Files:
             elif node.locked and self._locks:
                 self._locks.release(INODES_AT + (node.number & _SPAN))
                 node.locked = False
+        if self._pack and not self.state.has_pack(self._pack.id):
+            self._close_pack()  # all that was in it has been replaced
         for file in dead:
             self._remove(file)
 

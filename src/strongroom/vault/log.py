@@ -1,7 +1,7 @@
 """The intent log: what fsync made durable since the last commit (normative: docs/spec/vault.md).
 
-A record is ``length (u32) || lsn (u64) || nonce (24) || ciphertext || tag (16)``, sealed with the lsn and the tag of the
-record before it as associated data: one chain for the vault's whole life. `meta`'s commit says up to which (lsn, tag) it
+A record is ``length (u32) || lsn (u64) || nonce (24) || ciphertext || tag (16)``, sealed with the lsn and the tag of
+the record before it as associated data: one chain for the vault's whole life. A commit says up to which (lsn, tag) it
 has taken the records in, so that the file can be written from its start again and what is left of older records behind
 them authenticates no more. A record is whole or nothing: recovery takes the longest valid prefix.
 """

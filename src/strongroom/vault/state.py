@@ -1,7 +1,8 @@
 """What a vault says at one moment: its rows, with the changes that no commit holds yet.
 
 Inode rows are kept as objects and written to the database once, at `flush`; entries go to the database at once. Both
-are remembered as changed until the next commit, so that they can be logged, or replayed when another process was faster.
+are remembered as changed until the next commit, so that they can be logged, or replayed when another process was
+faster.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class State:
 
     def entries(self, parent: int, after: bytes = b"", limit: int = -1) -> list[tuple[bytes, int]]:
         """(name, inode number) of a directory in the order of names, those behind `after`."""
-        return self._db.rows(  # type: ignore[return-value]
+        return self._db.rows(
             "SELECT name, inode FROM entry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?", parent, after, limit
         )
 
@@ -186,9 +187,13 @@ class State:
             raise FormatError(f"vault metadata: no pack {pack.hex()}")
         return bytes(row[0])
 
+    def has_pack(self, pack: bytes) -> bool:
+        """Whether the newest commit names a pack."""
+        return self._db.row("SELECT 1 FROM pack WHERE file = ?", pack) is not None
+
     def packs(self) -> list[tuple[bytes, int, int]]:
         """(id, size, bytes in use) of every committed pack."""
-        return self._db.rows("SELECT file, size, live FROM pack")  # type: ignore[return-value]
+        return self._db.rows("SELECT file, size, live FROM pack")
 
     def packed(self, pack: bytes) -> list[int]:
         """The inodes whose content lies in a pack, as committed."""
@@ -228,7 +233,10 @@ class State:
         number = self.base + 1
         live_bytes: dict[bytes, int] = {}
         for pack, (key, size) in self.new_packs.items():
-            self._db.change("INSERT INTO pack VALUES (?, ?, ?, 0)", pack, key, size)
+            self._db.change(
+                "INSERT INTO pack VALUES (?, ?, ?, 0) ON CONFLICT (file) DO UPDATE SET size = excluded.size",
+                pack, key, size,
+            )  # fmt: skip
             live_bytes[pack] = 0
         self.new_packs.clear()
         for inode_number in self.changed_inodes:
