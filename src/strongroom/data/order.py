@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +29,6 @@ _Words = npt.NDArray[np.uint64]
 _SMALL = 1 << 12
 _SPAN = 1 << 14  # positions computed together
 _ROUNDS = 8
-_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of splitmix64
-_HALF = np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -152,42 +149,53 @@ def permute(key: bytes, count: int, positions: npt.NDArray[Any]) -> Indices:
         return _sorted_order(key, count)[positions.astype(np.int64)]
     a = math.isqrt(count - 1) + 1
     b = -(-count // a)
-    keys = [np.uint64(word) for word in struct.unpack(f"<{_ROUNDS}Q", key)]
-    result = _feistel(keys, a, b, positions)
-    outside = np.flatnonzero(result >= np.uint64(count))
+    word = _WIDE if count > _NARROW_COUNT else _NARROW
+    keys = np.frombuffer(key[: _ROUNDS * 8], "<u8").astype(word.kind)
+    result = _feistel(word, keys, a, b, positions.astype(word.kind))
+    outside = np.flatnonzero(result >= count)
     while len(outside):
-        walked = _feistel(keys, a, b, result[outside])
+        walked = _feistel(word, keys, a, b, result[outside])
         result[outside] = walked
-        outside = outside[walked >= np.uint64(count)]
+        outside = outside[walked >= count]
     return result.astype(np.int64)
 
 
-def _feistel(keys: list[np.uint64], a: int, b: int, positions: _Words) -> _Words:
-    width = np.uint64(b)
-    left = positions // width
-    right = positions - left * width
-    sizes = (np.uint64(a), width)
+@dataclass(frozen=True)
+class _Word:
+    """Numbers to compute with, and how to hash half of one: multiply, fold, multiply; the upper half counts."""
+
+    kind: Any
+    half: int
+    first: int
+    second: int
+
+
+_NARROW = _Word(np.uint32, 16, 0x85EBCA6B, 0xC2B2AE35)  # the multipliers of MurmurHash3's finalizer
+_WIDE = _Word(np.uint64, 32, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64's
+_NARROW_COUNT = 1 << 31  # up to here both halves have 16 bits, and a x b fits into 32
+
+
+def _feistel(word: _Word, keys: npt.NDArray[Any], a: int, b: int, positions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    half, first, second = word.kind(word.half), word.kind(word.first), word.kind(word.second)
+    sizes = word.kind(a), word.kind(b)
+    left: npt.NDArray[Any] = positions // sizes[1]
+    right = positions - left * sizes[1]
     for number, key in enumerate(keys):
         size = sizes[number % 2]
-        left += _scaled_hash(right, key, size)
-        left -= size * (left >= size)
-        left, right = right, left
+        mixed = right ^ key
+        mixed *= first
+        mixed ^= mixed >> half
+        mixed *= second
+        mixed >>= half
+        mixed *= size  # scales the hash, of half a word, to a number below `size`
+        mixed >>= half
+        mixed += left
+        # One of the two wraps around to something huge, unless it is the sum modulo `size`.
+        left, right = right, np.minimum(mixed, mixed - size)
     # An even number of rounds: the halves are in their places again.
-    left *= width
+    left *= sizes[1]
     left += right
     return left
-
-
-def _scaled_hash(values: _Words, key: np.uint64, size: np.uint64) -> _Words:
-    """A number below `size` (below 2^32) for each value."""
-    mixed = values ^ key
-    mixed *= _MIX1
-    mixed ^= mixed >> _HALF
-    mixed *= _MIX2
-    mixed >>= _HALF
-    mixed *= size
-    mixed >>= _HALF
-    return mixed
 
 
 @functools.lru_cache(maxsize=4)
@@ -196,8 +204,8 @@ def _sorted_order(key: bytes, count: int) -> Indices:
     mixed = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + base[0]
     for word in base[1:3]:
         mixed ^= mixed >> np.uint64(30)
-        mixed *= _MIX1
+        mixed *= np.uint64(_WIDE.first)
         mixed ^= mixed >> np.uint64(27)
-        mixed *= _MIX2
+        mixed *= np.uint64(_WIDE.second)
         mixed ^= (mixed >> np.uint64(31)) ^ word
     return np.argsort(mixed, kind="stable").astype(np.int64)

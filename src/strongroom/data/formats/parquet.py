@@ -21,7 +21,7 @@ _MAX_READ = 1 << 31
 
 
 def read_parquet(source: Source) -> Mapping[str, Array]:
-    """The columns of a Parquet file that hold numbers or booleans; the others are left out, and `explain` says why.
+    """The columns of a Parquet file that hold numbers or booleans; the others are left out.
 
     Raises:
         FormatError: it is malformed.
@@ -41,6 +41,8 @@ def read_parquet(source: Source) -> Mapping[str, Array]:
     try:
         file = pq.ParquetFile(
             io.BufferedReader(source.as_file(largest=_MAX_READ)),
+            # Reads in this thread: a pool's would wait for the lock that this one holds, and be gone after a fork.
+            pre_buffer=False,
             thrift_string_size_limit=_MAX_METADATA,
             thrift_container_size_limit=1 << 20,
         )
@@ -98,7 +100,6 @@ class _Column:
         import pyarrow as arrow
 
         try:
-            # One thread: those of pyarrow would read through Python's file object out of turn.
             table = self._file.read_row_group(group, columns=[self._name], use_threads=False)
         except (arrow.ArrowException, OSError) as error:
             raise FormatError(f"{where}: {str(error)[:200]}") from None
