@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from strongroom.crypto import KEY_SIZE
-from strongroom.errors import ConflictError, StrongroomError, UsageError
+from strongroom.errors import StrongroomError, UsageError
 from strongroom.sealed import slots
 from strongroom.sealed.anchor import Anchor, NoFreshness, Root
-from strongroom.sealed.content import Content, Version
-from strongroom.sealed.history import History, version_of
+from strongroom.sealed.commits import Commits
+from strongroom.sealed.content import Content, Scrub, Version
+from strongroom.sealed.history import History
 from strongroom.sealed.pins import Pins
-from strongroom.sealed.stream import Mode, Stream
+from strongroom.sealed.slots import version_of
+from strongroom.sealed.stream import Mode
 from strongroom.storage import ByteLocks, Directory, Storage
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_CACHE: Final = 4 << 20
 
 
-class SealedFile(Stream):
+class SealedFile(Commits):
     """A sealed file that is open. Made by `open_sealed`; its methods may be called from several threads.
 
     Invariants:
@@ -57,27 +59,17 @@ class SealedFile(Stream):
         cache: int = DEFAULT_CACHE,
         write_early: bool = True,
     ) -> None:
-        super().__init__(mode)
-        self._storage = storage
-        self._what = what
-        self._directory = directory
+        super().__init__(mode, storage, what=what, directory=directory, write_once=write_once, shared=shared)
         self.on_abandon: Callable[[], None] = lambda: None
-        self._write_once = write_once
-        self._shared = shared
         self._cache = cache
         self._write_early = write_early and not shared  # free places are known only while nobody else commits
-        self._poisoned = False
-        self._committed_here = False
-        self._must_commit = False  # the next slot says something new, whether or not the content changed
-        self._released: set[int] = set()
-        self._at: Root | None = None
-        self._pins = Pins(storage, what)
-        self._history = History(storage, key, anchor, self._pins, what=what, log=shared)
+        pins = Pins(storage, what)
+        self._history = History(storage, key, anchor, pins, what=what, log=shared)
         if mode == "r":
             if slots.is_new(storage):
-                self._pins.check_no_writer()
+                pins.check_no_writer()
         elif not shared:
-            self._pins.lock_writer()
+            pins.lock_writer()
         if mode in ("w", "x") and slots.is_new(storage):
             self._history.create(block_size, encrypted=encrypted is not False)
             self._take(None)
@@ -108,14 +100,10 @@ class SealedFile(Stream):
             what=self._what,
             cache=self._cache,
             write_early=self._write_early,
+            authenticated_only=not header.encrypted,
         )
 
     # What it is.
-
-    @property
-    def root(self) -> Root | None:
-        """The root of the newest committed version, or of the one asked for; None before the first commit."""
-        return self._at or self._history.root
 
     @property
     def notes(self) -> list[str]:
@@ -183,164 +171,6 @@ class SealedFile(Stream):
             self._content.truncate(size)
             return size
 
-    def commit(self, *, retain: bool = False, log: tuple[int, bytes] | None = None) -> Root:
-        """Make the content, as it is now, the newest version, durably and atomically; return its root.
-
-        Args:
-            retain: the version stays readable until `release`.
-            log: how much of a vault's intent log it has taken in: number and tag.
-
-        Raises:
-            OSError: the storage failed. The handle is of no use afterwards; the last commit or this one is on disk.
-            ConflictError: the anchor holds something else, so another writer was faster. Likewise.
-            CasError: the anchor did not answer. The commit is on disk and undecided; call `commit` again.
-            UsageError: more than 16 versions would have to be kept. Nothing was written to the slots.
-        """
-        with self._lock:
-            self._writing()
-            history = self._history
-            self._anchored(lambda: history.settle(wait=True))
-            if log is not None and history.commit and log[0] != history.commit.lsn:
-                self._anchored(lambda: history.note_log(*log))
-                self._must_commit = True
-            changed = self._content.changed or self._must_commit or history.commit is None
-            if changed or (retain and not history.retains_newest()):
-                self._commit_once(retain=retain, log=log)
-                if history.may_drop_key():
-                    self._commit_once()
-            while not history.overwrite_stale():
-                self._commit_once()
-            root = history.root
-            assert root is not None  # noqa: S101  # there was one, or it was just made
-            return root
-
-    def _commit_once(self, *, retain: bool = False, log: tuple[int, bytes] | None = None) -> None:
-        history = self._history
-        if self._shared and history.moved():
-            raise ConflictError(f"{self._what}: another process has committed", hint="take in its commit first")
-        plan = history.plan(retain=retain, release=self._released, log=log)
-        self._poisoned = True
-        version = self._content.prepare()
-        if not self._write_once and not getattr(self._storage, "atomic_sync", False):
-            self._storage.sync()
-        first = history.commit is None
-        history.write(version, plan, twice=self._write_once)
-        if first and self._directory:
-            self._directory.sync()
-        self._content.committed(version)
-        self._content.hold(history.held())
-        self._must_commit = False
-        self._released.clear()
-        self._committed_here = True
-        self._poisoned = False
-        self._anchored(lambda: history.settle(wait=True))
-
-    def _anchored(self, advance: Callable[[], None]) -> None:
-        try:
-            advance()
-        except ConflictError:
-            self._poisoned = True
-            raise
-
-    def settle(self) -> None:
-        """Advance a grouped anchor to the newest commit now.
-
-        Raises:
-            ConflictError, CasError: as `commit`.
-        """
-        with self._lock:
-            self._writing()
-            self._anchored(self._history.settle)
-
-    # Older versions.
-
-    def retain(self) -> Root:
-        """Commit, so that this version stays readable after later ones; at most 16 do. Its root."""
-        return self.commit(retain=True)
-
-    def release(self, root: Root | int) -> None:
-        """The next commit keeps that version no longer, but for as long as a reader holds it.
-
-        Raises:
-            UsageError: it is not retained.
-        """
-        with self._lock:
-            self._writing()
-            sequence = root if isinstance(root, int) else root.sequence
-            if sequence not in {kept.sequence for kept in self.retained}:
-                raise UsageError(f"{self._what}: version {sequence} is not retained")
-            self._released.add(sequence)
-            self._must_commit = True
-
-    @property
-    def retained(self) -> list[Root]:
-        """The versions that `retain` keeps, the oldest first: sequence and digest, which is enough to open them."""
-        commit = self._history.commit
-        return [
-            Root(kept.sequence, kept.digest)
-            for kept in (commit.retained if commit else ())
-            if not kept.pinned and kept.sequence not in self._released
-        ]
-
-    def live_sequences(self) -> list[int]:
-        """The numbers of all versions that count now: the newest, the one before, those retained and those pinned."""
-        with self._lock:
-            return sorted(self._history.live())
-
-    # Other processes.
-
-    def moved(self) -> bool:
-        """Whether another process has committed since this one last looked; reads the slots only."""
-        with self._lock:
-            self._usable()
-            return self._history.moved()
-
-    def reload(self) -> None:
-        """Take the newest committed version; what was not committed is dropped.
-
-        Raises:
-            as `open_sealed`.
-        """
-        with self._lock:
-            self._usable()
-            version = self._history.load(pin=self._mode == "r", expected=True, encrypted=self.encrypted)
-            self._content.close()
-            self._at = None
-            self._take(version_of(version))
-            self._must_commit = False
-            self._released.clear()
-
-    def refresh(self) -> Root | None:
-        """A reader moves on to the newest version; its root."""
-        self.reload()
-        return self.root
-
-    @property
-    def commit_epoch(self) -> int:
-        """The anchor epoch that the newest commit carries."""
-        return self._history.commit.epoch if self._history.commit else 0
-
-    @property
-    def log_position(self) -> tuple[int, bytes]:
-        """How much of a vault's intent log the newest commit has taken in: number and tag."""
-        commit = self._history.commit
-        return (commit.lsn, commit.tag) if commit else (0, b"")
-
-    @property
-    def wanted_log(self) -> tuple[int, bytes] | None:
-        """A log position that the log beside the file must reach, else it was rolled back; None if any will do."""
-        return self._history.wanted_log
-
-    def note_log(self, lsn: int, tag: bytes) -> None:
-        """Tell the anchor how far the log reaches beyond the newest commit.
-
-        Raises:
-            ConflictError, CasError: as `commit`.
-        """
-        with self._lock:
-            self._writing()
-            self._anchored(lambda: self._history.note_log(lsn, tag))
-
     # Upkeep.
 
     def rekey(self, key: bytes) -> None:
@@ -373,6 +203,29 @@ class SealedFile(Stream):
                 self._history.clean()
                 self._must_commit = True
             return left
+
+    def compact(self, step: int = 4096) -> int:
+        """Commit, and move blocks from the end of the file into free places; by how many bytes the file is now shorter.
+
+        Every `step` blocks are a commit. Versions that are retained, or pinned by readers, stay where they are.
+        """
+        with self._lock:
+            self.commit()
+            size, idle = self._storage.size(), 0
+            while idle < 2:  # the version before the last step must be gone, too
+                idle = 0 if self._content.compact(step) else idle + 1
+                self._must_commit = True
+                self.commit()
+            return size - self._storage.size()
+
+    def scrub(self) -> Scrub:
+        """Read every block of every version that counts, and go on where one is damaged; what was found.
+
+        In a reader, of its own version only.
+        """
+        with self._lock:
+            self._usable()
+            return self._content.scrub()
 
     @property
     def rekeying(self) -> bool:

@@ -21,7 +21,7 @@ from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, Grouped, NoFreshness,
 from strongroom.sealed.content import Version
 from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, MAX_RETAINED, SLOTS, Commit, Header, NonceSource, Retained
 from strongroom.sealed.pins import Pins
-from strongroom.sealed.slots import Slots
+from strongroom.sealed.slots import Slots, version_of
 from strongroom.storage import Storage
 
 _logger = logging.getLogger("strongroom.sealed")
@@ -153,7 +153,7 @@ class History:
         if at is None:
             return newest
         sequence = at if isinstance(at, int) else at.sequence
-        version = _known(found).get(sequence)
+        version = found.known().get(sequence)
         before = found.before(commit)
         lives = {commit.sequence, *(root.sequence for root in commit.retained)}
         if before:
@@ -177,8 +177,7 @@ class History:
         """Whether somebody else has committed since; reads the slots only.
 
         Raises:
-            RollbackError: an older version lies there.
-            TamperedError: another version has the newest one's number.
+            RollbackError, TamperedError: what lies there is older, or another version of the same number.
         """
         if self.commit is None:
             return not slots.is_new(self._storage)
@@ -216,14 +215,14 @@ class History:
             found[(self.generation - 1) % layout.GENERATIONS] = BlockCipher(self._old_key)
         return found
 
-    def live(self) -> dict[int, Retained]:
-        """The versions that count, by sequence."""
+    def live(self, *, after_commit: bool = False) -> dict[int, Retained]:
+        """The versions that count, by sequence; or of them those that will still count after the next commit."""
         if self.commit is None:
             return {}
-        known = _known(self._slots)
+        known = self._slots.known()
         before = self._slots.before(self.commit)
         wanted = {self.commit.sequence, *(root.sequence for root in self.commit.retained), *self._pins.others()}
-        if before:
+        if before and not after_commit:
             wanted.add(before.sequence)
         return {sequence: known[sequence] for sequence in sorted(wanted & known.keys())}
 
@@ -256,7 +255,7 @@ class History:
             rest = {slot.sequence for i, slot in enumerate(self._slots.commits) if slot and i != target}
             if self._stale:
                 rest = set()  # all of them are about to be overwritten
-            for sequence, root in _known(self._slots).items():
+            for sequence, root in self._slots.known().items():
                 if sequence in pinned and sequence not in rest and sequence not in kept:
                     kept[sequence] = replace(root, pinned=True)
         if len(kept) + retain > MAX_RETAINED:
@@ -304,9 +303,9 @@ class History:
         if self.commit and self._slots.copies(self.commit) < 2:
             victim = self._slots.commits[self._slots.target()]
             kept = {root.sequence for root in self.commit.retained}
-            if victim and victim.sequence not in kept and self._slots.copies(victim) == 1:
-                if victim.sequence in self._pins.others():
-                    return  # a reader holds it, and no other slot names it
+            alone = victim is not None and victim.sequence not in kept and self._slots.copies(victim) == 1
+            if victim and alone and victim.sequence in self._pins.others():
+                return  # a reader holds it, and no other slot names it
             self._slots.write(self._storage, self.commit, self._nonces.next())
             self._storage.sync()
 
@@ -338,8 +337,7 @@ class History:
     def note_log(self, lsn: int, tag: bytes) -> None:
         """Tell the anchor how far the log reaches beyond the newest commit; a grouped one learns it from commits.
 
-        Raises:
-            as `settle`.
+        Raises ConflictError as `settle`.
         """
         if self._anchor is NO_FRESHNESS or isinstance(self._anchor, Grouped):
             return
@@ -362,6 +360,7 @@ class History:
         if self.header.check_key(key):
             raise UsageError(f"{self._what}: is sealed under that key already")
         self._old_key = layout.block_key(self._key, self.header.file_id)
+        self._clean_from = None
         self._key = key
         self.generation = (self.generation + 1) % layout.GENERATIONS
         self._slots.header = replace(self.header, commitment=layout.commitment(key, self.header.file_id))
@@ -382,9 +381,7 @@ class History:
         """Whether no version that will be live after the next commit reaches a block of the old key."""
         if self.commit is None or not self._old_key or self._clean_from is None:
             return False
-        stay = {self.commit.sequence, *(r.sequence for r in self.commit.retained)}
-        stay |= self._pins.others() & _known(self._slots).keys()
-        return min(stay) >= self._clean_from
+        return min(self.live(after_commit=True)) >= self._clean_from
 
     def overwrite_stale(self) -> bool:
         """Put copies of the newest commit into the slots of the old key, so that it opens nothing any more.
@@ -395,27 +392,10 @@ class History:
         if not self._stale or self.commit is None:
             return True
         listed = {self.commit.sequence, *(root.sequence for root in self.commit.retained)}
-        if self._pins.others() & _known(self._slots).keys() - listed:
+        if self._pins.others() & self._slots.known().keys() - listed:
             return False
         for at in sorted(self._stale):
             self._slots.write(self._storage, self.commit, self._nonces.next(), at=at)
         self._storage.sync()
         self._stale.clear()
         return True
-
-
-def version_of(root: Commit | Retained) -> Version:
-    """The version of the block tree that a slot names."""
-    return Version(root.pointer, root.length, root.places)
-
-
-def _known(found: Slots) -> dict[int, Retained]:
-    """All versions that the slots can still open."""
-    known: dict[int, Retained] = {}
-    newest = found.newest
-    for root in newest.retained if newest else ():
-        known[root.sequence] = root
-    for commit in found.commits:
-        if commit:
-            known[commit.sequence] = commit.as_retained(found.header)
-    return known

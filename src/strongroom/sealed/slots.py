@@ -9,7 +9,8 @@ from strongroom.crypto import BlockCipher
 from strongroom.errors import FormatError, RollbackError, TamperedError, TruncatedError, WrongKeyError
 from strongroom.sealed import layout
 from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, NoFreshness, Root
-from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, SLOT_SIZE, SLOTS, SLOTS_SIZE, Commit, Header
+from strongroom.sealed.content import Version
+from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, SLOT_SIZE, SLOTS, SLOTS_SIZE, Commit, Header, Retained
 from strongroom.storage import Storage
 
 
@@ -39,6 +40,12 @@ class Slots:
                 return other
         return None
 
+    def known(self) -> dict[int, Retained]:
+        """Every version that the slots can still open, by sequence."""
+        newest = self.newest
+        known = {root.sequence: root for root in newest.retained} if newest else {}
+        return known | {commit.sequence: commit.as_retained(self.header) for commit in self.commits if commit}
+
     def copies(self, commit: Commit) -> int:
         """How many slots hold `commit`."""
         return self.commits.count(commit)
@@ -59,6 +66,11 @@ class Slots:
     def changed(self, storage: Storage) -> bool:
         """Whether the slots on the storage are others than those read or written here last."""
         return _read(storage) != self.raw
+
+
+def version_of(root: Commit | Retained) -> Version:
+    """The version of the block tree that a slot names."""
+    return Version(root.pointer, root.length, root.places)
 
 
 def is_new(storage: Storage) -> bool:
