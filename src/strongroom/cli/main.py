@@ -21,6 +21,7 @@ VERBS = {
     "unseal": "decrypt what `seal` made",
     "mount": "show a vault as a directory that programs read and write",
     "unmount": "commit and take away what `mount` made",
+    "vault": "look into vaults, copy in and out, verify, back up, and say who can open them",
     "run": "run a program in an enclave, with its data unsealed only there",
     "serve": "serve a sealed model from an enclave",
     "predict": "appraise a service, then send it inputs",

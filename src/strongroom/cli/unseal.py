@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from strongroom import vault
-from strongroom.cli import output
-from strongroom.cli.workspace import VAULT_SUFFIX, SealedVault
+from strongroom.cli import output, progress, secrets
+from strongroom.cli.workspace import VAULT_SUFFIX
 from strongroom.errors import UsageError
-from strongroom.sealed import NO_FRESHNESS
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,16 +16,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "destination", type=Path, nargs="?", metavar="DIRECTORY", help="a new directory (default: VAULT without .vault)"
     )
-    parser.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: VAULT.key)")
+    secrets.add_opening(parser)
     parser.add_argument(
         "--no-freshness", action="store_true", help="accept any authentic version of the vault, however old"
+    )
+    parser.add_argument(
+        "--outside-links", action="store_true", help="make symbolic links that lead out of DIRECTORY too"
     )
     output.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     path: Path = args.vault
-    sealed = SealedVault.at(path, args.key)
     destination = args.destination
     if destination is None:
         if not path.name.endswith(VAULT_SUFFIX):
@@ -34,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
         destination = path.with_name(path.name.removesuffix(VAULT_SUFFIX))
     if args.no_freshness:
         output.warn("freshness is not checked: this may be an old version of the vault")
-        opened = vault.open(path, "r", key=sealed.key(), anchor=NO_FRESHNESS)
-    else:
-        opened = sealed.open()
-    with opened:
-        names = vault.unpack(opened, destination)
+    with (
+        secrets.sealed_vault(path, args).open(any_version=args.no_freshness) as opened,
+        progress.bar("unsealing") as advance,
+    ):
+        names = vault.unpack(opened, destination, outside_links=args.outside_links, progress=advance)
     if args.json:
         output.result({"directory": str(destination), "files": names})
     else:

@@ -27,8 +27,11 @@ from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
 from strongroom.crypto import SigningKey, digest
 from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
-from strongroom.sealed import FileAnchor
+from strongroom.sealed import NO_FRESHNESS, FileAnchor
 from strongroom.sealed.keyfile import create_key, load_key
+from strongroom.storage import LocalDirectory
+from strongroom.vault.access import KEYS, VaultKey, unlock
+from strongroom.vault.keys import KeyFile
 
 VAULT_SUFFIX = ".vault"
 
@@ -91,10 +94,17 @@ def _data_directory() -> Path:
 
 @dataclass(frozen=True)
 class SealedVault:
-    """A vault on this machine, with the key file and the anchor file beside it."""
+    """A vault on this machine, with the key file and the anchor file beside it.
+
+    Attributes:
+        secret: what opens one of its key slots, in place of a key file.
+        anchor_path: of the anchor file; by default ``VAULT.anchor``.
+    """
 
     path: Path
     key_path: Path
+    secret: VaultKey | None = None
+    anchor_path: Path | None = None
 
     @classmethod
     def at(cls, path: Path, key: Path | None = None) -> SealedVault:
@@ -102,23 +112,31 @@ class SealedVault:
 
     @property
     def anchor(self) -> FileAnchor:
-        return FileAnchor(self.path.with_name(self.path.name + ".anchor"))
+        return FileAnchor(self.anchor_path or self.path.with_name(self.path.name + ".anchor"))
+
+    def opener(self) -> VaultKey:
+        """What opens the vault. Raises UsageError if there is no key file."""
+        if self.secret is not None:
+            return self.secret
+        try:
+            return KeyFile.load(self.key_path)
+        except FileNotFoundError:
+            hint = "a vault's key lies beside it, as VAULT.key; --key FILE names another"
+            if (self.path / KEYS).exists():
+                hint = "the vault has key slots: --key, --passphrase or --age-identity opens one"
+            raise UsageError(f"key file: {self.key_path} does not exist", hint=hint) from None
 
     def key(self) -> bytes:
-        """Raises UsageError if there is no key file."""
-        try:
-            return load_key(self.key_path)
-        except FileNotFoundError:
-            raise UsageError(
-                f"key file: {self.key_path} does not exist",
-                hint="a vault's key lies beside it, as VAULT.key; seal, unseal and serve take --key FILE",
-            ) from None
+        """The vault key itself. Raises UsageError if there is no key file, and as `vault.open`."""
+        return unlock(LocalDirectory(self.path), self.opener()).key
 
     def create(self) -> vault.Vault:
-        """A new vault; its key is made unless the key file exists."""
+        """A new vault; its key is made unless the key file exists, or a key slot for what is given instead."""
         if self.path.exists():
             raise UsageError(f"vault: {self.path} exists", hint="choose another name, or remove it first")
-        key = load_key(self.key_path) if self.key_path.exists() else create_key(self.key_path)
+        key = self.secret
+        if key is None:
+            key = load_key(self.key_path) if self.key_path.exists() else create_key(self.key_path)
         return vault.open(self.path, "x", key=key, anchor=self.anchor)
 
     def remove(self, *, with_key: bool) -> None:
@@ -129,8 +147,11 @@ class SealedVault:
         if with_key:
             self.key_path.unlink(missing_ok=True)
 
-    def open(self, mode: Literal["r", "r+"] = "r") -> vault.Vault:
+    def open(self, mode: Literal["r", "r+"] = "r", *, any_version: bool = False) -> vault.Vault:
         """The vault, for reading or for changing.
+
+        Args:
+            any_version: accept any authentic version, however old.
 
         Raises:
             UsageError: it, its key or its anchor file does not exist.
@@ -139,16 +160,18 @@ class SealedVault:
             if not self.path.exists():
                 raise UsageError(f"vault: {self.path} does not exist", hint="`strongroom seal` makes one")
             raise UsageError(f"vault: {self.path} is a file", hint=f"`strongroom seal {self.path}` makes a vault of it")
-        if not (self.path / "meta").exists() and self.anchor.read() is None:
+        if not (self.path / "meta").exists() and (any_version or self.anchor.read() is None):
             meant = self.path.with_name(self.path.name + VAULT_SUFFIX)
             hint = f"did you mean {meant}?" if meant.is_dir() else f"`strongroom seal {self.path}` makes one of it"
             raise UsageError(f"vault: {self.path} is a directory, not a vault", hint=hint)
+        if any_version:
+            return vault.open(self.path, mode, key=self.opener(), anchor=NO_FRESHNESS)
         if self.anchor.read() is None:
             raise UsageError(
                 f"anchor file: {self.anchor.path} does not exist",
-                hint="it says which version is the newest; `unseal --no-freshness` accepts any",
+                hint="it says which version is the newest; --no-freshness, where a verb has it, accepts any",
             )
-        return vault.open(self.path, mode, key=self.key(), anchor=self.anchor)
+        return vault.open(self.path, mode, key=self.opener(), anchor=self.anchor)
 
 
 def policy_name(label: str, keys: Sequence[bytes]) -> str:

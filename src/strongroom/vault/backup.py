@@ -35,6 +35,7 @@ from strongroom.vault.vault import open as open_vault
 Progress = Callable[[str, int], None]
 
 _CHUNK: Final = 1 << 20
+_ZEROS: Final = memoryview(bytes(_CHUNK))
 _ATTEMPTS: Final = 5
 _HIGHEST_BYTE: Final = (1 << 63) - 1
 
@@ -145,7 +146,7 @@ def _copy(source: Directory, target: Directory, name: str, progress: Progress | 
 def _copy_bytes(old: Storage, new: Storage, at: int, name: str, progress: Progress | None) -> None:
     buffer = memoryview(bytearray(_CHUNK))
     while count := old.read_into(at, buffer):
-        if any(buffer[:count]):
+        if buffer[:count] != _ZEROS[:count]:
             new.write_at(at, buffer[:count])
         else:
             new.resize(at + count)  # holes stay holes
