@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-from strongroom.errors import LockedError, RollbackError, StrongroomError, UsageError
+from strongroom.errors import CasError, ConflictError, LockedError, RollbackError, StrongroomError, UsageError
 from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.layout import MIN_BLOCK
 from strongroom.sealed.opening import open_in
@@ -65,6 +66,7 @@ class Engine:
         self._closed = False
         self._broken = False
         self._undecided = False  # a commit is on the disk, and the anchor has not answered
+        self._untold = False  # a record is in the log, and the anchor has not answered
         self._dead: list[bytes] = []
         self._ordered: set[int] = set()  # files whose content must be durable no later than their new name
         self._log: Log | None = None
@@ -111,8 +113,6 @@ class Engine:
         )
 
     def _make_top(self) -> None:
-        import os
-
         now = self._clock()
         owner = (os.getuid(), os.getgid()) if hasattr(os, "getuid") else (0, 0)
         self._state.add(Inode(ROOT_INODE, 0o040755, 1, *owner, 0, now, now, now, None, 0))
@@ -164,6 +164,7 @@ class Engine:
             self._usable(to_write=True)
             if self._undecided:
                 return self._finish()
+            self._tell()
             if not self.changed and self._meta.root is not None and not (self._log and self._log.length):
                 return self._meta.commit()
             with self._breaking():
@@ -193,8 +194,10 @@ class Engine:
         self._broken = True
         try:
             yield
-        except BaseException:
-            self._broken = not self._undecided
+        except BaseException as error:
+            # An anchor that did not answer can be asked again; one that holds something else never will agree.
+            waits = isinstance(error, CasError) and not isinstance(error, ConflictError)
+            self._broken = not (waits and (self._undecided or self._untold))
             raise
         self._broken = False
 
@@ -265,6 +268,7 @@ class Engine:
             if self._log is None or self._locks is None or self._undecided:
                 self.commit()
                 return
+            self._tell()
             numbers = set(self._ordered)
             if number is not None:
                 numbers.add(number)
@@ -290,9 +294,16 @@ class Engine:
                     if len(record) > MAX_RECORD:
                         raise UsageError(f"log record: {len(record)} bytes, wanted at most {MAX_RECORD}")
                     self._log.append(record)
-                    self._meta.note_log(self._log.lsn, self._log.tag)
+                    self._untold = True
+                    self._tell()
                 finally:
                     self._locks.release(_COMMIT_BYTE)
+
+    def _tell(self) -> None:
+        """Tell the anchor how far the log reaches, if it has not been told."""
+        if self._untold and self._log:
+            self._meta.note_log(self._log.lsn, self._log.tag)
+        self._untold = False
 
     def is_wanted(self) -> bool:
         """Whether another process waits for this one, which owns the log, to commit."""
@@ -362,23 +373,16 @@ class Engine:
 
     def _recover(self) -> None:
         """Take in what the log of a dead process holds, and check that what the anchor wants is there."""
-        wanted = self._meta.wanted_log
-        try:
-            log = self._open_log("r")
-        except FileNotFoundError:
-            if wanted:
-                raise self._log_cut() from None
-            return
-        found = wanted is None or wanted == (log.lsn, log.tag)
-        count = 0
-        try:
-            for _ in log.records():
-                count += 1
-                found = found or wanted == (log.lsn, log.tag)
-        finally:
-            log.close()
-        if not found:
-            raise self._log_cut()
+        count = self._count_records()
+        while count is None:
+            # Its owner may have committed and started the log over since the slots were read.
+            if not self._meta.moved():
+                raise RollbackError(
+                    f"{self._what}: the log ends before what the anchor holds",
+                    hint="the log was cut or rolled back; restore the latest version",
+                )
+            self._read_again()
+            count = self._count_records()
         if not count or self._locks is None or self._locks.holders(_LOG_BYTE, _LOG_BYTE):
             return
         if self._mode == "r":
@@ -387,6 +391,55 @@ class Engine:
         if self._take_log():
             _logger.warning("%s: %d fsyncs after the last commit were recovered from the log", self._what, count)
             self.commit()
+
+    def _count_records(self) -> int | None:
+        """How many records no commit has taken in; None if what the anchor wants is neither taken in nor among them."""
+        wanted = self._meta.wanted_log
+        try:
+            log = self._open_log("r")
+        except FileNotFoundError:
+            return None if wanted else 0
+        found = wanted is None or wanted == (log.lsn, log.tag)
+        count = 0
+        try:
+            for _ in log.records():
+                count += 1
+                found = found or wanted == (log.lsn, log.tag)
+        finally:
+            log.close()
+        return count if found else None
+
+    def _read_again(self) -> None:
+        """Go on from the newest commit; there are no changes."""
+        self._files.discard()
+        self._state.close()
+        if self._mode == "r":
+            self._meta.refresh()
+        else:
+            self._meta.reload()
+        self._state = self._read_state()
+        self._files = self._make_files()
+
+    def refresh(self) -> bool:
+        """Go on from the newest commit, and say whether another process has made one since.
+
+        In a vault open for writing, what was changed since the last commit is made again on top of it.
+
+        Raises:
+            ConflictError: both changed the same name or file.
+            UsageError: files of a vault that is open for reading are open.
+        """
+        with self._lock:
+            self._usable()
+            if not self.is_outdated():
+                return False
+            if self._mode != "r":
+                self._rebase()
+            elif any(node.handles for node in self._files.nodes.values()):
+                raise UsageError(f"{self._what}: files of it are open", hint="close them, then refresh")
+            else:
+                self._read_again()
+            return True
 
     def _recover_for_reader(self) -> None:
         try:
@@ -397,16 +450,7 @@ class Engine:
                 f"{self._what}: its log holds changes that no commit has taken in ({error})",
                 hint='open it once with mode "r+" where it can be written',
             ) from None
-        self._state.close()
-        self._meta.refresh()
-        self._state = self._read_state()
-        self._files = self._make_files()
-
-    def _log_cut(self) -> RollbackError:
-        return RollbackError(
-            f"{self._what}: the log ends before what the anchor holds",
-            hint="the log was cut or rolled back; restore the latest version",
-        )
+        self._read_again()
 
     # The end.
 
@@ -418,8 +462,7 @@ class Engine:
             try:
                 if self._mode != "r" and not self._broken:
                     self.commit()
-                    self._purge_orphans()
-                    self._meta.close()
+                    self._close_meta()
                 elif self._broken and self.changed:
                     raise StrongroomError(
                         f"{self._what}: an earlier write or commit failed, so what came after the last is lost",
@@ -428,8 +471,20 @@ class Engine:
             finally:
                 self.discard()
 
-    def _purge_orphans(self) -> None:
-        """Subclasses remove inodes that nothing leads to any more."""
+    def _close_meta(self) -> None:
+        """Leave a second copy of the newest slot, unless another process has committed since and will do so."""
+        if self._locks is None:
+            self._meta.close()
+            return
+        self._locks.acquire(_COMMIT_BYTE, exclusive=True, wait=True)
+        try:
+            if self._meta.moved():
+                self._meta.discard()
+            else:
+                self._meta.close()
+        finally:
+            if not self._meta.closed:
+                self._locks.release(_COMMIT_BYTE)
 
     def discard(self) -> None:
         """Close without committing: the newest committed version stays the newest."""

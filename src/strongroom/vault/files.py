@@ -114,9 +114,9 @@ class Node:
         """Cut, or extend by zeros."""
         if not 0 <= size <= MAX_LENGTH:
             raise UsageError(f"length: {size} bytes, wanted 0 to {MAX_LENGTH}")
-        inode = self.inode
-        if size != inode.size:
+        if size != self.inode.size:
             self._change(size)
+            inode = self.inode
             if self._tree is not None:
                 self._tree.truncate(size)
             else:
@@ -128,7 +128,7 @@ class Node:
             self._cut = min(self._cut, size, inode.size)
             self._written = [(start, min(end, size)) for start, end in self._written if start < size]
             inode.size = size
-        self._touch(inode)
+        self._touch(self.inode)
 
     def punch(self, offset: int, length: int) -> None:
         """Make a range read as zeros; the length of the file stays."""

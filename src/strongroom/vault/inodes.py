@@ -245,6 +245,7 @@ class Inodes(Engine):
                     node.truncate(size)
                 finally:
                     self.release(node)
+                inode = self.inode(number)  # to be written to, the file may have been read anew
             if mode is not None:
                 inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
             inode.uid = inode.uid if uid is None else uid
