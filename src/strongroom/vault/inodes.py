@@ -24,6 +24,8 @@ def failure(number: int, name: bytes | str | None = None) -> OSError:
 class Inodes(Engine):
     """Operations by inode number; 1 is the top directory. Safe to call from several threads."""
 
+    _overtaken: int | None = None  # the commit that this process was at when another one's came before its next
+
     # Looking.
 
     def inode(self, number: int) -> Inode:
@@ -289,6 +291,43 @@ class Inodes(Engine):
         """Roughly how many bytes of content a commit has to take in."""
         with self._lock:
             return self._files.dirty_bytes
+
+    # For mounts.
+
+    def keep_log(self) -> None:
+        """From now on an fsync appends to the log, which has one owner among the processes.
+
+        Raises:
+            LockedError: another one has it.
+        """
+        with self._lock:
+            self._usable(to_write=True)
+            if self.root is None:
+                self.commit()  # records stand on a commit
+            self._own_log()
+
+    def leave_log(self) -> None:
+        """Commit, and let other processes have the log. Raises as `commit`."""
+        with self._lock:
+            if not self._closed and self._log is not None:
+                self._keeps_log = False
+                self.commit()
+                self._release_log()
+
+    def overtaken(self) -> set[int] | None:
+        """The inodes that other processes, or this one, have changed since this was asked last; None if no other has.
+
+        A directory counts as changed when a name in it changes. What was removed is not among them.
+        """
+        with self._lock:
+            before, self._overtaken = self._overtaken, None
+            return None if before is None else self._state.changed_after(before)
+
+    def _rebase(self) -> None:
+        before = self._state.base
+        super()._rebase()
+        if self._state.base != before and self._overtaken is None:
+            self._overtaken = before
 
     def _recover(self) -> None:
         super()._recover()

@@ -176,6 +176,10 @@ class State:
         assert row is not None  # noqa: S101  # an aggregate has one row
         return row[0], row[1]
 
+    def changed_after(self, commit: int) -> set[int]:
+        """The inodes that a later commit changed."""
+        return {number for (number,) in self._db.rows("SELECT id FROM inode WHERE changed > ?", commit)}
+
     # Packs and versions.
 
     def pack_key(self, pack: bytes) -> bytes:
