@@ -28,6 +28,7 @@ from strongroom.vault.files import Files
 from strongroom.vault.log import MAX_RECORD, NO_TAG, Log, log_cipher
 from strongroom.vault.rows import ROOT_INODE, Change, Inode, pack_change, parse_change
 from strongroom.vault.state import State
+from strongroom.vault.upkeep import compact, rewrite_all
 
 META = "meta"
 LOG = "log"
@@ -38,6 +39,7 @@ _COMMIT_BYTE = LOCKS_AT + (1 << 61) + 1
 _LOG_BYTE = _COMMIT_BYTE + 1
 _WANTED_BYTE = _COMMIT_BYTE + 2
 _PATIENCE = 30.0
+_REKEY_STEP = 1024
 
 _logger = logging.getLogger("strongroom.vault")
 
@@ -176,8 +178,7 @@ class Engine:
                     return self._finish()
 
     def _finish(self) -> Root:
-        position = (self._log.lsn, self._log.tag) if self._log else self._meta.log_position
-        root = self._meta.commit(log=position)
+        root = self._meta.commit(log=self._position())
         self._undecided = False
         self._state.committed()
         self._files.committed(self._dead)
@@ -252,6 +253,57 @@ class Engine:
         self._files.reload(self._state)
         if self._log:
             self._log.lsn, self._log.tag = self._meta.log_position
+
+    def rekey(self, key: bytes, progress: Callable[[int], None] = lambda size: None) -> Root:
+        """Seal everything anew, so that whoever knew the old key can read nothing that is on the disk after it.
+
+        What they have copied before stays theirs. It takes as much space again while it runs; should it be cut short,
+        the old key stays the vault's, and one begins again. Key slots wrap the old key: make new ones.
+
+        Args:
+            key: the new vault key, 32 bytes.
+            progress: told of the length of each file that is done.
+
+        Raises:
+            LockedError: another process is writing to a file or owns the log.
+        """
+        with self._lock:
+            self._usable(to_write=True)
+            if self._log is None and self._locks is not None and self._locks.holders(_LOG_BYTE, _LOG_BYTE):
+                raise LockedError(f"{self._what}: is mounted for writing", hint="unmount it first")
+            rewrite_all(self, progress)
+            with self._breaking(), self._commit_lock():
+                self._meta.rekey(key)
+                self._meta.commit(log=self._position())
+                while self._meta.rekey_step(_REKEY_STEP):
+                    self._meta.commit(log=self._position())
+                # The second takes the place of the version before, after which the old key is not needed.
+                self._meta.commit(log=self._position())
+                self._key = key
+                self._state.base = self._meta.root.sequence if self._meta.root else 0
+                while self._meta.rekeying:
+                    self._state.set_info("key", self._state.base.to_bytes(8, "little"))
+                    self._state.flush(self._meta.live_sequences(after_commit=True))
+                    self._meta.commit(log=self._position())
+                    self._state.committed()
+                if self._log:
+                    lsn, tag = self._log.lsn, self._log.tag
+                    self._log.close()
+                    self._log = self._open_log("r+")
+                    self._log.lsn, self._log.tag = lsn, tag
+            return self._meta.root  # type: ignore[return-value]
+
+    def _position(self) -> tuple[int, bytes]:
+        return (self._log.lsn, self._log.tag) if self._log else self._meta.log_position
+
+    def compact(self) -> int:
+        """Give back space that nothing needs; by how many bytes the vault's files are smaller now."""
+        return compact(self)
+
+    def _compact_meta(self) -> None:
+        with self._breaking(), self._commit_lock():
+            self._meta.compact()
+            self._state.base = self._meta.root.sequence if self._meta.root else 0
 
     # The log.
 

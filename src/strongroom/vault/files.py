@@ -209,6 +209,25 @@ class Node:
         old.close()
         storage.close()
 
+    def rewrite(self) -> None:
+        """Have the content written anew, under another key, with the next commit."""
+        self._files.lock_inode(self)
+        self._load()
+        if self._tree is not None:
+            self._copy_tree()
+        self.dirty = True
+        self._files.state.touch(self.inode)
+
+    def compact(self, limit: int) -> int:
+        """Move up to `limit` blocks of a tree to free places before them; how many were moved."""
+        self._files.lock_inode(self)
+        self._load()
+        moved = self._tree.compact(limit) if self._tree is not None else 0
+        if self._tree is not None:
+            self.dirty = True
+            self._files.state.touch(self.inode)
+        return moved
+
     def settle(self) -> None:
         """Make the inode's row describe the content as it is now; `Files.sync` then makes that durable."""
         if not self.dirty:

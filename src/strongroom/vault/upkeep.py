@@ -1,0 +1,101 @@
+"""Keeping a vault small, and taking it out of reach of whoever knew its key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from strongroom.errors import LockedError
+from strongroom.vault.rows import Inline, Inode, Packed, Tree
+
+if TYPE_CHECKING:
+    from strongroom.vault.engine import Engine
+
+_STEP: Final = 4096  # blocks moved between two commits
+_BATCH: Final = 64 << 20  # bytes sealed anew between two commits
+
+
+def compact(vault: Engine) -> int:
+    """Give back space that nothing needs; by how many bytes the vault's files are smaller now.
+
+    Pieces of packs that are less than three quarters in use are written anew, blocks at the end of data files move to
+    free places before them, and so do those of `meta`. Files that another process is writing to stay as they are.
+    """
+    with vault._lock:
+        before = _size(vault)
+        vault.commit()
+        for pack, size, live in vault._state.packs():
+            if live * 4 < size * 3:
+                for number in vault._state.packed(pack):
+                    _rewrite(vault, number)
+                vault.commit()
+        trees = [inode.id for inode in vault._state.inodes() if isinstance(inode.body, Tree)]
+        if not vault._files.write_once:
+            for number in trees:
+                _compact_tree(vault, number)
+        vault._compact_meta()
+        return before - _size(vault)
+
+
+def _compact_tree(vault: Engine, number: int) -> None:
+    node = vault._files.node(number)
+    node.handles += 1
+    try:
+        idle = 0
+        while idle < 2:  # the version before the last step must be gone, too
+            idle = 0 if node.compact(_STEP) else idle + 1
+            vault.commit()
+    except LockedError:
+        pass
+    finally:
+        node.handles -= 1
+        if not node.handles:
+            vault._files.release(node)
+
+
+def rewrite_all(vault: Engine, progress: Callable[[int], None]) -> None:
+    """Seal every content anew under a new file key, in commits of some size.
+
+    Args:
+        progress: told of each file's length.
+
+    Raises:
+        LockedError: another process is writing to a file.
+    """
+    done = 0
+    for number, size in [(inode.id, inode.size) for inode in vault._state.inodes() if needs_key(inode)]:
+        if vault._state.find(number) is not None:
+            _rewrite(vault, number)
+            done += size
+            progress(size)
+        if done >= _BATCH:
+            vault.commit()
+            done = 0
+    vault.commit()
+
+
+def needs_key(inode: Inode) -> bool:
+    """Whether the content lies in a data file."""
+    return not isinstance(inode.body, Inline) and isinstance(inode.body, (Packed, Tree))
+
+
+def _rewrite(vault: Engine, number: int) -> None:
+    node = vault._files.node(number)
+    node.handles += 1
+    try:
+        node.rewrite()
+    finally:
+        node.handles -= 1
+        if not node.handles:
+            vault._files.release(node)
+
+
+def _size(vault: Engine) -> int:
+    total = 0
+    for name in vault.directory.list():
+        storage = vault.directory.open(name, "r", shared=True)
+        try:
+            total += storage.size()
+        finally:
+            storage.close()
+    return total
