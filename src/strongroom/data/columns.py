@@ -16,7 +16,7 @@ from strongroom.data.order import Indices
 from strongroom.data.source import Source
 from strongroom.errors import FormatError, UsageError
 
-_CHUNK = 64 << 10
+_CHUNK = 256 << 10
 
 
 class Column:
@@ -161,7 +161,7 @@ def make_columns(fields: Sequence[tuple[str, Source, Array]], cache: int) -> lis
 
 
 def chunk_rows(columns: Sequence[Column]) -> int:
-    """How many consecutive records a windowed order takes at a time: about 64 KiB of them, or a Parquet row group.
+    """How many consecutive records a windowed order takes at a time: about 256 KiB of them, or a Parquet row group.
 
     It follows from the data set's shape alone, never from the cache or the block size.
     """

@@ -173,8 +173,8 @@ class SealedDataset:
             shuffle: False for the order of the file.
             seed, epoch: choose the order.
             window: how many records are shuffled together; None for all. A windowed order reads runs of consecutive
-                records (64 KiB of them, or a Parquet row group), so that beyond the cache each block is decrypted
-                about once in an epoch, if a quarter of the cache holds a window.
+                records (256 KiB of them, or a Parquet row group), so that beyond the cache each block is decrypted
+                about once in an epoch, if a window takes up to a fifth of the cache.
             drop_last: leave out a last batch that is smaller.
             start: the first batch to give.
         """
