@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 import pyfuse3
 
 from strongroom.errors import LockedError, UsageError
-from strongroom.shield._places import Place, Places, Shown, absent, attributes, made_up_top
+from strongroom.shield._places import FOREVER, SHORTLY, Place, Places, Shown, absent, attributes, made_up_top
 from strongroom.vault import Vault
 from strongroom.vault.files import Node
 from strongroom.vault.rows import MAX_NAME, Inode
@@ -95,7 +95,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         self._began = time.time_ns()
         self._buffer = bytearray(_MAX_REQUEST)
         self._view = memoryview(self._buffer)
-        self._absent = absent()
+        self._absent = absent(SHORTLY if self.places.writable else FOREVER)
         self._files: dict[int, tuple[Vault, Node]] = {}
         self._directories: dict[int, _Directory] = {}
         self._handles = 0
@@ -226,7 +226,17 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
             raise OSError(errno.EINVAL, "")
         if place.shown is not above.shown:
             raise OSError(errno.EXDEV, "")
-        place.shown.vault.rename_at(place.number, name, above.number, new_name, flags)
+        vault = place.shown.vault
+        vault.rename_at(place.number, name, above.number, new_name, flags)
+        self._renamed(place.shown, vault.lookup(above.number, new_name), (parent, name), (new_parent, new_name))
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            self._renamed(place.shown, vault.lookup(place.number, name), (new_parent, new_name), (parent, name))
+
+    def _renamed(self, shown: Shown, inode: Inode, old: tuple[int, bytes], new: tuple[int, bytes]) -> None:
+        ino = inode.id ^ shown.mask
+        if (known := self.places.get(ino)) is not None:
+            self.places.named(known, *new)
+            self.places.unnamed(ino, *old)
 
     @_answer
     def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:

@@ -14,8 +14,10 @@ import pyfuse3
 from strongroom.vault import Vault
 from strongroom.vault.rows import ROOT_INODE, Inode
 
-# The kernel is told of every change that it did not ask for itself, so it may keep what it learnt.
+# The kernel is told of every change that it did not ask for itself, so it may keep what it learnt, but
+# for names that do not exist, which nobody counts.
 FOREVER: Final = 365 * 86400.0
+SHORTLY: Final = 1.0
 _SPREAD: Final = 0x9E3779B97F4A7C15  # odd, so its multiples differ
 _NUMBERS: Final = (1 << 64) - 1
 
@@ -52,13 +54,24 @@ class Shown:
 
 @dataclass(slots=True)
 class Place:
-    """An inode that the kernel knows: where it lies, how often the kernel looked it up, and its last name."""
+    """An inode that the kernel knows.
+
+    Attributes:
+        lookups: how often the kernel looked it up; it forgets that many at once.
+        parent, name: the name that led to it last.
+        others: more names, for hard links.
+    """
 
     shown: Shown
     number: int
     lookups: int
     parent: int
     name: bytes
+    others: set[tuple[int, bytes]] | None = None
+
+    @property
+    def names(self) -> set[tuple[int, bytes]]:
+        return {(self.parent, self.name), *(self.others or ())}
 
 
 class Places:
@@ -111,8 +124,27 @@ class Places:
             self._known[ino] = Place(shown, number, 1, parent, name)
         else:
             place.lookups += 1
-            place.parent = parent
-            place.name = name
+            if place.parent != parent or place.name != name:
+                self.named(place, parent, name)
+
+    def named(self, place: Place, parent: int, name: bytes) -> None:
+        """Note that an inode has, maybe besides another, a name that the kernel knows."""
+        if place.number != ROOT_INODE:
+            place.others = {*(place.others or ()), (place.parent, place.name)}
+            place.parent, place.name = parent, name
+
+    def unnamed(self, ino: int, parent: int, name: bytes) -> None:
+        """Note that the kernel took a name from an inode."""
+        place = self._known.get(ino)
+        if place is None or not place.others:
+            return
+        place.others.discard((parent, name))
+        if (place.parent, place.name) == (parent, name) and place.others:
+            place.parent, place.name = place.others.pop()
+
+    def known(self) -> list[tuple[int, Place]]:
+        """Everything that the kernel knows."""
+        return list(self._known.items())
 
     def forget(self, ino: int, count: int) -> None:
         """Note that the kernel dropped an inode that it had looked up `count` times."""
@@ -145,11 +177,11 @@ def attributes(shown: Shown, inode: Inode) -> pyfuse3.EntryAttributes:
     return entry
 
 
-def absent() -> pyfuse3.EntryAttributes:
-    """The reply that there is nothing by a name, which the kernel may keep."""
+def absent(timeout: float) -> pyfuse3.EntryAttributes:
+    """The reply that there is nothing by a name, which the kernel may keep for a while."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = pyfuse3.InodeT(0)
-    entry.entry_timeout = FOREVER
+    entry.entry_timeout = timeout
     return entry
 
 

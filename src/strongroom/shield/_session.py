@@ -19,7 +19,9 @@ import pyfuse3
 from strongroom.errors import UnsupportedPlatformError
 from strongroom.shield._fuse import VaultOperations
 from strongroom.shield._loop import Loop
+from strongroom.shield._places import Shown
 from strongroom.vault import Vault
+from strongroom.vault.rows import ROOT_INODE
 
 _logger = logging.getLogger("strongroom.mount")
 
@@ -46,19 +48,26 @@ class Session:
             options.add("ro")
         if allow_other:
             options.add("allow_other")
+        self._shown = [shown for shown in operations.places.shown if shown.writable]
+        for shown in self._shown:
+            shown.vault.keep_log()
         try:
             pyfuse3.init(operations, mountpoint, options)
         except RuntimeError as error:
+            self._leave_logs()
             raise UnsupportedPlatformError(
                 f"mount of {mountpoint}: {error}",
                 hint="needs CAP_SYS_ADMIN in the user namespace that owns the mount namespace, or fusermount3",
             ) from None
-        self._vaults = [shown.vault for shown in operations.places.shown if shown.writable]
         self._committed = time.monotonic()
         self._invalid = _Invalidator()
-        self._loop = Loop(self._tick if self._vaults else None)
+        self._loop = Loop(self._tick if self._shown else None)
         self._thread = threading.Thread(target=self._run, name="strongroom-fuse", daemon=True)
         self._thread.start()
+
+    def _leave_logs(self) -> None:
+        for shown in self._shown:
+            shown.vault.leave_log()
 
     # The serving thread.
 
@@ -71,7 +80,9 @@ class Session:
             # Also when somebody else unmounted it.
             try:
                 self._operations.close()
-                self._commit_all()
+                for shown in self._shown:
+                    self._commit(shown.vault)
+                self._leave_logs()
             except BaseException as error:
                 self._failed("the last commit", error)
                 self._error = error
@@ -84,9 +95,10 @@ class Session:
         try:
             now = time.monotonic()
             due = now >= self._committed + _COMMIT_EVERY
-            for vault in self._vaults:
-                if vault.is_outdated():
-                    self._catch_up(vault)
+            for shown in self._shown:
+                vault = shown.vault
+                vault.refresh()
+                self._forget_changes(shown)
                 if due or vault.is_wanted() or vault.dirty_bytes > _COMMIT_AT:
                     self._commit(vault)
             if due:
@@ -95,16 +107,37 @@ class Session:
             self._failed("commit", error)
             self._committed = time.monotonic()
 
-    def _commit_all(self) -> None:
-        for vault in self._vaults:
-            self._commit(vault)
-
     def _commit(self, vault: Vault) -> None:
         if vault.changed or vault.is_wanted():
             vault.commit()
 
-    def _catch_up(self, vault: Vault) -> None:
-        """Show what another process committed."""
+    def _forget_changes(self, shown: Shown) -> None:
+        """Have the kernel ask anew for what other processes changed.
+
+        It keeps the size of a file that is open, whatever we say, so such a program sees the new one when it opens the
+        file again.
+        """
+        changed = shown.vault.overtaken()
+        if changed is None:
+            return
+        for ino, place in self._operations.places.known():
+            if place.shown is not shown:
+                continue
+            itself = place.number in changed
+            if place.number != ROOT_INODE:
+                for parent, name in place.names:
+                    above = parent ^ shown.mask
+                    if itself or (above in changed and not self._is_still(shown, above, name, place.number)):
+                        self._invalid.entry(parent, name)
+            if itself:
+                self._invalid.inode(ino)
+
+    @staticmethod
+    def _is_still(shown: Shown, parent: int, name: bytes, number: int) -> bool:
+        try:
+            return shown.vault.lookup(parent, name).id == number
+        except OSError:
+            return False
 
     # The end, from another thread.
 
@@ -121,7 +154,7 @@ class Session:
         if self._ended:
             return
         self._ended = True
-        if self._thread.is_alive() and self._vaults:
+        if self._thread.is_alive() and self._shown:
             _write_back(self._mountpoint)
             _unmount(self._mountpoint)
         if self._thread.is_alive():
