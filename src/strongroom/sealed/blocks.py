@@ -38,8 +38,8 @@ _CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
 _THREADS: Final = min(4, _CORES)
 _LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
 _SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
-_SLICE: Final = 512 << 10  # bytes that a thread takes on at once
-_RUN: Final = 64 << 10  # bytes read or written in one call, where places follow each other
+_SLICE: Final = 1 << 20  # bytes that a thread takes on at once
+_RUN: Final = 256 << 10  # bytes read or written in one call, where places follow each other
 _NONCES_PER_KEY: Final = 1 << 31
 
 
@@ -82,7 +82,8 @@ class BlockStore:
         self._clear = authenticated_only
         # An authenticated block stands behind its associated data, an encrypted one or several before the last's tag.
         self._aad_size = len(self._aad) + len(layout.pack_level_index(0, 0))
-        self._boxes: list[bytearray] = []
+        # Kept for the next call: boxes for one block, and for a run.
+        self._boxes: tuple[list[bytearray], list[bytearray]] = ([], [])
 
     # Pointers.
 
@@ -117,7 +118,7 @@ class BlockStore:
     def _read_sealed(
         self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
     ) -> None:
-        size, box = self.block_size, self._take_box()
+        size, box = self.block_size, self._take_box(stop - start)
         view = memoryview(box)
         at = start
         while at < stop:
@@ -147,12 +148,12 @@ class BlockStore:
                 except TamperedError:
                     raise self._changed(level, index + at + i, place) from None
             at = end
-        self._boxes.append(box)
+        self._give_box(box)
 
     def _read_clear(
         self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
     ) -> None:
-        size, box = self.block_size, self._take_box()
+        size, box = self.block_size, self._take_box(stop - start)
         block = memoryview(box)[self._aad_size :]
         nothing = bytearray()
         for at in range(start, stop):
@@ -168,7 +169,7 @@ class BlockStore:
             except TamperedError:
                 raise self._changed(level, index + at, field) from None
             out[at * size : (at + 1) * size] = block
-        self._boxes.append(box)
+        self._give_box(box)
 
     def _cipher(self, level: int, index: int, field: int) -> BlockCipher:
         cipher = self._ciphers.get(field >> GENERATION_SHIFT)
@@ -214,7 +215,8 @@ class BlockStore:
         start: int,
         stop: int,
     ) -> None:
-        size, box, generation = self.block_size, self._take_box(), self.generation << GENERATION_SHIFT
+        size, box = self.block_size, self._take_box(stop - start)
+        generation = self.generation << GENERATION_SHIFT
         view = memoryview(box)
         at = start
         while at < stop:
@@ -237,7 +239,7 @@ class BlockStore:
                 )
             self._storage.write_at((place - self._origin) * size, view[: (end - at) * size])
             at = end
-        self._boxes.append(box)
+        self._give_box(box)
 
     def _write_clear(
         self,
@@ -250,7 +252,8 @@ class BlockStore:
         start: int,
         stop: int,
     ) -> None:
-        size, box, generation = self.block_size, self._take_box(), self.generation << GENERATION_SHIFT
+        size, box = self.block_size, self._take_box(stop - start)
+        generation = self.generation << GENERATION_SHIFT
         block = memoryview(box)[self._aad_size :]
         tag = bytearray(TAG_SIZE)
         for at in range(start, stop):
@@ -259,15 +262,15 @@ class BlockStore:
             self._writer.encrypt_into(nonces[at], b"", box, tag)
             self._storage.write_at((places[at] - self._origin) * size, block)
             POINTER.pack_into(pointers, at * POINTER.size, generation | places[at], nonces[at], tag)
-        self._boxes.append(box)
+        self._give_box(box)
 
     def copy(self, source: int, target: int) -> None:
         """Put what rests in one place into another too, as it is: a place is bound into no block."""
-        box = self._take_box()
+        box = self._take_box(1)
         view = memoryview(box)[: self.block_size]
         self._fetch(0, 0, source, view)
         self._storage.write_at((target - self._origin) * self.block_size, view)
-        self._boxes.append(box)
+        self._give_box(box)
 
     def _draw(self, count: int) -> list[bytes]:
         """Nonces that never repeat: the first half selects a derived key, the second is random for each block."""
@@ -280,13 +283,17 @@ class BlockStore:
 
     # Threads.
 
-    def _take_box(self) -> bytearray:
+    def _take_box(self, blocks: int) -> bytearray:
+        many = blocks > 1 and self._run > 1
         try:
-            return self._boxes.pop()
+            return self._boxes[many].pop()
         except IndexError:
-            return bytearray(
-                self._aad_size + self.block_size if self._clear else self._run * self.block_size + TAG_SIZE
-            )
+            if self._clear:
+                return bytearray(self._aad_size + self.block_size)
+            return bytearray((self._run if many else 1) * self.block_size + TAG_SIZE)
+
+    def _give_box(self, box: bytearray) -> None:
+        self._boxes[len(box) > 2 * self.block_size].append(box)
 
     def _split(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call `work` for all of 0 to `count`, in several threads where that is faster."""

@@ -37,9 +37,14 @@ class MemoryStorage:
 
     def write_at(self, offset: int, data: Buffer) -> None:
         with self._lock, memoryview(data) as view:
+            end = offset + len(view)
+            if end <= len(self.data):
+                with memoryview(self.data) as own:  # a slice of the bytearray itself would be copied twice
+                    own[offset:end] = view
+                return
             if offset > len(self.data):
                 self._resize(offset)
-            self.data[offset : offset + len(view)] = view
+            self.data[offset:end] = view
 
     def sync(self) -> None:
         """Memory has nothing to write back."""
