@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from strongroom.data.order import Indices
 from strongroom.data.source import Source
@@ -28,6 +29,7 @@ from strongroom.data.source import Source
 Bytes = npt.NDArray[np.uint8]
 
 _SCRATCH = 1 << 20  # adjacent missing blocks are read up to this together
+_SMALL = 8  # rows of which so many fit into a block are gathered together
 _CHECK = 64  # batches without a miss, after which it is worth a look whether all is there
 
 
@@ -53,7 +55,11 @@ class Rows:
         blocks = -(-(self._end - self._base) // block)
         kept = min(blocks, held // block)
         self._slots = ring // block if kept < blocks else 0
-        self._ring: OrderedDict[int, bytearray] = OrderedDict()
+        # Which slot of the ring holds a block, by last use. Slots are filled in turn, so that no free list is needed.
+        self._ring: OrderedDict[int, int] = OrderedDict()
+        self._ring_bytes: Bytes = np.empty(self._slots * block, np.uint8)
+        # Row-sized pieces of the ring from any byte on: picking from them gathers rows in one call.
+        self._pieces = sliding_window_view(self._ring_bytes, size) if size <= self._slots * block else None
         self._process = os.getpid()
         self._held = _shared(kept * block)
         self._there = _shared(kept)
@@ -95,6 +101,8 @@ class Rows:
                     for k, row in zip(chosen.tolist(), rows.tolist(), strict=True):
                         out[k] = self._view[row]
             positions = positions[~inside]
+        if len(positions) and self._size * _SMALL <= self._block and not _neighbours(indices):
+            positions = self._read_small(indices, positions, out)
         if len(positions):
             self._read(indices, positions, out)
 
@@ -159,18 +167,31 @@ class Rows:
         froms = (rows[starts] * self._size + (self._offset - self._base)).tolist()
         tos = (positions[starts] * self._size).tolist()
         target = out.data.cast("B")
-        block, ring = self._block, self._ring
         with self._source.lock:
             if self._process != os.getpid():
                 self._process = os.getpid()
-                ring.clear()  # what a parent kept is the parent's to count
+                self._ring.clear()  # what a parent kept is the parent's to count
             for start, to, length in zip(froms, tos, lengths[by_place].tolist(), strict=True):
-                index, within = divmod(start, block)
-                if within + length <= block and length < block and index in ring:
-                    ring.move_to_end(index)
-                    target[to : to + length] = memoryview(ring[index])[within : within + length]
-                else:
-                    self._read_run(start, target[to : to + length])
+                self._read_run(start, target[to : to + length])
+
+    def _read_small(self, indices: Indices, positions: npt.NDArray[Any], out: Bytes) -> npt.NDArray[Any]:
+        """The rows at `positions` that lie within one block each, through the ring; the result is the other ones."""
+        starts = indices[positions] * self._size + self._lead
+        blocks = starts // self._block
+        within = starts - blocks * self._block
+        whole = within <= self._block - self._size
+        needed, inverse = np.unique(blocks[whole], return_inverse=True)
+        if len(needed) > self._slots:
+            return positions
+        with self._source.lock:
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                self._ring.clear()
+            slots = np.array([self._ringed(block) for block in needed.tolist()], np.int64)
+            if len(slots) and self._pieces is not None:
+                out[positions[whole]] = self._pieces[slots[inverse] * self._block + within[whole]]
+        straddling: npt.NDArray[Any] = positions[~whole]
+        return straddling
 
     def _read_run(self, start: int, target: memoryview) -> None:
         block, ring = self._block, self._ring
@@ -179,7 +200,8 @@ class Rows:
             index, within = divmod(start + done, block)
             count = min(block - within, length - done)
             if index in ring or (count < block and self._slots):
-                target[done : done + count] = memoryview(self._ringed(index))[within : within + count]
+                at = self._ringed(index) * block + within
+                target[done : done + count] = self._ring_bytes[at : at + count].data
             else:
                 # Whole blocks, up to the next one in the ring or the part of a block at the end; or there is no ring.
                 while self._slots and length - done - count >= block and (index := index + 1) not in ring:
@@ -189,22 +211,33 @@ class Rows:
                 self._source.read(self._base + start + done, target[done : done + count])
             done += count
 
-    def _ringed(self, index: int) -> bytearray:
+    def _ringed(self, index: int) -> int:
+        """The slot of the ring that holds a block, which is the last used one now."""
         ring = self._ring
-        found = ring.get(index)
-        if found is not None:
+        slot = ring.get(index)
+        if slot is not None:
             ring.move_to_end(index)
-            return found
-        spare = ring.popitem(last=False)[1] if len(ring) >= self._slots else bytearray(self._block)
-        size = min(self._block, self._source.length - self._base - index * self._block)
-        self._source.read(self._base + index * self._block, memoryview(spare)[:size])
-        ring[index] = spare
-        return spare
+            return slot
+        slot = len(ring) if len(ring) < self._slots else ring.popitem(last=False)[1]
+        start = index * self._block
+        size = min(self._block, self._source.length - self._base - start)
+        try:
+            self._source.read(self._base + start, self._ring_bytes[slot * self._block :][:size].data)
+        except BaseException:
+            ring.clear()  # so that the slots in use stay the first ones
+            raise
+        ring[index] = slot
+        return slot
 
 
 def _shared(size: int) -> Bytes:
     """Zeros that this process and those that it forks share; the pages are taken when they are first written."""
     return np.frombuffer(mmap.mmap(-1, size), np.uint8) if size else np.empty(0, np.uint8)
+
+
+def _neighbours(indices: Indices) -> bool:
+    """Whether most of a batch follows the order of the file, so that it is better read in runs."""
+    return 2 * int(np.count_nonzero(np.diff(indices) == 1)) > len(indices)
 
 
 def _runs(sorted_blocks: npt.NDArray[Any], most: int) -> list[tuple[int, int]]:
