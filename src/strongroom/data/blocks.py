@@ -113,6 +113,7 @@ class Rows:
         step = max(1, _SCRATCH // self._block)
         for first in range(0, len(self._there), step):
             self._load(first + np.flatnonzero(self._there[first : first + step] == 0))
+        self._complete = self._rows_held == self._count
 
     def _fill(self, rows: Indices) -> None:
         first = rows * self._size + self._lead
