@@ -43,7 +43,10 @@ class Session:
         self._ended = False
         self._error: BaseException | None = None
         # Requests then have the kernel's largest size, 1 MiB; `max_read` itself cannot be set through pyfuse3.
-        options = {"default_permissions", f"fsname={source}", "subtype=vault"}
+        options = {f"fsname={source}", "subtype=vault"}
+        if allow_other or os.getuid() != 0:
+            # Else only root comes in, whom no permission stops: and each change of a directory saves a request.
+            options.add("default_permissions")
         if not operations.places.writable:
             options.add("ro")
         if allow_other:
