@@ -609,7 +609,7 @@ def test_the_cache_is_as_large_as_said(tmp_path: Path):
     with open_sealed(tmp_path / "f", "x", key=KEY, anchor=NO_FRESHNESS, block_size=BLOCK, cache=0) as file:
         for n in range(50):
             file.write_at(n * BLOCK, bytes([n]) * 10)
-        assert len(file._content._clean) + len(file._content._newer) < 10
+        assert file._content.dirty < 10 * BLOCK
         for n in range(50):
             buffer = bytearray(10)
             file.read_at(n * BLOCK, buffer)

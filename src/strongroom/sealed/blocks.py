@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
-from strongroom.crypto import NONCE_SIZE, TAG_SIZE, BlockCipher, random_bytes
+from strongroom.crypto import TAG_SIZE, BlockCipher
 from strongroom.errors import TamperedError, TruncatedError, WrongKeyError
 from strongroom.sealed import layout
 from strongroom.sealed.layout import (
@@ -40,7 +40,6 @@ _LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
 _SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
 _SLICE: Final = 1 << 20  # bytes that a thread takes on at once
 _RUN: Final = 256 << 10  # bytes read or written in one call, where places follow each other
-_NONCES_PER_KEY: Final = 1 << 31
 
 
 class BlockStore:
@@ -77,7 +76,7 @@ class BlockStore:
         self._writer = ciphers[generation]
         self._aad = layout.block_aad(file_id, AUTHENTICATED_ONLY if authenticated_only else 0)
         self._fields = struct.Struct("<" + "Q40x" * self.fanout)
-        self._prefix, self._drawn = b"", _NONCES_PER_KEY
+        self._nonces = layout.NonceSource()
         self._run = 1 if authenticated_only else max(1, _RUN // block_size)
         self._clear = authenticated_only
         # An authenticated block stands behind its associated data, an encrypted one or several before the last's tag.
@@ -197,7 +196,7 @@ class BlockStore:
 
     def write(self, level: int, index: int, places: list[int], data: Buffer) -> bytearray:
         """Seal the blocks of `data`, the first of them block `index`, into `places`; the result is their pointers."""
-        nonces = self._draw(len(places))
+        nonces = self._nonces.take(len(places))
         pointers = bytearray(len(places) * POINTER.size)
         view = memoryview(data)
         write = self._write_clear if self._clear else self._write_sealed
@@ -271,15 +270,6 @@ class BlockStore:
         self._fetch(0, 0, source, view)
         self._storage.write_at((target - self._origin) * self.block_size, view)
         self._give_box(box)
-
-    def _draw(self, count: int) -> list[bytes]:
-        """Nonces that never repeat: the first half selects a derived key, the second is random for each block."""
-        if self._drawn + count > _NONCES_PER_KEY:
-            self._prefix, self._drawn = random_bytes(NONCE_SIZE // 2), 0
-        self._drawn += count
-        half = NONCE_SIZE // 2
-        drawn = random_bytes(half * count)
-        return [self._prefix + drawn[at : at + half] for at in range(0, half * count, half)]
 
     # Threads.
 

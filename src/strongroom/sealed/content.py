@@ -10,6 +10,7 @@ from strongroom.crypto import BlockCipher
 from strongroom.errors import StrongroomError, UsageError
 from strongroom.sealed import layout, upkeep, versions
 from strongroom.sealed.blocks import BlockStore
+from strongroom.sealed.cache import BlockCache
 from strongroom.sealed.layout import MAX_LENGTH
 from strongroom.sealed.tree import END, BlockTree
 from strongroom.sealed.versions import Scrub, Version
@@ -83,10 +84,7 @@ class Content:
         self._tree = BlockTree(store, version, held, first=layout.first_place(block_size) if slots else 1)
         self._version = version
         self._length = version.length if version else 0
-        # Decrypted blocks: as the tree has them, in the order of their last use, and newer than the tree.
-        self._clean: dict[int, bytearray] = {}
-        self._newer: dict[int, bytearray] = {}
-        self._capacity = max(4, cache // block_size)
+        self._blocks = BlockCache(self._tree, block_size, max(4, cache // block_size), write_early=write_early)
         # Changes are counted, so that one made between `prepare` and `committed` is not lost sight of.
         self._changes = 0
         self._prepared: tuple[Version, int] | None = None
@@ -114,7 +112,7 @@ class Content:
     @property
     def dirty(self) -> int:
         """Bytes of decrypted blocks that are newer than the tree."""
-        return len(self._newer) * self._size
+        return self._blocks.dirty
 
     @property
     def poisoned(self) -> bool:
@@ -145,21 +143,14 @@ class Content:
         size, done = self._size, 0
         while done < len(view):
             index, start = divmod(offset + done, size)
-            count = self._blocks_apart(index, min(len(view) - done, _PIECE) // size) if start == 0 else 0
+            count = self._blocks.apart(index, min(len(view) - done, _PIECE) // size) if start == 0 else 0
             if count:
                 self._tree.read(index, view[done : done + count * size])
                 done += count * size
             else:
                 part = view[done : done + size - start]
-                part[:] = memoryview(self._block(index))[start : start + len(part)]
+                part[:] = memoryview(self._blocks.block(index))[start : start + len(part)]
                 done += len(part)
-
-    def _blocks_apart(self, index: int, count: int) -> int:
-        """How many blocks from `index` on, at most `count`, are not in memory."""
-        for blocks in (self._newer, self._clean):
-            if blocks:
-                count = next((i for i in range(count) if index + i in blocks), count)
-        return count
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; a gap behind the end becomes a hole, which reads as zeros.
@@ -191,15 +182,14 @@ class Content:
             count = min(len(view) - done, _PIECE) // size if start == 0 else 0
             if count and self._write_early:
                 self._tree.write(index, view[done : done + count * size])
-                self._forget(index, index + count)
+                self._blocks.forget(index, index + count)
                 done += count * size
             elif count:
-                self._clean.pop(index, None)
-                self._newer[index] = bytearray(view[done : done + size])
+                self._blocks.put(index, view[done : done + size])
                 done += size
             else:
                 part = view[done : done + size - start]
-                memoryview(self._newer_block(index))[start : start + len(part)] = part
+                memoryview(self._blocks.changing(index))[start : start + len(part)] = part
                 done += len(part)
 
     def truncate(self, length: int) -> None:
@@ -214,10 +204,9 @@ class Content:
             if length > self._length:
                 self._tree.grow(length)
             else:
-                last, start = divmod(length, self._size)
-                if start:
-                    self._newer_block(last)[start:] = bytes(self._size - start)
-                self._forget(-(-length // self._size), END)
+                behind = -(-length // self._size)
+                self._blocks.zero(length, behind * self._size)
+                self._blocks.forget(behind)
                 self._tree.cut(length)
             self._length = length
             self._poisoned = False
@@ -239,20 +228,14 @@ class Content:
             if stop == self._length:
                 last = END  # the last block goes too, though it be no whole one
             if first > last:
-                self._zero(offset, stop)
+                self._blocks.zero(offset, stop)
             else:
-                self._zero(offset, min(first * self._size, stop))
+                self._blocks.zero(offset, min(first * self._size, stop))
                 if last != END:
-                    self._zero(last * self._size, stop)
-                self._forget(first, last)
+                    self._blocks.zero(last * self._size, stop)
+                self._blocks.forget(first, last)
                 self._tree.punch(first, last)
             self._poisoned = False
-
-    def _zero(self, start: int, stop: int) -> None:
-        """Zero a range that lies in one block."""
-        if start < stop:
-            index, at = divmod(start, self._size)
-            self._newer_block(index)[at : at + stop - start] = bytes(stop - start)
 
     # Versions.
 
@@ -269,7 +252,7 @@ class Content:
             self._writing()
             self._poisoned = True
             if self._version is None or self.changed:
-                self._write_newer()
+                self._blocks.write()
                 self._prepared = self._tree.prepare(self._length), self._changes
             else:
                 self._tree.trim()
@@ -328,8 +311,8 @@ class Content:
         with self._lock:
             self._writing()
             self._poisoned = True
-            rewrite = self._tree.rewrite if self._write_early else self._rewrite_later
-            done, left = upkeep.rekey_step(self._tree, limit_blocks, rewrite, self._newer)
+            rewrite = self._tree.rewrite if self._write_early else self._blocks.changing
+            done, left = upkeep.rekey_step(self._tree, limit_blocks, rewrite, self._blocks.newer)
             self._changes += done > 0
             self._poisoned = False
             return left
@@ -347,8 +330,8 @@ class Content:
             self._poisoned = True
             if self._write_early:
                 self._tree.flush()
-            move = self._tree.move if self._write_early else self._rewrite_later
-            moved = upkeep.compact(self._tree, limit_blocks, move, self._newer)
+            move = self._tree.move if self._write_early else self._blocks.changing
+            moved = upkeep.compact(self._tree, limit_blocks, move, self._blocks.newer)
             self._changes += moved > 0
             self._poisoned = False
             return moved
@@ -363,64 +346,8 @@ class Content:
         """Forget everything decrypted. What was not committed is lost. Closing twice is fine."""
         with self._lock:
             self._closed = True
-            self._clean.clear()
-            self._newer.clear()
+            self._blocks.forget()
             self._tree.forget()
-
-    # Decrypted blocks.
-
-    def _block(self, index: int) -> bytearray:
-        block = self._newer.get(index)
-        if block is None:
-            block = self._clean.pop(index, None)
-            if block is None:
-                block = self._spare()
-                self._load(index, block)
-            self._clean[index] = block  # now the last to go
-        return block
-
-    def _newer_block(self, index: int) -> bytearray:
-        block = self._newer.get(index)
-        if block is None:
-            if self._write_early and len(self._newer) >= self._capacity // 2:
-                self._write_newer()
-            block = self._clean.pop(index, None)
-            if block is None:
-                block = self._spare()
-                self._load(index, block)
-            self._newer[index] = block
-        return block
-
-    def _load(self, index: int, block: bytearray) -> None:
-        if index * self._size < self._length:
-            self._tree.read(index, block)
-        else:
-            block[:] = bytes(self._size)
-
-    def _spare(self) -> bytearray:
-        if self._clean and len(self._clean) + len(self._newer) >= self._capacity:
-            return self._clean.pop(next(iter(self._clean)))
-        return bytearray(self._size)
-
-    def _rewrite_later(self, index: int) -> None:
-        self._newer_block(index)
-
-    def _write_newer(self) -> None:
-        """Write what is newer than the tree, which then has it."""
-        for index in sorted(self._newer):
-            self._tree.write(index, self._newer[index])
-            self._clean[index] = self._newer.pop(index)
-        while len(self._clean) > self._capacity:
-            del self._clean[next(iter(self._clean))]
-
-    def _forget(self, first: int, stop: int) -> None:
-        for blocks in (self._clean, self._newer):
-            if stop - first < len(blocks):
-                for index in range(first, stop):
-                    blocks.pop(index, None)
-            else:
-                for index in [index for index in blocks if first <= index < stop]:
-                    del blocks[index]
 
     # State.
 

@@ -347,8 +347,14 @@ class NonceSource:
         self._prefix = b""
 
     def next(self) -> bytes:
-        if self._used >= self._LIMIT:
+        return self.take(1)[0]
+
+    def take(self, count: int) -> list[bytes]:
+        """So many of them."""
+        if self._used + count > self._LIMIT:
             self._prefix = random_bytes(NONCE_SIZE // 2)
             self._used = 0
-        self._used += 1
-        return self._prefix + random_bytes(NONCE_SIZE // 2)
+        self._used += count
+        half = NONCE_SIZE // 2
+        drawn = random_bytes(half * count)
+        return [self._prefix + drawn[at : at + half] for at in range(0, half * count, half)]

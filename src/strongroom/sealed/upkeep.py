@@ -13,7 +13,7 @@ from strongroom.sealed.layout import GENERATION_SHIFT, PLACE_MASK
 from strongroom.sealed.tree import BlockTree
 
 
-def rekey_step(tree: BlockTree, limit: int, rewrite: Callable[[int], None], newer: Container[int]) -> tuple[int, int]:
+def rekey_step(tree: BlockTree, limit: int, rewrite: Callable[[int], object], newer: Container[int]) -> tuple[int, int]:
     """Write at most `limit` blocks anew that are not of the store's generation; how many, and how many are left."""
     done = left = 0
     for level, index, field in _blocks(tree):
@@ -30,7 +30,7 @@ def rekey_step(tree: BlockTree, limit: int, rewrite: Callable[[int], None], newe
     return done, left
 
 
-def compact(tree: BlockTree, limit: int, move: Callable[[int], None], newer: Container[int]) -> int:
+def compact(tree: BlockTree, limit: int, move: Callable[[int], object], newer: Container[int]) -> int:
     """Move at most `limit` blocks from the highest places into free low ones; how many were moved.
 
     Places that older versions hold are not free, so that it may take a commit or two until the next step finds room.
