@@ -205,6 +205,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
                     self.refresh()  # where the platform has no byte locks, it would be in the way
                 self._writer = self._open_as("x" if self._mode == "x" else "r+")
                 self._mode = "r+"
+            _catch_up(self._writer)
             return self._writer
 
     def _check_process(self) -> None:
@@ -277,11 +278,16 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         self._changed()
 
     def refresh(self) -> None:
-        """Read the newest version from now on; files that are open for reading end."""
+        """Read the newest version from now on; files that are open for reading end.
+
+        Where something was written, that happens by itself with the next change.
+        """
         with self._lock:
             reader, self._reader = self._reader, None
             if reader is not None:
                 reader.discard()
+            if self._writer is not None:
+                _catch_up(self._writer)
 
     def close(self) -> None:
         """Commit what was changed, and close the vault. It is opened again when it is used again."""
@@ -289,10 +295,10 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
             self._check_process()
             writer, self._writer = self._writer, None
             try:
+                self.refresh()
+            finally:
                 if writer is not None:
                     writer.close()
-            finally:
-                self.refresh()
 
     def __del__(self) -> None:
         # What was not committed is not: that must not depend on when the collector runs.
@@ -476,6 +482,13 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
 
 def _has_open_files(vault: Vault) -> bool:
     return any(node.handles for node in vault._files.nodes.values())
+
+
+def _catch_up(vault: Vault) -> None:
+    """Go on from what others have committed, unless there is anything to commit: then the commit does that."""
+    with vault._lock:
+        if not vault.changed:
+            vault._catch_up()
 
 
 def _again(options: dict[str, Any]) -> SealedFileSystem:
