@@ -148,6 +148,25 @@ def test_fsyncs_of_a_dead_process_are_taken_in(world):
     assert "never" not in found
 
 
+def test_fsyncs_of_a_dead_process_come_before_what_is_committed_after_it(world):
+    """A process that has changes of its own when the owner of the log dies takes the log in first, and then conflicts."""
+    dead, living, other = world.open(log=True), world.open(), world.open()
+    living.write_bytes("small", b"living")
+    other.write_bytes("other", b"o" * 100_000)
+    dead.write_bytes("small", b"d" * 6000)
+    dead.write_bytes("big2", BIG)
+    dead.fsync(dead.stat("small").inode)
+    dead.discard()
+    other.commit()
+    with pytest.raises(ConflictError):
+        living.commit()
+    living.discard()
+    other.close()
+    found = world.files()
+    assert found["small"] == b"d" * 6000
+    assert found["other"] == b"o" * 100_000
+
+
 def test_the_log_has_one_owner(world):
     with world.open(log=True):
         with pytest.raises(LockedError, match="is mounted for writing already"):

@@ -65,7 +65,7 @@ def test_another_key(world, log):
     new = random_key()
     old_copy = {name: bytes(file.data) for name, file in directory.files.items()}
     with vault.open(directory, "r+", key=KEY, anchor=anchor) as opened:
-        before = {file for file in opened._state.data_files()}
+        before = set(opened._state.data_files())
     told = []
     opened = Vault(directory, "r+", KEY, anchor, what="vault", log=log)
     opened.rekey(new, told.append)

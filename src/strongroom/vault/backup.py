@@ -24,8 +24,9 @@ from strongroom.sealed.layout import SLOT_SIZE, SLOTS_SIZE, block_cipher, open_s
 from strongroom.storage import LOCKS_AT, Directory, LocalDirectory, Storage
 from strongroom.vault.access import VaultKey
 from strongroom.vault.check import find_problems
-from strongroom.vault.engine import LOG, META
+from strongroom.vault.engine import META
 from strongroom.vault.files import parse_data_name
+from strongroom.vault.journal import LOG
 from strongroom.vault.keys import KEYS
 from strongroom.vault.rows import ROOT_INODE, Tree
 from strongroom.vault.transfer import walk_vault

@@ -18,28 +18,29 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from strongroom.errors import CasError, ConflictError, LockedError, RollbackError, StrongroomError, UsageError
 from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.layout import MIN_BLOCK
 from strongroom.sealed.opening import open_in
-from strongroom.storage import LOCKS_AT, Directory
+from strongroom.storage import Directory
 from strongroom.vault.files import Files
-from strongroom.vault.log import MAX_RECORD, NO_TAG, Log, log_cipher
+from strongroom.vault.journal import COMMIT_BYTE, LOG_BYTE, Journal
 from strongroom.vault.rows import ROOT_INODE, Change, Inode, pack_change, parse_change
 from strongroom.vault.state import State
-from strongroom.vault.upkeep import compact, rewrite_all
+from strongroom.vault.upkeep import compact, rekey
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
 
 META = "meta"
-LOG = "log"
 MAX_LOG = 64 << 20
 MAX_FSYNC = 1 << 20
 
-_COMMIT_BYTE = LOCKS_AT + (1 << 61) + 1
-_LOG_BYTE = _COMMIT_BYTE + 1
-_WANTED_BYTE = _COMMIT_BYTE + 2
+_WANTED_BYTE = LOG_BYTE + 1
 _PATIENCE = 30.0
-_REKEY_STEP = 1024
 
 _logger = logging.getLogger("strongroom.vault")
 
@@ -68,11 +69,8 @@ class Engine:
         self._closed = False
         self._broken = False
         self._undecided = False  # a commit is on the disk, and the anchor has not answered
-        self._untold = False  # a record is in the log, and the anchor has not answered
         self._dead: list[bytes] = []
         self._ordered: set[int] = set()  # files whose content must be durable no later than their new name
-        self._log: Log | None = None
-        self._keeps_log = False
         self._meta = open_in(
             directory,
             META,
@@ -87,6 +85,7 @@ class Engine:
         )
         try:
             self._locks = self._meta.locks
+            self._journal = Journal(directory, self._meta, self._locks, key)
             self._state = self._read_state()
             self._files = self._make_files()
             if mode == "x":
@@ -166,8 +165,8 @@ class Engine:
             self._usable(to_write=True)
             if self._undecided:
                 return self._finish()
-            self._tell()
-            if not self.changed and self._meta.root is not None and not (self._log and self._log.length):
+            self._journal.tell()
+            if not self.changed and self._meta.root is not None and not self._journal.length:
                 return self._meta.commit()
             with self._breaking():
                 self._files.settle()
@@ -178,15 +177,12 @@ class Engine:
                     return self._finish()
 
     def _finish(self) -> Root:
-        root = self._meta.commit(log=self._position())
+        root = self._meta.commit(log=self._journal.position)
         self._undecided = False
         self._state.committed()
         self._files.committed(self._dead)
         self._ordered.clear()
-        if self._log:
-            self._log.start_over()
-            if not self._keeps_log:
-                self._release_log()
+        self._journal.taken_in()
         return root
 
     @contextlib.contextmanager
@@ -198,7 +194,7 @@ class Engine:
         except BaseException as error:
             # An anchor that did not answer can be asked again; one that holds something else never will agree.
             waits = isinstance(error, CasError) and not isinstance(error, ConflictError)
-            self._broken = not (waits and (self._undecided or self._untold))
+            self._broken = not (waits and (self._undecided or self._journal.untold))
             raise
         self._broken = False
 
@@ -210,18 +206,19 @@ class Engine:
             return
         deadline = time.monotonic() + _PATIENCE
         while True:
-            self._locks.acquire(_COMMIT_BYTE, exclusive=True, wait=True)
-            try:
+            with self._holding(COMMIT_BYTE):
                 self._rebase()
-                if self._log is not None or not self._log_pending() or self._take_log():
+                if self._journal.owned or not self._journal.pending():
                     yield
                     return
-            finally:
-                self._locks.release(_COMMIT_BYTE)
+            if self._journal.is_free():
+                self._have_recovered()
+                continue
             # The owner of the log is alive: ask it to commit first.
-            self._locks.acquire(_WANTED_BYTE, exclusive=False, wait=True)
+            if not self._locks.acquire(_WANTED_BYTE, exclusive=False):
+                raise LockedError(f"{self._what}: byte {_WANTED_BYTE} is locked", hint="close what has locked it")
             try:
-                while self._log_pending():
+                while not self._journal.is_free() and self._is_pending():
                     if time.monotonic() > deadline:
                         raise LockedError(
                             f"{self._what}: a mount has not committed for {_PATIENCE:.0f} s",
@@ -230,6 +227,24 @@ class Engine:
                     time.sleep(0.01)
             finally:
                 self._locks.release(_WANTED_BYTE)
+
+    @contextlib.contextmanager
+    def _holding(self, byte: int) -> Iterator[None]:
+        assert self._locks is not None  # noqa: S101  # the callers have looked
+        self._locks.acquire(byte, exclusive=True, wait=True)
+        try:
+            yield
+        finally:
+            self._locks.release(byte)
+
+    def _is_pending(self) -> bool:
+        self._rebase()
+        return self._journal.pending()
+
+    def _have_recovered(self) -> None:
+        """Have what a dead process logged committed by itself, before what is changed here."""
+        with type(self)(self._directory, "r+", self._key, self._anchor, what=self._what, clock=self._clock):
+            pass
 
     def _catch_up(self) -> None:
         """Go on from the newest commit, if another process made one."""
@@ -251,8 +266,7 @@ class Engine:
             self._broken = True
             raise
         self._files.reload(self._state)
-        if self._log:
-            self._log.lsn, self._log.tag = self._meta.log_position
+        self._journal.follow()
 
     def rekey(self, key: bytes, progress: Callable[[int], None] = lambda size: None) -> Root:
         """Seal everything anew, so that whoever knew the old key can read nothing that is on the disk after it.
@@ -269,32 +283,7 @@ class Engine:
         """
         with self._lock:
             self._usable(to_write=True)
-            if self._log is None and self._locks is not None and self._locks.holders(_LOG_BYTE, _LOG_BYTE):
-                raise LockedError(f"{self._what}: is mounted for writing", hint="unmount it first")
-            rewrite_all(self, progress)
-            with self._breaking(), self._commit_lock():
-                self._meta.rekey(key)
-                self._meta.commit(log=self._position())
-                while self._meta.rekey_step(_REKEY_STEP):
-                    self._meta.commit(log=self._position())
-                # The second takes the place of the version before, after which the old key is not needed.
-                self._meta.commit(log=self._position())
-                self._key = key
-                self._state.base = self._meta.root.sequence if self._meta.root else 0
-                while self._meta.rekeying:
-                    self._state.set_info("key", self._state.base.to_bytes(8, "little"))
-                    self._state.flush(self._meta.live_sequences(after_commit=True))
-                    self._meta.commit(log=self._position())
-                    self._state.committed()
-                if self._log:
-                    lsn, tag = self._log.lsn, self._log.tag
-                    self._log.close()
-                    self._log = self._open_log("r+")
-                    self._log.lsn, self._log.tag = lsn, tag
-            return self._meta.root  # type: ignore[return-value]
-
-    def _position(self) -> tuple[int, bytes]:
-        return (self._log.lsn, self._log.tag) if self._log else self._meta.log_position
+            return rekey(self, key, progress)
 
     def compact(self) -> int:
         """Give back space that nothing needs; by how many bytes the vault's files are smaller now."""
@@ -317,10 +306,10 @@ class Engine:
         """
         with self._lock:
             self._usable(to_write=True)
-            if self._log is None or self._locks is None or self._undecided:
+            if not self._journal.owned or self._undecided or self._meta.root is None:
                 self.commit()
                 return
-            self._tell()
+            self._journal.tell()
             numbers = set(self._ordered)
             if number is not None:
                 numbers.add(number)
@@ -330,32 +319,17 @@ class Engine:
                 return
             if (
                 sum(node.unlogged_bytes for node in nodes) + 400 * rows > MAX_FSYNC
-                or self._log.length > MAX_LOG
+                or self._journal.length > MAX_LOG
                 or self.is_wanted()
             ):
                 self.commit()
                 return
-            with self._breaking():
-                self._locks.acquire(_COMMIT_BYTE, exclusive=True, wait=True)
-                try:
-                    self._rebase()
-                    change = self._state.take_unlogged()
-                    change.data = [node.take_change() for node in nodes]
-                    self._ordered.clear()
-                    record = pack_change(change)
-                    if len(record) > MAX_RECORD:
-                        raise UsageError(f"log record: {len(record)} bytes, wanted at most {MAX_RECORD}")
-                    self._log.append(record)
-                    self._untold = True
-                    self._tell()
-                finally:
-                    self._locks.release(_COMMIT_BYTE)
-
-    def _tell(self) -> None:
-        """Tell the anchor how far the log reaches, if it has not been told."""
-        if self._untold and self._log:
-            self._meta.note_log(self._log.lsn, self._log.tag)
-        self._untold = False
+            with self._breaking(), self._holding(COMMIT_BYTE):
+                self._rebase()
+                change = self._state.take_unlogged()
+                change.data = [node.take_change() for node in nodes]
+                self._ordered.clear()
+                self._journal.append(pack_change(change))
 
     def is_wanted(self) -> bool:
         """Whether another process waits for this one, which owns the log, to commit."""
@@ -367,52 +341,19 @@ class Engine:
             return self._locks is not None and self._meta.root is not None and self._meta.moved()
 
     def _own_log(self) -> None:
+        """Write the log from now on. There must be nothing that is not committed."""
         if self._locks is None or self._files.write_once:
             return  # every fsync is a commit then
-        if self._log is None and not self._take_log():
-            raise LockedError(f"{self._what}: is mounted for writing already", hint="use that mount")
-        self._keeps_log = True
-
-    def _take_log(self) -> bool:
-        """Become the owner of the log, and take in what a dead one left; False if there is a living one."""
-        assert self._locks is not None  # noqa: S101  # the callers have looked
-        if not self._locks.acquire(_LOG_BYTE, exclusive=True):
-            return False
-        self._log = self._open_log("r+")
-        for record in self._log.records():
-            self._replay(parse_change(record))
-        return True
-
-    def _release_log(self) -> None:
-        if self._log:
-            self._log.close()
-            self._log = None
-            self._keeps_log = False
-            if self._locks:
-                self._locks.release(_LOG_BYTE)
-
-    def _open_log(self, mode: str) -> Log:
-        try:
-            storage = self._directory.open(LOG, mode, shared=True)  # type: ignore[arg-type]
-        except FileNotFoundError:
-            if mode == "r":
-                raise
-            storage = self._directory.open(LOG, "x", shared=True)
-            self._directory.sync()
-        lsn, tag = self._meta.log_position
-        return Log(storage, log_cipher(self._key, self._meta.file_id), self._meta.file_id, lsn, tag or NO_TAG)
-
-    def _log_pending(self) -> bool:
-        """Whether the log holds a record that the newest commit has not taken in."""
-        self._catch_up()
-        try:
-            log = self._open_log("r")
-        except FileNotFoundError:
-            return False
-        try:
-            return next(log.records(), None) is not None
-        finally:
-            log.close()
+        while not self._journal.owned:
+            if not self._journal.acquire():
+                raise LockedError(f"{self._what}: is mounted for writing already", hint="use that mount")
+            with self._holding(COMMIT_BYTE):
+                self._rebase()
+                pending = self._journal.pending()
+                self._journal.follow()
+            if pending:
+                self._journal.release()
+                self._have_recovered()
 
     def _replay(self, change: Change) -> None:
         for inode in change.inodes:
@@ -425,7 +366,7 @@ class Engine:
 
     def _recover(self) -> None:
         """Take in what the log of a dead process holds, and check that what the anchor wants is there."""
-        count = self._count_records()
+        count = self._journal.count()
         while count is None:
             # Its owner may have committed and started the log over since the slots were read.
             if not self._meta.moved():
@@ -434,32 +375,19 @@ class Engine:
                     hint="the log was cut or rolled back; restore the latest version",
                 )
             self._read_again()
-            count = self._count_records()
-        if not count or self._locks is None or self._locks.holders(_LOG_BYTE, _LOG_BYTE):
+            count = self._journal.count()
+        if not count or self._locks is None or not self._journal.is_free():
             return
         if self._mode == "r":
             self._recover_for_reader()
-            return
-        if self._take_log():
+        elif self._journal.acquire():
+            with self._holding(COMMIT_BYTE):
+                self._rebase()
+                for record in self._journal.records():
+                    self._replay(parse_change(record))
             _logger.warning("%s: %d fsyncs after the last commit were recovered from the log", self._what, count)
             self.commit()
-
-    def _count_records(self) -> int | None:
-        """How many records no commit has taken in; None if what the anchor wants is neither taken in nor among them."""
-        wanted = self._meta.wanted_log
-        try:
-            log = self._open_log("r")
-        except FileNotFoundError:
-            return None if wanted else 0
-        found = wanted is None or wanted == (log.lsn, log.tag)
-        count = 0
-        try:
-            for _ in log.records():
-                count += 1
-                found = found or wanted == (log.lsn, log.tag)
-        finally:
-            log.close()
-        return count if found else None
+            self._journal.release()
 
     def _read_again(self) -> None:
         """Go on from the newest commit; there are no changes."""
@@ -495,8 +423,7 @@ class Engine:
 
     def _recover_for_reader(self) -> None:
         try:
-            with type(self)(self._directory, "r+", self._key, self._anchor, what=self._what):
-                pass
+            self._have_recovered()
         except OSError as error:
             raise UsageError(
                 f"{self._what}: its log holds changes that no commit has taken in ({error})",
@@ -528,7 +455,7 @@ class Engine:
         if self._locks is None:
             self._meta.close()
             return
-        self._locks.acquire(_COMMIT_BYTE, exclusive=True, wait=True)
+        self._locks.acquire(COMMIT_BYTE, exclusive=True, wait=True)
         try:
             if self._meta.moved():
                 self._meta.discard()
@@ -536,7 +463,7 @@ class Engine:
                 self._meta.close()
         finally:
             if not self._meta.closed:
-                self._locks.release(_COMMIT_BYTE)
+                self._locks.release(COMMIT_BYTE)
 
     def discard(self) -> None:
         """Close without committing: the newest committed version stays the newest."""
@@ -550,15 +477,16 @@ class Engine:
             files.discard()
         if state := self.__dict__.get("_state"):
             state.close()
-        if self._log:
-            self._log.close()
-            self._log = None
+        if journal := self.__dict__.get("_journal"):
+            journal.close()
         self._meta.discard()
 
-    def __enter__(self):  # type: ignore[no-untyped-def]
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:

@@ -6,9 +6,9 @@ import errno
 import os
 import stat
 
-from strongroom.errors import LockedError
+from strongroom.errors import FormatError, LockedError
 from strongroom.vault.engine import Engine
-from strongroom.vault.files import Node
+from strongroom.vault.files import Files, Node
 from strongroom.vault.rows import MAX_NAME, MAX_TARGET, ROOT_INODE, Inline, Inode
 
 RENAME_NOREPLACE = 1
@@ -24,6 +24,7 @@ def failure(number: int, name: bytes | str | None = None) -> OSError:
 class Inodes(Engine):
     """Operations by inode number; 1 is the top directory. Safe to call from several threads."""
 
+    _places: dict[int, tuple[int, bytes]]  # directories that were listed: where their names are
     _overtaken: int | None = None  # the commit that this process was at when another one's came before its next
 
     # Looking.
@@ -50,7 +51,22 @@ class Inodes(Engine):
         """The names behind `after` in a directory, sorted, with their inodes."""
         with self._lock:
             self._directory_inode(parent)
-            return [(name, self.inode(number)) for name, number in self._state.entries(parent, after, limit)]
+            found = [(name, self.inode(number)) for name, number in self._state.entries(parent, after, limit)]
+            for name, inode in found:
+                if inode.is_dir:
+                    self._check_only_name(parent, name, inode.id)
+            return found
+
+    def _make_files(self) -> Files:
+        self._places = {}
+        return super()._make_files()
+
+    def _check_only_name(self, parent: int, name: bytes, number: int) -> None:
+        """So that whoever walks a tree comes to an end, whoever made it."""
+        known = self._places.setdefault(number, (parent, name))
+        if number == ROOT_INODE or (known != (parent, name) and self._state.entry(*known) == number):
+            raise FormatError(f"vault metadata: directory {number} has two names, {known[1]!r} and {name!r}")
+        self._places[number] = parent, name
 
     def target(self, number: int) -> bytes:
         """Where a symbolic link leads. Raises EINVAL."""
@@ -197,9 +213,13 @@ class Inodes(Engine):
 
     def _check_not_below(self, number: int, parent: int) -> None:
         above: int | None = parent
+        seen: set[int] = set()
         while above is not None and above != ROOT_INODE:
             if above == number:
                 raise failure(errno.EINVAL)
+            if above in seen:
+                raise FormatError(f"vault metadata: directory {above} lies below itself")
+            seen.add(above)
             above = self._state.parent(above)
 
     def _check_name(self, name: bytes) -> None:
@@ -309,10 +329,9 @@ class Inodes(Engine):
     def leave_log(self) -> None:
         """Commit, and let other processes have the log. Raises as `commit`."""
         with self._lock:
-            if not self._closed and self._log is not None:
-                self._keeps_log = False
+            if not self._closed and self._journal.owned:
                 self.commit()
-                self._release_log()
+                self._journal.release()
 
     def overtaken(self) -> set[int] | None:
         """The inodes that other processes, or this one, have changed since this was asked last; None if no other has.

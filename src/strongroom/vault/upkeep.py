@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import LockedError
-from strongroom.vault.rows import Inline, Inode, Packed, Tree
+from strongroom.vault.rows import Packed, Tree
 
 if TYPE_CHECKING:
+    from strongroom.sealed import Root
     from strongroom.vault.engine import Engine
 
 _STEP: Final = 4096  # blocks moved between two commits
+_REKEY_STEP: Final = 1024
 _BATCH: Final = 64 << 20  # bytes sealed anew between two commits
 
 
@@ -53,7 +55,32 @@ def _compact_tree(vault: Engine, number: int) -> None:
             vault._files.release(node)
 
 
-def rewrite_all(vault: Engine, progress: Callable[[int], None]) -> None:
+def rekey(vault: Engine, key: bytes, progress: Callable[[int], None]) -> Root:
+    """As `Engine.rekey`: contents first, under new file keys, then `meta`, which holds these."""
+    journal, meta = vault._journal, vault._meta
+    if not journal.owned and not journal.is_free():
+        raise LockedError(f"{vault.name}: is mounted for writing", hint="unmount it first")
+    _rewrite_all(vault, progress)
+    with vault._breaking(), vault._commit_lock():
+        meta.rekey(key)
+        meta.commit(log=journal.position)
+        while meta.rekey_step(_REKEY_STEP):
+            meta.commit(log=journal.position)
+        root = meta.commit(log=journal.position)
+        state = vault._state
+        state.base = root.sequence
+        # The old key goes when no version that can still be opened needs it.
+        while meta.rekeying:
+            state.set_info("rekeyed", root.sequence.to_bytes(8, "little"))
+            state.flush(meta.live_sequences(after_commit=True))
+            root = meta.commit(log=journal.position)
+            state.committed()
+        vault._key = key
+        journal.rekeyed(key)
+    return root
+
+
+def _rewrite_all(vault: Engine, progress: Callable[[int], None]) -> None:
     """Seal every content anew under a new file key, in commits of some size.
 
     Args:
@@ -63,7 +90,7 @@ def rewrite_all(vault: Engine, progress: Callable[[int], None]) -> None:
         LockedError: another process is writing to a file.
     """
     done = 0
-    for number, size in [(inode.id, inode.size) for inode in vault._state.inodes() if needs_key(inode)]:
+    for number, size in [(i.id, i.size) for i in vault._state.inodes() if isinstance(i.body, (Packed, Tree))]:
         if vault._state.find(number) is not None:
             _rewrite(vault, number)
             done += size
@@ -72,11 +99,6 @@ def rewrite_all(vault: Engine, progress: Callable[[int], None]) -> None:
             vault.commit()
             done = 0
     vault.commit()
-
-
-def needs_key(inode: Inode) -> bool:
-    """Whether the content lies in a data file."""
-    return not isinstance(inode.body, Inline) and isinstance(inode.body, (Packed, Tree))
 
 
 def _rewrite(vault: Engine, number: int) -> None:
