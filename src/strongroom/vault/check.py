@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from strongroom.errors import FormatError, IntegrityError, StrongroomError
 from strongroom.storage import LocalDirectory
-from strongroom.vault.engine import LOG, META
+from strongroom.vault.engine import META
 from strongroom.vault.files import parse_data_name
+from strongroom.vault.journal import LOG
 from strongroom.vault.keys import KEYS, KeyRing
 from strongroom.vault.paths import show
 from strongroom.vault.rows import ROOT_INODE, Inline, Packed, Tree
