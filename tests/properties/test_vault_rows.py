@@ -13,14 +13,14 @@ from strongroom.vault.rows import Change, DataChange, Inline, Inode, Packed, Tre
 numbers = st.integers(0, 2**63 - 1)
 small = st.integers(0, 2**32 - 1)
 names = st.binary(min_size=1, max_size=255)
-versions = st.builds(Version, st.binary(min_size=48, max_size=48), st.integers(0, 2**60), numbers)
+versions = st.builds(Version, st.binary(min_size=48, max_size=48), st.integers(0, 2**60), st.integers(0, 2**56 - 1))
 bodies = st.one_of(
     st.none(),
     st.binary(max_size=100).map(Inline),
     st.builds(
         Packed,
         st.binary(min_size=16, max_size=16),
-        numbers,
+        st.integers(0, 2**60),
         st.binary(min_size=24, max_size=24),
         st.binary(min_size=16, max_size=16),
     ),

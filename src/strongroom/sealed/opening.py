@@ -147,7 +147,7 @@ def _open_storage(directory: Directory, name: str, mode: Mode) -> Storage:
         if mode == "x":
             raise
         storage = directory.open(name, "r+", shared=True)
-    if storage.locks is None:
+    if storage.locks is None and not directory.write_once:  # an object store keeps nobody out either way
         storage.close()
         return directory.open(name, "r" if mode == "r" else "r+")
     return storage

@@ -26,6 +26,7 @@ _PRAGMAS = (
     "PRAGMA cache_spill=OFF",
     "PRAGMA cache_size=-32768",
     "PRAGMA trusted_schema=OFF",
+    "PRAGMA cell_size_check=ON",
 )
 
 

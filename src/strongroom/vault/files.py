@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 from strongroom.crypto import random_bytes, random_key
@@ -132,10 +132,12 @@ class Node:
 
     def punch(self, offset: int, length: int) -> None:
         """Make a range read as zeros; the length of the file stays."""
-        end = min(offset + length, self.inode.size)
-        if end <= offset:
+        if min(offset + length, self.inode.size) <= offset:
             return
         self._change(self.inode.size)
+        end = min(offset + length, self.inode.size)
+        if end <= offset:
+            return  # another process has cut the file since
         if self._tree is not None:
             self._tree.punch(offset, end - offset)
         else:
@@ -245,7 +247,7 @@ class Node:
         self._files.state.touch(inode)
         self.dirty = False
 
-    def committed(self, live: Iterable[int]) -> None:
+    def committed(self, live: Collection[int]) -> None:
         """Note that a commit holds what `settle` described."""
         self._cut = NO_CUT
         self._written.clear()
@@ -312,7 +314,7 @@ class Files:
         *,
         locks: ByteLocks | None,
         catch_up: Callable[[], None],
-        live: Callable[[], Iterable[int]],
+        live: Callable[[], Collection[int]],
         clock: Callable[[], int],
         what: str,
     ) -> None:
@@ -353,7 +355,7 @@ class Files:
             return
         node.settle()
         node.unload()
-        if not node.unlogged:
+        if not node.unlogged and not node.locked:  # the lock is kept until a commit has what was written
             self._forget(node)
 
     def _limit_trees(self) -> None:

@@ -85,8 +85,9 @@ class PackReader:
         else:
             self._open.move_to_end(piece.pack)
         storage, cipher = found
-        box = bytearray(size + TAG_SIZE)
-        if storage.read_into(piece.offset, memoryview(box)[:size]) != size:
+        there = storage.size() >= piece.offset + size  # first: no row makes anybody allocate more than there is
+        box = bytearray(size + TAG_SIZE if there else 0)
+        if not there or storage.read_into(piece.offset, memoryview(box)[:size]) != size:
             raise TruncatedError(f"{self._what}: data file {piece.pack.hex()} is too short", hint=CUT_HINT)
         box[size:] = piece.tag
         content = bytearray(size)

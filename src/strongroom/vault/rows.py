@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from strongroom.crypto import KEY_SIZE, NONCE_SIZE, TAG_SIZE
 from strongroom.errors import FormatError
 from strongroom.sealed.content import Version
-from strongroom.sealed.layout import MAX_BLOCK, MAX_LENGTH, MIN_BLOCK, POINTER
+from strongroom.sealed.layout import MAX_BLOCK, MAX_LENGTH, MIN_BLOCK, PLACE_MASK, POINTER
 
 FILE_ID_SIZE: Final = 16
 MAX_NAME: Final = 255
@@ -129,7 +130,10 @@ class Inode:
             raise FormatError("vault metadata: an inode's row has values of other types")
         inode = cls(*row)  # type: ignore[arg-type]
         inode.body = parse_body(row[9])
-        if inode.id < 1 or inode.links < 0 or not 0 <= inode.size <= MAX_LENGTH or not 0 <= inode.mode < 1 << 16:
+        ids = inode.links, inode.uid, inode.gid
+        if inode.id < 1 or inode.changed < 0 or any(not 0 <= value < 1 << 32 for value in ids):
+            raise FormatError(f"vault metadata: inode {inode.id}: a field is out of range")
+        if not 0 <= inode.size <= MAX_LENGTH or not 0 <= inode.mode < 1 << 16:
             raise FormatError(f"vault metadata: inode {inode.id}: a field is out of range")
         return inode
 
@@ -141,13 +145,13 @@ def pack_version(version: Version) -> bytes:
     return _VERSION.pack(version.pointer, version.length, version.places)
 
 
-def parse_version(data: bytes) -> Version:
+def parse_version(data: object) -> Version:
     """Raises FormatError."""
-    if len(data) != _VERSION.size:
-        raise FormatError(f"vault metadata: a version of {len(data)} bytes, wanted {_VERSION.size}")
+    if not isinstance(data, bytes) or len(data) != _VERSION.size:
+        raise FormatError(f"vault metadata: a version of other than {_VERSION.size} bytes")
     pointer, length, places = _VERSION.unpack(data)
-    if length > MAX_LENGTH:
-        raise FormatError(f"vault metadata: a length of {length}, wanted at most {MAX_LENGTH}")
+    if length > MAX_LENGTH or places > PLACE_MASK:
+        raise FormatError(f"vault metadata: a version of {length} bytes in {places} places, wanted less")
     return Version(pointer, length, places)
 
 
@@ -161,20 +165,61 @@ def pack_body(body: Body) -> bytes:
     return _TREE_BODY.pack(_TREE, body.file, body.key, body.block_size, body.since, pack_version(body.version))
 
 
-def parse_body(data: bytes) -> Body:
+def parse_body(data: object) -> Body:
     """Raises FormatError."""
+    if not isinstance(data, bytes):
+        raise FormatError("vault metadata: an inode's content is described by no bytes")
     if data == b"\0":
         return None
     kind = data[0] if data else -1
     if kind == _INLINE:
         return Inline(data[1:])
     if kind == _PACKED and len(data) == _PACKED_BODY.size:
-        return Packed(*_PACKED_BODY.unpack(data)[1:])
+        piece = Packed(*_PACKED_BODY.unpack(data)[1:])
+        if piece.offset <= MAX_LENGTH:
+            return piece
     if kind == _TREE and len(data) == _TREE_BODY.size:
         _, file, key, block_size, since, version = _TREE_BODY.unpack(data)
         if MIN_BLOCK <= block_size <= MAX_BLOCK and not block_size & (block_size - 1):
             return Tree(file, key, block_size, since, parse_version(version))
     raise FormatError("vault metadata: an inode's content is described in an unknown way")
+
+
+def check_schema(found: Iterable[tuple[object, ...]]) -> None:
+    """Raise FormatError unless `found`, the statements of a database's schema, are those of `SCHEMA`.
+
+    A view or a trigger in its place would be a program, which whoever made it wrote and whoever reads would run.
+    """
+    statements = sorted(" ".join(str(sql).split()) for (sql,) in found)
+    if statements != sorted(SCHEMA):
+        raise FormatError(
+            "vault metadata: tables of another kind than a vault has",
+            hint="made by something else, or by a newer strongroom",
+        )
+
+
+def parse_entry(row: tuple[object, ...]) -> tuple[bytes, int]:
+    """(name, inode number) of an entry. Raises FormatError if it cannot be."""
+    name, number = row
+    if not isinstance(name, bytes) or type(number) is not int:
+        raise FormatError("vault metadata: an entry has values of other types")
+    if not 1 <= len(name) <= MAX_NAME or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise FormatError(f"vault metadata: an entry named {name[:MAX_NAME]!r}, which no file can be")
+    return name, number
+
+
+def parse_span(first: object, last: object) -> tuple[int, int]:
+    """The first and the last of some commits. Raises FormatError if they cannot be."""
+    if type(first) is not int or type(last) is not int:
+        raise FormatError("vault metadata: numbers of commits that are no numbers")
+    return first, last
+
+
+def parse_id(value: object) -> bytes:
+    """The id of a data file. Raises FormatError if it cannot be one."""
+    if not isinstance(value, bytes) or len(value) != FILE_ID_SIZE:
+        raise FormatError(f"vault metadata: the id of a data file, wanted {FILE_ID_SIZE} bytes")
+    return value
 
 
 # What the log carries.

@@ -7,11 +7,11 @@ faster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from strongroom.crypto import random_bytes
+from strongroom.crypto import KEY_SIZE, random_bytes
 from strongroom.errors import ConflictError, FormatError
 from strongroom.sealed.content import Version
 from strongroom.vault.database import Database, PageFile
@@ -23,8 +23,12 @@ from strongroom.vault.rows import (
     Inode,
     Packed,
     Tree,
+    check_schema,
     pack_version,
     parse_body,
+    parse_entry,
+    parse_id,
+    parse_span,
     parse_version,
 )
 
@@ -66,6 +70,7 @@ class State:
                 for statement in SCHEMA:
                     self._db.change(statement)
                 self._db.change("INSERT INTO info VALUES ('version', ?)", VERSION)
+            check_schema(self._db.rows("SELECT sql FROM sqlite_schema"))
             found = self._db.row("SELECT value FROM info WHERE name = 'version'")
             if found is None or found[0] != VERSION:
                 raise FormatError(
@@ -88,8 +93,7 @@ class State:
     # Small things that a vault remembers beside its tree.
 
     def info(self, name: str) -> bytes | None:
-        row = self._db.row("SELECT value FROM info WHERE name = ?", name)
-        return None if row is None else row[0]
+        return row[0] if (row := self._db.row("SELECT value FROM info WHERE name = ?", name)) else None
 
     def set_info(self, name: str, value: bytes) -> None:
         self._db.change("INSERT OR REPLACE INTO info VALUES (?, ?)", name, value)
@@ -142,8 +146,8 @@ class State:
 
     def entry(self, parent: int, name: bytes) -> int | None:
         """The inode number that `name` leads to in a directory."""
-        row = self._db.row("SELECT inode FROM entry WHERE parent = ? AND name = ?", parent, name)
-        return None if row is None else row[0]
+        row = self._db.row("SELECT name, inode FROM entry WHERE parent = ? AND name = ?", parent, name)
+        return parse_entry(row)[1] if row else None
 
     def link(self, parent: int, name: bytes, number: int) -> None:
         """Make `name` in a directory lead to an inode."""
@@ -159,9 +163,10 @@ class State:
 
     def entries(self, parent: int, after: bytes = b"", limit: int = -1) -> list[tuple[bytes, int]]:
         """(name, inode number) of a directory in the order of names, those behind `after`."""
-        return self._db.rows(
+        rows = self._db.rows(
             "SELECT name, inode FROM entry WHERE parent = ? AND name > ? ORDER BY name LIMIT ?", parent, after, limit
         )
+        return [parse_entry(row) for row in rows]
 
     def is_empty(self, parent: int) -> bool:
         return self._db.row("SELECT 1 FROM entry WHERE parent = ? LIMIT 1", parent) is None
@@ -187,9 +192,9 @@ class State:
         if new := self.new_packs.get(pack):
             return new[0]
         row = self._db.row("SELECT key FROM pack WHERE file = ?", pack)
-        if row is None:
-            raise FormatError(f"vault metadata: no pack {pack.hex()}")
-        return bytes(row[0])
+        if row is None or not isinstance(row[0], bytes) or len(row[0]) != KEY_SIZE:
+            raise FormatError(f"vault metadata: no pack {pack.hex()}, or none with a key")
+        return row[0]
 
     def has_pack(self, pack: bytes) -> bool:
         """Whether the newest commit names a pack."""
@@ -201,29 +206,19 @@ class State:
 
     def packed(self, pack: bytes) -> list[int]:
         """The inodes whose content lies in a pack, as committed."""
-        return [
-            number
-            for number, body in self._db.rows("SELECT id, body FROM inode WHERE substr(body, 1, 1) = x'02'")
-            if isinstance(parsed := parse_body(body), Packed) and parsed.pack == pack
-        ]
+        rows = self._db.rows("SELECT id, body FROM inode WHERE substr(body, 1, 1) = x'02'")
+        return [n for n, body in rows if isinstance(parsed := parse_body(body), Packed) and parsed.pack == pack]
 
-    def older(self, file: bytes, live: Iterable[int]) -> list[Version]:
+    def older(self, file: bytes, live: Collection[int]) -> list[Version]:
         """The versions of a data file before its newest that one of the `live` roots names."""
-        roots = list(live)
-        return [
-            parse_version(version)
-            for first, last, version in self._db.rows("SELECT first, last, version FROM old WHERE file = ?", file)
-            if any(first <= root <= last for root in roots)
-        ]
+        rows = self._db.rows("SELECT first, last, version FROM old WHERE file = ?", file)
+        return [parse_version(row[2]) for row in rows if _covers(row, live)]
 
     def data_files(self) -> set[bytes]:
         """The ids of all data files and packs that the newest commit or an older root may need."""
-        found = {row[0] for row in self._db.rows("SELECT file FROM pack UNION SELECT file FROM dead")}
-        for (body,) in self._db.rows("SELECT body FROM inode WHERE substr(body, 1, 1) = x'03'"):
-            parsed = parse_body(body)
-            if isinstance(parsed, Tree):
-                found.add(parsed.file)
-        return found
+        found = {parse_id(row[0]) for row in self._db.rows("SELECT file FROM pack UNION SELECT file FROM dead")}
+        bodies = self._db.rows("SELECT body FROM inode WHERE substr(body, 1, 1) = x'03'")
+        return found | {parsed.file for (body,) in bodies if isinstance(parsed := parse_body(body), Tree)}
 
     # The commit.
 
@@ -279,11 +274,11 @@ class State:
         return dead
 
     def _forget(self, roots: list[int]) -> list[bytes]:
-        for file, first, last in self._db.rows("SELECT file, first, last FROM old"):
-            if not any(first <= root <= last for root in roots):
-                self._db.change("DELETE FROM old WHERE file = ? AND first = ?", file, first)
+        spans = self._db.rows("SELECT first, last, file FROM old")
+        for first, _, file in [row for row in spans if not _covers(row, roots)]:
+            self._db.change("DELETE FROM old WHERE file = ? AND first = ?", file, first)
         oldest = roots[0] if roots else self.base + 1
-        dead = [row[0] for row in self._db.rows("SELECT file FROM dead WHERE last < ?", oldest)]
+        dead = [parse_id(row[0]) for row in self._db.rows("SELECT file FROM dead WHERE last < ?", oldest)]
         for file in dead:
             self._db.change("DELETE FROM dead WHERE file = ?", file)
             self._db.change("DELETE FROM old WHERE file = ?", file)
@@ -348,7 +343,7 @@ class State:
             ConflictError: another process changed the same entry or inode since; nothing of it is of use then.
         """
         for (parent, name), number in pending.entries.items():
-            row = self._db.row("SELECT inode, changed FROM entry WHERE parent = ? AND name = ?", parent, name)
+            row = self._db.row("SELECT inode, abs(changed) FROM entry WHERE parent = ? AND name = ?", parent, name)
             if row and row[1] > pending.base and row[0] != number:
                 raise _conflict(f"the name {name!r}")
             if number:
@@ -390,8 +385,12 @@ class State:
 
     def parent(self, number: int) -> int | None:
         """The directory that holds directory `number`: a search, so for rare use."""
-        row = self._db.row("SELECT parent FROM entry WHERE inode = ?", number)
-        return None if row is None else row[0]
+        return row[0] if (row := self._db.row("SELECT parent FROM entry WHERE inode = ?", number)) else None
+
+
+def _covers(row: tuple[object, ...], roots: Collection[int]) -> bool:
+    first, last = parse_span(*row[:2])
+    return any(first <= root <= last for root in roots)
 
 
 def _conflict(what: str) -> ConflictError:
