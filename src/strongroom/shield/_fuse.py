@@ -150,6 +150,8 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
                 raise
             if name in (b".", b".."):
                 return self._lookup_dot(place, parent, name)
+            if len(name) > MAX_NAME:
+                raise OSError(errno.ENAMETOOLONG, "") from None
             return self._absent
         return self._told(place.shown, inode, parent, name)
 
@@ -318,7 +320,12 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
                 after = names[-1] if names else b""
             if directory.complete:
                 return
-            found = vault.entries(place.number, after, _CHUNK)
+            try:
+                found = vault.entries(place.number, after, _CHUNK)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                found = []  # removed while somebody is in it
             directory.complete = len(found) < _CHUNK
             for name, inode in found:
                 names.append(name)
