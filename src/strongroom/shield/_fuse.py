@@ -19,7 +19,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
@@ -136,6 +136,8 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         place = self.places.get(ino)
         if place is None:
             raise OSError(errno.EROFS if ino == pyfuse3.ROOT_INODE else errno.ESTALE, "")
+        if place.removed:
+            raise OSError(errno.ENOENT, "")
         return place
 
     @_answer
@@ -217,7 +219,10 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
     @_answer
     def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         place = self._parent(parent)
+        inode = place.shown.vault.lookup(place.number, name)
         place.shown.vault.rmdir_at(place.number, name)
+        if (known := self.places.get(inode.id ^ place.shown.mask)) is not None:
+            known.removed = replace(inode, links=0)
 
     @_answer
     def rename(
@@ -252,7 +257,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         if place is None and ino == pyfuse3.ROOT_INODE:
             return made_up_top(self._owner, self._began)
         place = self.places[ino]
-        return attributes(place.shown, place.shown.vault.inode(place.number))
+        return attributes(place.shown, place.removed or place.shown.vault.inode(place.number))
 
     @_answer
     def getattr(self, ino: int, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
@@ -320,12 +325,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
                 after = names[-1] if names else b""
             if directory.complete:
                 return
-            try:
-                found = vault.entries(place.number, after, _CHUNK)
-            except OSError as error:
-                if error.errno != errno.ESTALE:
-                    raise
-                found = []  # removed while somebody is in it
+            found = [] if place.removed else vault.entries(place.number, after, _CHUNK)
             directory.complete = len(found) < _CHUNK
             for name, inode in found:
                 names.append(name)

@@ -60,6 +60,7 @@ class Place:
         lookups: how often the kernel looked it up; it forgets that many at once.
         parent, name: the name that led to it last.
         others: more names, for hard links.
+        removed: what it was, of a directory that is removed and somebody is still in.
     """
 
     shown: Shown
@@ -68,6 +69,7 @@ class Place:
     parent: int
     name: bytes
     others: set[tuple[int, bytes]] | None = None
+    removed: Inode | None = None
 
     @property
     def names(self) -> set[tuple[int, bytes]]:
