@@ -244,16 +244,17 @@ def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVaul
     """Give the CAS the keys of a policy's vaults, and the root that each has now.
 
     A vault may be written under several policies, by enclaves or by its owner: whichever of its anchor file and the
-    CAS's anchor is further, the other follows. Neither ever moves back.
+    CAS's anchor is further, the other follows. Neither ever moves back; an authorised restore is further.
     """
     for name, sealed in vaults.items():
         client.put_vault_key(policy.name, name, sealed.key())
         take_back(client, policy, name, sealed)
-        with sealed.open() as opened:
-            root = opened.root
+        with sealed.open():
+            pass  # it opens, and its anchor file is up to date now
+        root = sealed.anchor.read()
         anchor = client.anchor(policy.name, name)
         known = anchor.read()
-        if root is not None and (known is None or root.sequence > known.sequence):
+        if root is not None and root.comes_after(known):
             anchor.advance(known, root)
 
 
@@ -264,7 +265,7 @@ def take_back(client: OwnerClient, policy: Policy, name: str, sealed: SealedVaul
     except (CasError, ChannelError):
         return
     before = sealed.anchor.read()
-    if root is not None and (before is None or root.sequence > before.sequence):
+    if root is not None and root.comes_after(before):
         sealed.anchor.advance(before, root)
 
 
