@@ -243,6 +243,9 @@ def test_arguments_are_checked():
             wrong()
     with pytest.raises(UsageError, match="length"):
         file.write_at(MAX_LENGTH, b"1")
+    for wrong in (lambda: file.write_at(-1, b"1"), lambda: file.read_at(-1, bytearray(1))):
+        with pytest.raises(UsageError, match="offset: -1"):
+            wrong()
     file.write_at(0, b"")
     assert not file.changed
     file.close()

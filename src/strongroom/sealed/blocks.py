@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from strongroom.crypto import TAG_SIZE, BlockCipher
 from strongroom.errors import TamperedError, TruncatedError, WrongKeyError
@@ -112,7 +112,10 @@ class BlockStore:
         found = list(POINTER.iter_unpack(pointers))
         view = memoryview(out)
         read = self._read_clear if self._clear else self._read_sealed
-        self._split(len(found), lambda start, stop: read(level, index, found, view, start, stop))
+        if len(found) == 1:
+            read(level, index, found, view, 0, 1)
+        else:
+            self._split(len(found), lambda start, stop: read(level, index, found, view, start, stop))
 
     def _read_sealed(
         self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
@@ -130,7 +133,7 @@ class BlockStore:
             while end < most and found[end][0] == field + (end - at):
                 end += 1
             count = end - at
-            cipher = self._cipher(level, index + at, field)
+            cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index + at, field)
             self._fetch(level, index + at, field & PLACE_MASK, view[: count * size])
             # From the last on: where the tag of a block has to stand lies the next one, which has been decrypted.
             for i in reversed(range(count)):
@@ -160,7 +163,7 @@ class BlockStore:
             if not field & PLACE_MASK:
                 out[at * size : (at + 1) * size] = bytes(size)
                 continue
-            cipher = self._cipher(level, index + at, field)
+            cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index + at, field)
             self._fetch(level, index + at, field & PLACE_MASK, block)
             box[: self._aad_size] = self._aad + layout.pack_level_index(level, index + at)
             try:
@@ -170,14 +173,11 @@ class BlockStore:
             out[at * size : (at + 1) * size] = block
         self._give_box(box)
 
-    def _cipher(self, level: int, index: int, field: int) -> BlockCipher:
-        cipher = self._ciphers.get(field >> GENERATION_SHIFT)
-        if cipher is None:
-            raise WrongKeyError(
-                f"{self.what}: block {index} of level {level}: sealed under key generation "
-                f"{field >> GENERATION_SHIFT}, wanted one of {sorted(self._ciphers)}"
-            )
-        return cipher
+    def _missing(self, level: int, index: int, field: int) -> NoReturn:
+        raise WrongKeyError(
+            f"{self.what}: block {index} of level {level}: sealed under key generation "
+            f"{field >> GENERATION_SHIFT}, wanted one of {sorted(self._ciphers)}"
+        )
 
     def _fetch(self, level: int, index: int, place: int, box: memoryview) -> None:
         if self._storage.read_into((place - self._origin) * self.block_size, box) != len(box):

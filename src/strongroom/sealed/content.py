@@ -129,9 +129,10 @@ class Content:
         """
         with self._lock, memoryview(buffer) as raw, raw.cast("B") as view:
             self._usable()
+            self._check_offset(offset)
             total = max(0, min(len(view), self._length - offset))
             try:
-                self._read(offset, view[:total])
+                self._read(offset, view if total == len(view) else view[:total])
             except BaseException:
                 # What failed to authenticate may have been decrypted into it; nobody may see it.
                 for at in range(0, total, _PIECE):
@@ -140,10 +141,13 @@ class Content:
             return total
 
     def _read(self, offset: int, view: memoryview) -> None:
-        size, done = self._size, 0
-        while done < len(view):
+        size, done, total = self._size, 0, len(view)
+        while done < total:
             index, start = divmod(offset + done, size)
-            count = self._blocks.apart(index, min(len(view) - done, _PIECE) // size) if start == 0 else 0
+            count = self._blocks.apart(index, min(total - done, _PIECE) // size) if start == 0 else 0
+            if count * size == total:
+                self._tree.read(index, view)
+                return
             if count:
                 self._tree.read(index, view[done : done + count * size])
                 done += count * size
@@ -161,6 +165,7 @@ class Content:
         """
         with self._lock, memoryview(data) as raw, raw.cast("B") as view:
             self._writing()
+            self._check_offset(offset)
             end = offset + len(view)
             if end > MAX_LENGTH:
                 raise UsageError(f"length: {end} bytes, wanted at most {MAX_LENGTH}")
@@ -350,6 +355,11 @@ class Content:
             self._tree.forget()
 
     # State.
+
+    @staticmethod
+    def _check_offset(offset: int) -> None:
+        if offset < 0:
+            raise UsageError(f"offset: {offset}, wanted 0 or more")
 
     def _begin(self) -> None:
         """A change begins: until it is whole nothing may be committed."""
