@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import stat
@@ -175,11 +176,12 @@ def test_an_owner_may_put_another_vault_in_a_vault_s_place(world):
 def test_an_enclaves_anchor_moves_forward_by_epoch_sequence_and_log(tmp_path):
     store = Store(tmp_path)
     tag = bytes(16)
-    steps = [None, ONE, Root(*ONE.version, 0, 1, tag), Root(*ONE.version, 0, 2, tag), TWO, Root(*ONE.version, 1), THREE]
-    for old, new in zip(steps[:-2], steps[1:-1], strict=True):
+    restored = Root(*ONE.version, 1)
+    steps = [None, ONE, Root(*ONE.version, 0, 1, tag), Root(*ONE.version, 0, 2, tag), TWO, restored]
+    for old, new in itertools.pairwise(steps):
+        assert new is not None
         store.advance_anchor("a/b", "out", old, new, may_go_back=False, now=1)
         assert store.anchor("a/b", "out") == new
-    restored = steps[-2]
     for older in (THREE, TWO, ONE, Root(*THREE.version, 0, 9, tag)):
         with pytest.raises(RollbackError, match="wanted a root after 1:"):
             store.advance_anchor("a/b", "out", restored, older, may_go_back=False, now=1)
