@@ -24,7 +24,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 
-from strongroom.errors import LockedError, UsageError
+from strongroom.errors import LockedError, StrongroomError, UsageError
 from strongroom.shield._places import FOREVER, SHORTLY, Place, Places, Shown, absent, attributes, made_up_top
 from strongroom.vault import Vault
 from strongroom.vault.files import Node
@@ -99,6 +99,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         self._files: dict[int, tuple[Vault, Node]] = {}
         self._directories: dict[int, _Directory] = {}
         self._handles = 0
+        self._reason = 0
         self._usage: dict[int, tuple[object, tuple[int, int]]] = {}
 
     def close(self) -> None:
@@ -119,8 +120,11 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         elif isinstance(error, UsageError):
             return errno.EFBIG if "length" in error.message else errno.EROFS
         else:
-            number = errno.EIO
+            # After a failure of the storage a vault refuses everything; that failure is still the reason.
+            number = self._reason if type(error) is StrongroomError else errno.EIO
         number = number or errno.EIO
+        if isinstance(error, OSError):
+            self._reason = number
         self._fail(error)
         _logger.error("%s: %s (%s)", what, error, errno.errorcode.get(number, number))
         return number
