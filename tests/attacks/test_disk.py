@@ -1,25 +1,22 @@
 """What whoever holds the disk can try: each attempt is refused, or changes nothing."""
 
-import contextlib
 import os
 import random
 
 import pytest
 
-from strongroom import vault
 from strongroom.errors import (
     FormatError,
     IntegrityError,
     LockedError,
     RollbackError,
-    StrongroomError,
     TamperedError,
     TruncatedError,
     WrongKeyError,
 )
 from strongroom.sealed import NO_FRESHNESS, MemoryAnchor, open_sealed
 from strongroom.sealed.layout import SLOTS_SIZE
-from strongroom.storage import MemoryDirectory, MemoryStorage
+from strongroom.storage import MemoryStorage
 
 KEY = bytes(range(32))
 BLOCK = 4096
@@ -179,127 +176,3 @@ def test_show_an_older_version_while_a_reader_opens(target):
                 assert file.root == anchor.read()
         except (RollbackError, TamperedError, LockedError):
             continue
-
-
-# A vault.
-
-# Two data files, two pieces of a pack, one that lies among the metadata.
-FILES = {
-    "train/images": os.urandom(70_000),
-    "train/labels": os.urandom(70_000),
-    "middle": os.urandom(20_000),
-    "other": os.urandom(20_000),
-    "small": b"1",
-}
-
-
-@pytest.fixture
-def tree():
-    directory, anchor = MemoryDirectory(), MemoryAnchor()
-    with vault.open(directory, "x", key=KEY, anchor=anchor) as opened:
-        for path, content in FILES.items():
-            opened.write_bytes(path, content)
-    return directory, anchor
-
-
-def copy(directory: MemoryDirectory) -> dict[str, bytes]:
-    return {name: bytes(file.data) for name, file in directory.files.items()}
-
-
-def check(files: dict[str, bytes], anchor) -> None:
-    """Open and read everything; raises unless all of it is what the last commit held."""
-    with vault.open(MemoryDirectory(files), key=KEY, anchor=anchor) as opened:
-        opened.verify()
-
-
-def data_names(directory: MemoryDirectory) -> list[str]:
-    return [name for name in directory.list() if name != "meta"]
-
-
-def test_names_and_shape_do_not_show(tree):
-    for name, content in copy(tree[0]).items():
-        assert b"train" not in content
-        assert "train" not in name
-
-
-def test_swap_two_data_files(tree):
-    files = copy(tree[0])
-    one, two, three = data_names(tree[0])
-    for a, b in ((one, two), (two, three), (one, three)):
-        with pytest.raises(IntegrityError):
-            check(files | {a: files[b], b: files[a]}, tree[1])
-
-
-def test_delete_or_empty_a_data_file(tree):
-    files = copy(tree[0])
-    for name in data_names(tree[0]):
-        with pytest.raises(TamperedError, match="is missing"):
-            check({n: data for n, data in files.items() if n != name}, tree[1])
-        with pytest.raises(TruncatedError):
-            check(files | {name: b""}, tree[1])
-
-
-def test_truncate_a_data_file(tree):
-    files = copy(tree[0])
-    for name in data_names(tree[0]):
-        for length in (100, 4096, len(files[name]) // 2):
-            with pytest.raises(TruncatedError):
-                check(files | {name: files[name][:length]}, tree[1])
-
-
-def test_roll_back_one_file(tree):
-    directory, anchor = tree
-    before = copy(directory)
-    for number in range(3):  # so that nothing of the first version is left
-        with vault.open(directory, "r+", key=KEY, anchor=anchor) as opened:
-            opened.write_bytes("train/images", bytes([number]) * 70_000)
-            opened.write_bytes("middle", bytes([number]) * 20_000)
-    after = copy(directory)
-    check(after, anchor)
-    gone = [name for name in before if name not in after]
-    used = []
-    for name in data_names(directory):
-        try:  # the version before has files, too
-            check({other: data for other, data in after.items() if other != name}, anchor)
-        except IntegrityError:
-            used.append(name)
-    assert set(used) - set(before)
-    assert gone
-    for name in used:
-        for old in set(before) - {"meta", name}:
-            with pytest.raises(IntegrityError):
-                check(after | {name: before[old]}, anchor)
-    with pytest.raises(RollbackError):
-        check(after | {"meta": before["meta"]}, anchor)
-
-
-def test_roll_back_the_whole_tree(tree):
-    directory, anchor = tree
-    before = copy(directory)
-    for content in (b"2", b"3"):
-        with vault.open(directory, "r+", key=KEY, anchor=anchor) as opened:
-            opened.write_bytes("small", content)
-    with pytest.raises(RollbackError, match=r"root [12]:.* wanted [3-9]:"):
-        check(before, anchor)
-    check(before, NO_FRESHNESS)  # without an anchor nobody can tell
-
-
-def test_delete_the_whole_tree(tree):
-    with pytest.raises(FileNotFoundError):
-        check({}, tree[1])
-    with pytest.raises(RollbackError, match="is new, but the anchor holds"):
-        vault.open(MemoryDirectory(), "x", key=KEY, anchor=tree[1])
-
-
-def test_flip_bits_anywhere_in_the_tree(tree):
-    files = copy(tree[0])
-    rng = random.Random(5)  # noqa: S311
-    for name, data in files.items():
-        for _ in range(100):
-            bit = rng.randrange(len(data) * 8)
-            # Refused, or a bit of a slot that the other copy stands in for, or of padding that nothing reaches.
-            with (
-                contextlib.suppress(StrongroomError),
-                vault.open(MemoryDirectory(files | {name: flipped(data, bit)}), key=KEY, anchor=tree[1]) as opened,
-            ):
-                assert {path: opened.read_bytes(path) for path in opened.files()} == FILES

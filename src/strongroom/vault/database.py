@@ -117,6 +117,7 @@ class _Vfs(apsw.VFS):
         """There is nothing to delete."""
 
 
+_ERRORS = (apsw.Error, UnicodeDecodeError)  # SQLite looks at no text that it is given
 _lock = threading.Lock()
 _numbers = itertools.count(1)
 _vfs: _Vfs | None = None
@@ -155,7 +156,7 @@ class Database:
         """All rows of a query."""
         try:
             return list(self._run(sql, values))
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._broken(error) from None
 
     def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
@@ -163,7 +164,7 @@ class Database:
         try:
             for row in self._run(sql, values):
                 return row  # type: ignore[no-any-return]
-        except apsw.Error as error:
+        except _ERRORS as error:
             raise self._broken(error) from None
         return None
 

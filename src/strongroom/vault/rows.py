@@ -180,7 +180,7 @@ def parse_body(data: object) -> Body:
             return piece
     if kind == _TREE and len(data) == _TREE_BODY.size:
         _, file, key, block_size, since, version = _TREE_BODY.unpack(data)
-        if MIN_BLOCK <= block_size <= MAX_BLOCK and not block_size & (block_size - 1):
+        if MIN_BLOCK <= block_size <= MAX_BLOCK and not block_size & (block_size - 1) and since < 1 << 63:
             return Tree(file, key, block_size, since, parse_version(version))
     raise FormatError("vault metadata: an inode's content is described in an unknown way")
 
@@ -206,6 +206,14 @@ def parse_entry(row: tuple[object, ...]) -> tuple[bytes, int]:
     if not 1 <= len(name) <= MAX_NAME or name in (b".", b"..") or b"/" in name or b"\0" in name:
         raise FormatError(f"vault metadata: an entry named {name[:MAX_NAME]!r}, which no file can be")
     return name, number
+
+
+def parse_pack(row: tuple[object, ...]) -> tuple[bytes, int, int]:
+    """(id, size, bytes in use) of a pack. Raises FormatError if they cannot be."""
+    file, size, live = row
+    if type(size) is not int or type(live) is not int or not 0 <= size <= MAX_LENGTH or live < 0:
+        raise FormatError("vault metadata: the size of a pack, and how much of it is in use")
+    return parse_id(file), size, live
 
 
 def parse_span(first: object, last: object) -> tuple[int, int]:
