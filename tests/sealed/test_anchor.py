@@ -1,10 +1,12 @@
 """Roots and anchors: their text form, their order, restores and grouping."""
 
+import threading
+
 import pytest
 
 from strongroom.errors import ConflictError, FormatError, LockedError, RollbackError, UsageError
 from strongroom.sealed import FileAnchor, Grouped, MemoryAnchor, PinnedAnchor, Root
-from strongroom.storage import LocalDirectory
+from strongroom.storage import OPEN_BYTE, LocalDirectory
 
 DIGEST = bytes(range(32))
 TAG = bytes(range(16))
@@ -104,12 +106,30 @@ def test_restore_raises_the_epoch_and_is_logged(tmp_path):
         anchor.advance(root(3), root(4))
 
 
-def test_restore_excludes_other_writers_of_the_anchor(tmp_path):
+def test_changes_of_an_anchor_wait_for_each_other(tmp_path):
+    anchor = FileAnchor(tmp_path / "anchor")
+    anchor.advance(None, root(1))
+    locks = LocalDirectory(tmp_path).locks("anchor.lock")
+    if locks is None:
+        pytest.skip("this file system has no byte locks")
+    assert locks.acquire(OPEN_BYTE, exclusive=True)
+    thread = threading.Thread(target=anchor.restore, args=(root(1),), kwargs={"reason": "test"})
+    thread.start()
+    assert anchor.read() == root(1)
+    locks.close()
+    thread.join()
+    assert anchor.read() == root(1, epoch=1)
+
+
+def test_without_byte_locks_the_second_change_of_an_anchor_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalDirectory, "locks", lambda self, name: None)
     anchor = FileAnchor(tmp_path / "anchor")
     anchor.advance(None, root(1))
     lock = LocalDirectory(tmp_path).open("anchor.lock", "r+")
     with pytest.raises(LockedError):
         anchor.restore(root(1), reason="no")
+    with pytest.raises(LockedError):
+        anchor.advance(root(1), root(2))
     lock.close()
     assert anchor.read() == root(1)
     assert not (tmp_path / "anchor.history").exists()

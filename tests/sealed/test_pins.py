@@ -305,6 +305,32 @@ def test_shared_writers_take_turns(directory, anchor):
     two.discard()
 
 
+def test_a_shared_writer_that_closes_leaves_the_slots_of_another_alone(directory, anchor):
+    one = opened(directory, "x", anchor, shared=True)
+    fill(one, 1)
+    two = opened(directory, "r+", anchor, shared=True)
+    for n in range(2, 6):  # all four slots are others than those that the first process knows
+        fill(two, n)
+    one.close()
+    with opened(directory, "r", anchor) as reader:
+        assert number_of(reader) == 5
+        assert reader.notes == []
+    two.close()
+
+
+def test_a_shared_writer_can_read_its_version_until_it_looks_again(directory, anchor):
+    one = opened(directory, "x", anchor, shared=True)
+    fill(one, 1)
+    two = opened(directory, "r+", anchor, shared=True)
+    for n in range(2, 12):
+        fill(two, n)
+        assert number_of(one) == 1
+    one.reload()
+    assert number_of(one) == 11
+    one.discard()
+    two.discard()
+
+
 def test_shared_writers_see_a_rollback(anchor):
     directory = MemoryDirectory()
     one = opened(directory, "x", anchor, shared=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from strongroom.errors import ConflictError, FormatError, RollbackError, UsageError, printable
-from strongroom.storage import LocalDirectory, Storage
+from strongroom.storage import OPEN_BYTE, LocalDirectory, Storage
 
 DIGEST_SIZE: Final = 32
 LOG_TAG_SIZE: Final = 16
@@ -201,7 +201,10 @@ class FileAnchor:
         return Root.parse(text.removeprefix(self._HEADER)[:-1])
 
     def advance(self, old: Root | None, new: Root) -> None:
-        """Raises LockedError if another process is advancing it now. Leaves ``<name>.lock`` beside the file."""
+        """Waits for a process that is advancing it now, or raises LockedError where there are no locks to wait for.
+
+        Leaves ``<name>.lock`` beside the file.
+        """
         with self._locked() as directory:
             if compare_and_swap(self.read(), old, new):
                 self._replace(directory, new)
@@ -217,7 +220,7 @@ class FileAnchor:
 
         Raises:
             UsageError: the anchor holds no root.
-            LockedError: another process is changing the anchor.
+            LockedError: another process is changing the anchor, where one cannot wait for it.
         """
         with self._locked() as directory:
             old = self.read()
@@ -235,8 +238,12 @@ class FileAnchor:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[LocalDirectory]:
         directory = LocalDirectory(self.path.parent)
-        lock = _open_or_create(directory, self.path.name + ".lock")
+        # Whoever holds it does so for two syncs, so one waits; without such locks one is refused.
+        locks = directory.locks(self.path.name + ".lock")
+        lock = locks or _open_or_create(directory, self.path.name + ".lock")
         try:
+            if locks:
+                locks.acquire(OPEN_BYTE, exclusive=True, wait=True)
             yield directory
         finally:
             lock.close()

@@ -105,6 +105,8 @@ class Commits(Stream):
         history.write(version, plan, twice=self._write_once)
         if first and self._directory:
             self._directory.sync()
+        if self._shared:
+            history.pin_newest()
         self._content.committed(version)
         self._content.hold(history.held())
         self._must_commit = False
@@ -113,7 +115,15 @@ class Commits(Stream):
         self._poisoned = False
         self._anchored(lambda: history.settle(wait=True))
 
+    def _copy_slot(self) -> None:
+        """A second copy of the newest slot, so that one damaged sector does not cost the last commit."""
+        if self._shared and self._history.moved():
+            return  # the slot that it would go into may hold another's commit
+        self._history.copy_slot()
+
     def _overwrite_stale(self) -> bool:
+        if self._shared and self._history.moved():
+            return True
         self._poisoned = True
         done = self._history.overwrite_stale()
         self._poisoned = False
@@ -192,7 +202,7 @@ class Commits(Stream):
         with self._lock:
             self._usable()
             encrypted = self._history.header.encrypted
-            version = self._history.load(pin=self._mode == "r", expected=True, encrypted=encrypted)
+            version = self._history.load(pin=self._mode == "r" or self._shared, expected=True, encrypted=encrypted)
             self._content.close()
             self._at = None
             self._take(version_of(version))

@@ -78,7 +78,7 @@ class SealedFile(Commits):
             raise FileExistsError(f"{what}: holds a sealed file already")
         # Who writes must have asked for a file whose blocks lie in clear: another one might have been put in its place.
         wanted = True if encrypted is None and mode != "r" else encrypted
-        version = self._history.load(pin=mode == "r", at=at, expected=expected, encrypted=wanted)
+        version = self._history.load(pin=mode == "r" or shared, at=at, expected=expected, encrypted=wanted)
         self._at = None if at is None else Root(version.sequence, version.digest)
         self._take(version_of(version))
         if mode == "w":
@@ -247,6 +247,8 @@ class SealedFile(Commits):
     def close(self) -> None:
         """Commit what was written, and give back the storage. Closing twice is fine.
 
+        A file that is `shared` is closed while nobody else can commit.
+
         Raises:
             StrongroomError: an earlier write or commit failed, so that what was written since the last is lost.
             OSError, ConflictError, CasError: as `commit`.
@@ -259,7 +261,7 @@ class SealedFile(Commits):
                     self.commit()
                     self._anchored(self._history.settle)
                     if self._committed_here:
-                        self._history.copy_slot()
+                        self._copy_slot()
             finally:
                 self.discard()
 

@@ -76,11 +76,7 @@ class History:
     # Opening.
 
     def create(self, block_size: int, *, encrypted: bool) -> None:
-        """Begin a new file; nothing is written yet.
-
-        Raises:
-            RollbackError: the anchor remembers one.
-        """
+        """Begin a new file; nothing is written yet. Raises RollbackError if the anchor remembers one."""
         if self._anchor is not NO_FRESHNESS and (latest := self._anchor.read()):
             raise RollbackError(
                 f"{self._what}: is new, but the anchor holds {latest}",
@@ -101,13 +97,14 @@ class History:
             expected: as `open_in` says.
             encrypted: what the file must be, if not None.
 
-        Raises:
-            as `open_sealed`.
+        Raises as `open_sealed`.
         """
         pinned = self._pinned
         try:
             found, commit, version, anchored = self._look(pin=pin, at=at, expected=expected, encrypted=encrypted)
-            self._check_size(found.header, version)
+            size, wanted = self._storage.size(), version.places * found.header.block_size
+            if size < wanted:
+                raise TruncatedError(f"{self._what}: {size} bytes, wanted at least {wanted}", hint=CUT_HINT)
             pinned = version.sequence if pin else None
         finally:
             self._pins.keep(pinned)
@@ -167,11 +164,6 @@ class History:
                 hint="it belongs to another history of the file; restore it from a copy",
             )
         return version
-
-    def _check_size(self, header: Header, version: Retained) -> None:
-        size, wanted = self._storage.size(), version.places * header.block_size
-        if size < wanted:
-            raise TruncatedError(f"{self._what}: {size} bytes, wanted at least {wanted}", hint=CUT_HINT)
 
     def moved(self) -> bool:
         """Whether somebody else has committed since; reads the slots only.
@@ -293,6 +285,13 @@ class History:
         self._stale.discard(plan.target)
         self.behind = 0 if self._anchor is NO_FRESHNESS else self.behind + 1
 
+    def pin_newest(self) -> None:
+        """Pin the commit just made in place of what was pinned: others may commit before this opening looks again."""
+        if self.commit:
+            self._pins.pin(self.commit.sequence)
+            self._pins.keep(self.commit.sequence)
+            self._pinned = self.commit.sequence
+
     def _since(self) -> tuple[bytes, ...]:
         if not isinstance(self._anchor, Grouped) or self.root is None or self.commit is None:
             return ()
@@ -322,7 +321,7 @@ class History:
         root = self.root
         assert root is not None  # noqa: S101  # it is behind a commit
         grouped = isinstance(self._anchor, Grouped)
-        if isinstance(self._anchor, Grouped) and wait and self.anchored and self._anchor.may_wait(self.behind):
+        if wait and self.anchored and isinstance(self._anchor, Grouped) and self._anchor.may_wait(self.behind):
             return
         try:
             self._anchor.advance(self.anchored, root)
