@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
-from strongroom.cli import output
+from strongroom import vault
+from strongroom.cli import output, secrets
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import UsageError
+from strongroom.sealed import Grouped
 from strongroom.shield import files
 
 SOURCE = "strongroom:"  # and the number of the process that serves it, for `strongroom unmount`
@@ -28,45 +31,79 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("vault", type=Path, metavar="VAULT")
     parser.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: VAULT.key)")
-    parser.add_argument("--create", action="store_true", help="make an empty vault first")
+    secrets.add_opening(parser)
+    parser.add_argument("--create", action="store_true", help="make an empty vault, and its key file, first")
     parser.add_argument("--read-only", action="store_true", help="show the newest version, and change nothing")
     parser.add_argument("--foreground", action="store_true", help="serve from this process, until it is interrupted")
     parser.add_argument(
         "--allow-other", action="store_true", help="let other users in, as far as permission bits allow"
     )
-    parser.add_argument("--started-by", type=int, help=argparse.SUPPRESS)  # a pipe that hears when it is mounted
+    # Of the process in the background: pipes that bring the key, and hear when the vault is mounted.
+    parser.add_argument("--pipes", type=int, nargs=2, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    sealed = SealedVault.at(args.vault.absolute(), args.key and args.key.absolute())
     point = args.mountpoint.absolute()
     if args.create and args.read_only:
         raise UsageError("options: --create and --read-only exclude each other")
-    if args.create and args.started_by is None:
-        with sealed.create():
-            pass
+    if args.pipes:
+        sealed = SealedVault(args.vault, args.vault, _read_key(args.pipes[0]), args.anchor)
+    else:
+        sealed = secrets.sealed_vault(args.vault.absolute(), args)
+        if args.create:
+            _create(sealed)
+    if args.foreground:
+        _serve(args, sealed, point)
+        return 0
+    return _in_background(args, sealed, point)
+
+
+def _create(sealed: SealedVault) -> None:
+    new_key = sealed.secret is None and not sealed.key_path.exists()
+    with sealed.create():
+        pass
+    if new_key:
         output.note(f"key written to {sealed.key_path}; nobody can unseal without it")
-    if not args.foreground:
-        return _in_background(args, sealed, point)
-    with sealed.open("r" if args.read_only else "r+") as opened:
+
+
+def _serve(args: argparse.Namespace, sealed: SealedVault, point: Path) -> None:
+    with _open(sealed, read_only=args.read_only) as opened:
         for line in opened.notes:
             output.note(line)
         with files.mount(opened, point, allow_other=args.allow_other, source=f"{SOURCE}{os.getpid()}") as mounted:
-            _until_told(mounted, args.started_by)
-    return 0
+            _until_told(mounted, args.pipes and args.pipes[1])
+
+
+def _open(sealed: SealedVault, *, read_only: bool) -> vault.Vault:
+    """The vault. The anchor file follows its commits, at most five seconds apart, and not each fsync between them.
+
+    Each step of a file costs three syncs, and it stops accidents only, not whoever could take away the end of the log.
+    """
+    opened = sealed.open("r")
+    if read_only:
+        return opened
+    opened.discard()
+    anchor = Grouped(sealed.anchor, every_commits=1, every_seconds=0, clock=time.monotonic)
+    return vault.open(sealed.path, "r+", key=sealed.opener(), anchor=anchor)
 
 
 def _in_background(args: argparse.Namespace, sealed: SealedVault, point: Path) -> int:
     """Start a fresh process that serves, and wait until it does. What it has to say of errors, it says itself."""
+    if not (sealed.path / "meta").exists():
+        sealed.open().discard()  # which says what is wrong
+    key = sealed.key()
+    given, to_give = os.pipe()
     heard, told = os.pipe()
-    options = ["--foreground", "--started-by", str(told), "--key", str(sealed.key_path)]
+    options = ["--foreground", "--pipes", str(given), str(told), "--anchor", str(sealed.anchor.path.absolute())]
     options += ["--read-only"] * args.read_only + ["--allow-other"] * args.allow_other + ["--debug"] * args.debug
     command = [sys.executable, "-m", "strongroom", "mount", *options, "--", str(sealed.path), str(point)]
     with subprocess.Popen(  # noqa: S603  # no shell
-        command, pass_fds=[told], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        command, pass_fds=[given, told], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     ) as server:
+        os.close(given)
         os.close(told)
+        with os.fdopen(to_give, "wb") as pipe:
+            pipe.write(key)
         with os.fdopen(heard, "rb") as pipe:
             mounted = pipe.read(1) == b"1"
         if not mounted:
@@ -77,11 +114,16 @@ def _in_background(args: argparse.Namespace, sealed: SealedVault, point: Path) -
     return 0
 
 
+def _read_key(descriptor: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as pipe:
+        return pipe.read()
+
+
 class _ToldError(Exception):
     """Somebody interrupted or terminated this process."""
 
 
-def _until_told(mounted: files.MountedVault, started_by: int | None) -> None:
+def _until_told(mounted: files.MountedVault, told: int | None) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)  # the commit shall not be interrupted
@@ -90,24 +132,24 @@ def _until_told(mounted: files.MountedVault, started_by: int | None) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, end)
     try:
-        if started_by is None:
+        if told is None:
             logging.basicConfig(format="strongroom: %(message)s")
             output.note("whoever owns this machine sees the plaintext of what is mounted")
             output.note(f"mounted at {mounted.path}; Ctrl-C commits and ends it")
         else:
-            _go_to_background(started_by)
+            _go_to_background(told)
         mounted.wait()
     except _ToldError:
         pass
     mounted.unmount()
 
 
-def _go_to_background(started_by: int) -> None:
+def _go_to_background(told: int) -> None:
     """Keep no directory and no terminal of whoever started this process, and say that the mount is there."""
     os.chdir("/")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for each in (0, 1, 2):
         os.dup2(nowhere, each)
     os.close(nowhere)
-    os.write(started_by, b"1")
-    os.close(started_by)
+    os.write(told, b"1")
+    os.close(told)

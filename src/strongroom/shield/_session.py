@@ -65,6 +65,8 @@ class Session:
         self._committed = time.monotonic()
         self._invalid = _Invalidator()
         self._loop = Loop(self._tick if self._shown else None)
+        # Not `Thread.join`: one that a signal handler's exception interrupts takes the thread for dead.
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="strongroom-fuse", daemon=True)
         self._thread.start()
 
@@ -89,6 +91,7 @@ class Session:
             except BaseException as error:
                 self._failed("the last commit", error)
                 self._error = error
+            self._done.set()
 
     def _failed(self, what: str, error: BaseException) -> None:
         self._operations._fail(error)
@@ -146,8 +149,7 @@ class Session:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until somebody unmounts it; whether that happened."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._done.wait(timeout)
 
     def end(self) -> None:
         """Have the kernel write back what it holds, commit, and unmount, even while files are open.
@@ -157,12 +159,12 @@ class Session:
         if self._ended:
             return
         self._ended = True
-        if self._thread.is_alive() and self._shown:
+        if not self._done.is_set() and self._shown:
             _write_back(self._mountpoint)
             _unmount(self._mountpoint)
-        if self._thread.is_alive():
+        if not self._done.is_set():
             pyfuse3.terminate()
-        self._thread.join()
+        self._done.wait()
         self._invalid.close()
         pyfuse3.close(unmount=True)
         self._loop.close()
