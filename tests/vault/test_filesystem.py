@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
@@ -466,6 +468,21 @@ def test_a_vault_of_objects(bucket, tmp_path):
     again = SealedFileSystem(vault=bucket, **options)
     assert again.du("") == 300_000
     assert set(fsspec.filesystem("memory").find("/bucket")) - before  # written once, under fresh names
+
+
+# The guides.
+
+
+@pytest.mark.parametrize("page", ["fsspec", "keys"])
+def test_the_examples_of_the_guides_run(page, tmp_path, monkeypatch):
+    if page == "fsspec":
+        pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / f"{page}.md").read_text()
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(compile(block, f"docs/how-to/{page}.md", "exec"), names)  # noqa: S102
+    assert names
 
 
 # Programs.
