@@ -223,18 +223,6 @@ def test_a_vault_that_somebody_has_open_is_not_replaced(place, anchor, filled, t
     assert contents(place, anchor)["new"] == bytes(100_000)
 
 
-def test_who_had_it_open_to_write_commits_no_more(place, anchor, filled, tmp_path):
-    backup(place, tmp_path / "copy", key=KEY, anchor=anchor)
-    change(place, anchor, 0)
-    opened = vault.open(place, "r+", key=KEY, anchor=anchor)  # has done nothing yet, so holds no lock
-    restore(tmp_path / "copy", place, key=KEY, anchor=anchor, reason="test")
-    opened.write_bytes("new", bytes(100_000))
-    with pytest.raises(ConflictError):
-        opened.commit()
-    opened.discard()
-    assert contents(place, anchor) == filled
-
-
 def test_an_anchor_that_refuses_leaves_the_vault(place, anchor, filled, tmp_path):
     backup(place, tmp_path / "copy", key=KEY, anchor=anchor)
     change(place, anchor, 0)

@@ -179,7 +179,7 @@ class Engine:
     def _finish(self) -> Root:
         root = self._meta.commit(log=self._journal.position)
         self._undecided = False
-        self._state.committed()
+        self._state.committed(root.sequence)
         self._files.committed(self._dead)
         self._ordered.clear()
         self._journal.taken_in()

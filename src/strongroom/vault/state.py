@@ -28,6 +28,7 @@ from strongroom.vault.rows import (
     parse_body,
     parse_entry,
     parse_id,
+    parse_pack,
     parse_span,
     parse_version,
 )
@@ -202,7 +203,7 @@ class State:
 
     def packs(self) -> list[tuple[bytes, int, int]]:
         """(id, size, bytes in use) of every committed pack."""
-        return self._db.rows("SELECT file, size, live FROM pack")
+        return [parse_pack(row) for row in self._db.rows("SELECT file, size, live FROM pack")]
 
     def packed(self, pack: bytes) -> list[int]:
         """The inodes whose content lies in a pack, as committed."""
@@ -264,7 +265,7 @@ class State:
                 inode.changed = number
                 self._db.change("INSERT OR REPLACE INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *inode.row())
         for pack, delta in live_bytes.items():
-            self._db.change("UPDATE pack SET live = live + ? WHERE file = ?", delta, pack)
+            self._db.change("UPDATE pack SET live = ifnull(live, 0) + ? WHERE file = ?", delta, pack)
             row = self._db.row("SELECT live FROM pack WHERE file = ?", pack)
             if row and row[0] <= 0:
                 self._db.change("INSERT OR REPLACE INTO dead VALUES (?, ?)", pack, self.base)
@@ -284,9 +285,9 @@ class State:
             self._db.change("DELETE FROM old WHERE file = ?", file)
         return dead
 
-    def committed(self) -> None:
-        """Note that what `flush` wrote is the newest commit."""
-        self.base += 1
+    def committed(self, sequence: int) -> None:
+        """Note that what `flush` wrote is the newest commit, with this number."""
+        self.base = sequence
         self.changed_inodes.clear()
         self.changed_entries.clear()
         self.unlogged_inodes.clear()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import LockedError
+from strongroom.storage import LOCKS_AT
 from strongroom.vault.rows import Packed, Tree
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def _compact_tree(vault: Engine, number: int) -> None:
 def rekey(vault: Engine, key: bytes, progress: Callable[[int], None]) -> Root:
     """As `Engine.rekey`: contents first, under new file keys, then `meta`, which holds these."""
     journal, meta = vault._journal, vault._meta
-    if not journal.owned and not journal.is_free():
-        raise LockedError(f"{vault.name}: is mounted for writing", hint="unmount it first")
+    _check_alone(vault)
     _rewrite_all(vault, progress)
     with vault._breaking(), vault._commit_lock():
         meta.rekey(key)
@@ -71,13 +71,20 @@ def rekey(vault: Engine, key: bytes, progress: Callable[[int], None]) -> Root:
         state.base = root.sequence
         # The old key goes when no version that can still be opened needs it.
         while meta.rekeying:
+            _check_alone(vault)
             state.set_info("rekeyed", root.sequence.to_bytes(8, "little"))
             state.flush(meta.live_sequences(after_commit=True))
             root = meta.commit(log=journal.position)
-            state.committed()
+            state.committed(root.sequence)
         vault._key = key
         journal.rekeyed(key)
     return root
+
+
+def _check_alone(vault: Engine) -> None:
+    # What another opening reads must stay under the key that it knows.
+    if vault._locks and vault._locks.holders(LOCKS_AT, LOCKS_AT + (1 << 60) - 1):
+        raise LockedError(f"{vault.name}: somebody has it open", hint="close it there, then try again")
 
 
 def _rewrite_all(vault: Engine, progress: Callable[[int], None]) -> None:
