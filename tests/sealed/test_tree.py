@@ -156,6 +156,20 @@ def test_a_place_is_used_once_and_within_the_file(places):
     assert versions.scrub(store, [version], 1).problems
 
 
+@pytest.mark.parametrize("place", [0 | 1 << 56, 10, 1 << 55])
+def test_reading_does_not_follow_a_pointer_out_of_the_version(place):
+    store, version = forged([2, place])
+    with pytest.raises(TamperedError, match="out of range"):
+        read(BlockTree(store, version, (), first=1), 1)
+
+
+@pytest.mark.parametrize("first, places", [(1, 1), (2, 10)])
+def test_the_root_block_rests_within_the_version(first, places):
+    store, version = forged([2])
+    with pytest.raises(TamperedError, match="out of range"):
+        BlockTree(store, Version(version.pointer, version.length, places), (), first=first)
+
+
 def test_places_of_the_slots_are_no_blocks():
     store = BlockStore(
         MemoryStorage(bytes(20 * BLOCK)), {0: BlockCipher(bytes(32))}, 0, bytes(16), BLOCK, origin=0, what=""

@@ -49,6 +49,9 @@ class Content:
         cache: bytes of decrypted blocks kept for small reads and writes.
         write_early: whether blocks may be written before `prepare`. If not, they are kept in memory, however many.
         authenticated_only: the blocks rest in clear. Which of the two it is is bound into each.
+
+    Raises:
+        TamperedError: the root block's place cannot be.
     """
 
     def __init__(

@@ -33,6 +33,9 @@ class BlockTree:
         held: older versions that have to stay whole. One that is damaged already is passed over: nobody can fall back
             on it.
         first: the lowest place that may hold a block.
+
+    Raises:
+        TamperedError: the root block's place cannot be.
     """
 
     def __init__(self, store: BlockStore, version: Version | None, held: Iterable[Version], *, first: int) -> None:
@@ -48,6 +51,8 @@ class BlockTree:
         self._map: places.PlaceMap | None = None
         self._clean: dict[tuple[int, int], bytearray] = {}
         self._dirty: dict[int, dict[int, bytearray]] = {}
+        if root := place_of(self._root):
+            self._check_places([root], self._height, 0)
 
     # Data blocks.
 
@@ -248,8 +253,16 @@ class BlockTree:
             if place_of(pointer):
                 node = bytearray(self._size)
                 self.store.read(level, index, pointer, node)
+                if self._map is None:  # else the map was made of all that was committed
+                    found = [value & PLACE_MASK for value in self.store.fields(node) if value]
+                    self._check_places(found, level - 1, index * self._fanout)
                 self._remember(level, index, node)
         return node
+
+    def _check_places(self, found: list[int], level: int, index: int) -> None:
+        end = self._newest.places if self._newest else self.first
+        if found and not self.first <= min(found) <= max(found) < end:
+            raise versions.misplaced(self.store, level, index)
 
     def _remember(self, level: int, index: int, node: bytearray) -> None:
         self._clean[level, index] = node
