@@ -393,6 +393,28 @@ def test_slots_for_age(sealed, do, home):
     assert (home / "again" / "notes").read_text() == "hello\n"
 
 
+def test_rekey(sealed, do, home):
+    do("vault", "keys", "add", "data.vault", "--new-key-file", "bob.key", "--label", "bob")
+    do("vault", "rekey", "data.vault", "--new-key-file", "data.vault.key", status=2)
+    do("vault", "rekey", "data.vault", "--new-key-file", "new.key", "--key", "bob.key")
+    assert "its key slots are gone" in do.errors
+    for key in ("data.vault.key", "bob.key"):
+        do("vault", "ls", "data.vault", "--key", key, status=21)
+    assert "all as committed" in do("vault", "verify", "data.vault", "--key", "new.key")
+    do("vault", "keys", "add", "data.vault", "--key", "new.key", "--new-key-file", "bob.key")
+    assert "notes" in do("vault", "ls", "data.vault", "--key", "bob.key")
+
+
+def test_compact(sealed, do, home):
+    (home / "more").mkdir()
+    for number in range(20):
+        (home / "more" / str(number)).write_bytes(os.urandom(50_000))
+    do("vault", "pack", "more", "data.vault:more")
+    do("vault", "rm", *(f"data.vault:more/{number}" for number in range(1, 20)))
+    assert json.loads(do("vault", "compact", "--json", "data.vault"))["bytes"] > 500_000
+    assert "all as committed" in do("vault", "verify", "data.vault")
+
+
 def test_seal_with_a_passphrase(sealed, do, home):
     with descriptor("open sesame") as fd:
         do("seal", "data", "two.vault", "--new-passphrase-fd", fd)

@@ -17,7 +17,7 @@ from strongroom.errors import (
 )
 from strongroom.sealed import NO_FRESHNESS, MemoryAnchor
 from strongroom.storage import MemoryDirectory
-from strongroom.vault.access import changing_ring, create_ring
+from strongroom.vault.access import changing_ring, create_ring, rekey
 from strongroom.vault.keys import AgeIdentity, AgeRecipient, KeyFile, KeyRing, Passphrase, PasswordCost, SourceKey
 
 KEY = bytes(range(32))
@@ -183,6 +183,25 @@ def test_an_exception_changes_no_slots(directory, anchor):
     ):
         ring.add(opened._key, KeyFile(random_key()), label="one", now=NOW)
     assert len(KeyRing.load(directory).slots) == 1
+
+
+def test_a_new_vault_key_ends_the_slots(directory, anchor):
+    mine, new = random_key(), random_key()
+    add(directory, anchor, KeyFile(mine), "mine")
+    old_file = bytes(directory.files["keys"].data)
+    with vault.open(directory, "r+", key=KeyFile(mine), anchor=anchor) as opened:
+        rekey(opened, new)
+    assert "keys" not in directory.files
+    assert opens(directory, anchor, new)
+    for key in (KEY, KeyFile(mine), KeyFile(KEY)):
+        with pytest.raises(WrongKeyError):
+            opens(directory, anchor, key)
+    add(directory, anchor, KeyFile(mine), "mine", key=new)
+    assert opens(directory, anchor, KeyFile(mine))
+    directory.files["keys"].data[:] = old_file  # as a crash before the end of the slots leaves it
+    assert opens(directory, anchor, KeyFile(new))
+    with pytest.raises(WrongKeyError):
+        opens(directory, anchor, KeyFile(mine))
 
 
 def test_without_freshness_an_old_keys_file_comes_with_its_old_vault(directory, anchor):

@@ -7,7 +7,6 @@ import pytest
 
 from strongroom import vault
 from strongroom.errors import (
-    ConflictError,
     IntegrityError,
     LockedError,
     RollbackError,
@@ -215,12 +214,9 @@ def test_a_vault_that_somebody_has_open_is_not_replaced(place, anchor, filled, t
         with vault.open(place, mode, key=KEY, anchor=anchor) as opened:
             if opened._locks is None:
                 pytest.skip("needs byte locks")
-            if mode == "r+":
-                opened.write_bytes("new", bytes(100_000))
             with pytest.raises(LockedError, match="somebody has it open"):
                 restore(tmp_path / "copy", place, key=KEY, anchor=anchor, reason="test")
     assert not list(tmp_path.glob("v.*"))
-    assert contents(place, anchor)["new"] == bytes(100_000)
 
 
 def test_an_anchor_that_refuses_leaves_the_vault(place, anchor, filled, tmp_path):

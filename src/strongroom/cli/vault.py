@@ -37,6 +37,12 @@ ACTIONS: Final = {
         "vault_whole",
         'strongroom vault restore /media/backup/data-7.vault data.vault --reason "disk failed"',
     ),
+    "compact": ("give back space that nothing needs", "vault_whole", "strongroom vault compact data.vault"),
+    "rekey": (
+        "seal everything anew under another vault key, and drop all key slots",
+        "vault_whole",
+        "strongroom vault rekey data.vault --new-key-file new.key",
+    ),
     "keys": ("list, add, remove and replace key slots", "vault_keys", "strongroom vault keys list data.vault"),
 }
 
@@ -115,6 +121,17 @@ def _restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", required=True, metavar="TEXT", help="why; the anchor's history keeps it")
 
 
+def _compact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("vault", type=Path, metavar="VAULT")
+
+
+def _rekey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("vault", type=Path, metavar="VAULT", help="which nobody else has open")
+    parser.add_argument(
+        "--new-key-file", type=Path, required=True, metavar="FILE", help="the new vault key; made unless it exists"
+    )
+
+
 def _links(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--follow-links", action="store_true", help="into a vault: what symbolic links lead to")
@@ -131,7 +148,7 @@ def _no_freshness(parser: argparse.ArgumentParser) -> None:
 
 _ARGUMENTS: Final = {
     "ls": _ls, "cp": _cp, "rm": _rm, "pack": _pack, "info": _info, "verify": _verify, "backup": _backup,
-    "restore": _restore,
+    "restore": _restore, "compact": _compact, "rekey": _rekey,
 }  # fmt: skip
 
 

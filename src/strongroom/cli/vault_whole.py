@@ -1,4 +1,4 @@
-"""`strongroom vault info`, `verify`, `backup` and `restore`."""
+"""`strongroom vault info`, `verify`, `backup`, `restore`, `compact` and `rekey`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from strongroom.cli import output, progress
 from strongroom.cli.secrets import sealed_vault
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import IntegrityError, StrongroomError, UsageError
+from strongroom.sealed import create_key, load_key
 from strongroom.vault import Vault
+from strongroom.vault.access import rekey as change_key
 from strongroom.vault.backup import backup as make_backup
 from strongroom.vault.backup import restore as put_back
 from strongroom.vault.backup import verify_copy
 from strongroom.vault.check import describe, find_problems
+from strongroom.vault.keys import KeyRing
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -127,6 +130,40 @@ def backup(args: argparse.Namespace) -> int:
 
 def _stored(path: Path) -> int:
     return sum(entry.stat().st_size for entry in path.iterdir() if entry.is_file())
+
+
+def compact(args: argparse.Namespace) -> int:
+    with sealed_vault(args.vault, args).open("r+") as opened:
+        count = opened.compact()
+        root = opened.commit()
+    if args.json:
+        output.result({"bytes": count, "root": str(root)})
+    else:
+        output.stdout.print(f"gave back {_bytes(count)}", markup=False)
+    return 0
+
+
+def rekey(args: argparse.Namespace) -> int:
+    sealed = sealed_vault(args.vault, args)
+    with sealed.open("r+") as opened:
+        had_slots = KeyRing.load(opened.directory) is not None
+        new_key = not args.new_key_file.exists()
+        key = create_key(args.new_key_file) if new_key else load_key(args.new_key_file)
+        if key == opened._key:
+            raise UsageError(f"key file: {args.new_key_file} holds the key that the vault has")
+        with progress.bar("sealing anew", opened.usage()[1]) as advance:
+            root = change_key(opened, key, lambda size: advance("", size))
+    if args.json:
+        output.result({"key": str(args.new_key_file), "root": str(root)})
+        return 0
+    if new_key:
+        output.note(f"key written to {args.new_key_file}; nobody can unseal without it")
+    output.stdout.print(f"sealed anew, version {root.sequence}", markup=False)
+    if had_slots:
+        output.note("its key slots are gone; `strongroom vault keys add` makes new ones")
+    if sealed.secret is None:
+        output.note(f"{sealed.key_path} opens it no more, but copies that were made before")
+    return 0
 
 
 def restore(args: argparse.Namespace) -> int:

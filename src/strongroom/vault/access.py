@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -66,10 +66,13 @@ def unlock(directory: Directory, key: VaultKey) -> Unlocked:
     except WrongKeyError:
         if not isinstance(key, KeyFile):
             raise
-        with contextlib.suppress(WrongKeyError):
-            ring.authenticate(key._key)
-            return Unlocked(key._key, ring)
-        raise
+    try:
+        ring.authenticate(key._key)
+    except WrongKeyError:
+        # Neither a slot's nor the ring's. It may still be the vault's: a crash came between a new vault key and the end
+        # of the old one's slots. If it is not, opening the vault says so.
+        return Unlocked(key._key, None)
+    return Unlocked(key._key, ring)
 
 
 def enroll(directory: Directory, key: VaultKey) -> Unlocked:
@@ -127,7 +130,7 @@ def changing_ring(vault: Vault) -> Iterator[KeyRing | None]:
             ring.authenticate(vault._key)
         except WrongKeyError:
             raise TamperedError(
-                f"{vault.name}: its keys file is another vault's", hint="restore it from a copy"
+                f"{vault.name}: its keys file is another vault's", hint="restore it, or remove it and make new slots"
             ) from None
         check_ring(vault, ring)
     vault.commit()
@@ -147,6 +150,17 @@ def create_ring(vault: Vault, holder: Holder, *, label: str, now: dt.datetime) -
     return ring
 
 
+def rekey(vault: Vault, key: bytes, progress: Callable[[int], None] = lambda size: None) -> Root:
+    """As `Vault.rekey`, and remove the `keys` file, whose slots hold the old key."""
+    root = vault.rekey(key, progress)
+    if KEYS not in vault.directory.list():
+        return root
+    vault.directory.unlink(KEYS)
+    vault.directory.sync()
+    _note(vault, b"")
+    return vault.commit()
+
+
 def _save(vault: Vault, ring: KeyRing) -> None:
     ring.save(vault.directory)
     _remember(vault, ring)
@@ -155,7 +169,7 @@ def _save(vault: Vault, ring: KeyRing) -> None:
 
 def _remembered(vault: Vault) -> Root | None:
     value = vault._state.info(_REMEMBERED)
-    if value is None:
+    if value is None or value == b"":
         return None
     if not isinstance(value, bytes):
         raise FormatError("vault metadata: the version of the keys file is no text")
@@ -163,9 +177,13 @@ def _remembered(vault: Vault) -> Root | None:
 
 
 def _remember(vault: Vault, ring: KeyRing) -> None:
+    _note(vault, str(ring.version).encode())
+
+
+def _note(vault: Vault, value: bytes) -> None:
     with vault._lock:
-        vault._state.set_info(_REMEMBERED, str(ring.version).encode())
+        vault._state.set_info(_REMEMBERED, value)
         vault._state.touch(vault.inode(ROOT_INODE))  # so that there is something to commit
 
 
-__all__ = ["KEYS", "Unlocked", "VaultKey", "changing_ring", "check_ring", "create_ring", "enroll", "unlock"]
+__all__ = ["KEYS", "Unlocked", "VaultKey", "changing_ring", "check_ring", "create_ring", "enroll", "rekey", "unlock"]
