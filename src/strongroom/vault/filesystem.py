@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -32,30 +31,27 @@ from fsspec.spec import AbstractFileSystem
 
 from strongroom.errors import UsageError
 from strongroom.sealed import NO_FRESHNESS, Anchor, FileAnchor, NoFreshness, Root
-from strongroom.storage import Directory, LocalDirectory, ObjectDirectory
+from strongroom.storage import Directory
 from strongroom.vault.access import VaultKey
-from strongroom.vault.engine import META
-from strongroom.vault.keys import KeyFile
+from strongroom.vault.connection import Connection, KeyFilePath, Remote
 from strongroom.vault.opened import OpenedFile, SealedTransaction
 from strongroom.vault.paths import show
 from strongroom.vault.rows import Inode
 from strongroom.vault.vault import Mode, Vault
-from strongroom.vault.vault import open as open_vault
 
 _MODES: Final = {
     "rb": "rb", "wb": "wb", "xb": "xb", "ab": "ab", "r+b": "r+b", "rb+": "r+b",
     "w+b": "wb", "wb+": "wb", "x+b": "xb", "xb+": "xb", "a+b": "ab", "ab+": "ab",
 }  # fmt: skip
 _CHUNK: Final = 1 << 20
-_LOCAL = ("file", "local", "")
 
 
 class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A vault as an fsspec file system. Nothing is opened before the first use.
 
     Args:
-        vault: the vault's directory: a path, a URL of fsspec's, a `Directory`, or an open `Vault`. In a chained URL
-            what follows the ``::``.
+        vault: the vault's directory: a path, a URL of fsspec's, a `Directory`, or an open `Vault` (in which a
+            transaction that fails leaves its changes of names uncommitted). In a chained URL what follows the ``::``.
         key: what `vault.open` takes.
         key_file: the path of a key file, instead of `key`.
         anchor: an anchor, the path of an anchor file, or `NO_FRESHNESS` (or that word), with which a vault that was
@@ -63,7 +59,8 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         mode: ``r`` to read only, ``r+`` to change, ``x`` to create the vault; by default it is opened for reading, and
             for writing when that is first asked for.
         autocommit: False: nothing is committed before `commit`, `close` or the end of a transaction.
-        fo, target_protocol, target_options: set by fsspec for a chained URL.
+        fo, target_protocol: set by fsspec for a chained URL.
+        target_options: of the file system that the vault lies in.
 
     Raises:
         UsageError: an argument is missing, or contradicts another.
@@ -90,26 +87,25 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._lock = threading.RLock()
-        self._reader: Vault | None = None
-        self._writer: Vault | None = None
-        self._process = os.getpid()
-        self._holding = 0  # calls in progress that make one commit together
         if (fo is None) == (vault is None):
             raise UsageError("vault: wanted its path or URL, once", hint="vault=..., or sealed://path::URL")
         if mode not in (None, "r", "r+", "x"):
             raise UsageError(f"mode: {mode!r}, wanted r, r+ or x")
-        self._given = vault if isinstance(vault, Vault) else None
-        if anchor is None and self._given is None:
+        given = isinstance(vault, Vault)
+        if anchor is None and not given:
             raise UsageError("anchor: missing", hint='the path of an anchor file, an anchor, or "NO_FRESHNESS"')
-        if self._given is None and (key is None) == (key_file is None):
+        if not given and (key is None) == (key_file is None):
             raise UsageError("key: wanted key or key_file, one of the two")
-        self._place = (fo or vault, target_protocol, target_options or {})
-        self._mode = mode
+        self._given = given
+        self._has_key = key is not None
+        self._place = fo or vault
         self._autocommit = autocommit
-        self._key = key
-        self._key_file = key_file
-        self._anchor = _anchor_of(anchor)
+        self._holding = 0  # calls in progress that make one commit together
+        place = fo or vault
+        if isinstance(place, (str, os.PathLike)):
+            place = Remote(os.fspath(place), target_protocol, target_options or {})
+        opener = KeyFilePath(key_file) if key_file is not None else key
+        self._vaults = Connection(place, opener, _anchor_of(anchor), mode, what=repr(self))
 
     # What it is, without the key.
 
@@ -133,9 +129,9 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         self._options = shown
 
     def __reduce__(self) -> Any:
-        if self._given is not None:
+        if self._given:
             raise UsageError("file system: is of an open vault, which cannot be pickled", hint="give its path")
-        if self._key is not None:
+        if self._has_key:
             raise UsageError("file system: holds a key, which is not pickled", hint="give key_file=, a path, instead")
         options = self.storage_options
         if options.get("mode") == "x":
@@ -143,7 +139,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         return _again, (options,)
 
     def __repr__(self) -> str:
-        return f"<SealedFileSystem of {self._place[0]!r}>"
+        return f"<SealedFileSystem of {self._place!r}>"
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -156,72 +152,12 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
             text = ""
         return text.strip("/")
 
-    # The vaults behind it.
-
-    def _directory(self) -> str | os.PathLike[str] | Directory:
-        place, protocol, options = self._place
-        if not isinstance(place, (str, os.PathLike)):
-            return place  # type: ignore[return-value]
-        text = os.fspath(place)
-        if protocol is None and "://" not in text and "::" not in text:
-            return place
-        if protocol is None:
-            fs, path = fsspec.core.url_to_fs(text, **options)
-        else:
-            fs = fsspec.filesystem(protocol, **options)
-            path = fs._strip_protocol(text)
-        names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-        if set(names) & set(_LOCAL):
-            return str(path)
-        return ObjectDirectory(fs, path, updatable=(META,))
-
-    def _open_as(self, mode: Mode) -> Vault:
-        key = KeyFile.load(self._key_file) if self._key_file is not None else self._key
-        assert key is not None  # noqa: S101  # the constructor looked
-        return open_vault(self._directory(), mode, key=key, anchor=self._anchor)
-
-    def _reading(self) -> Vault:
-        with self._lock:
-            self._check_process()
-            if self._given is not None:
-                return self._given
-            if self._writer is not None:
-                return self._writer
-            if self._mode in ("r+", "x"):
-                return self._writing()
-            if self._reader is None:
-                self._reader = self._open_as("r")
-            return self._reader
-
-    def _writing(self) -> Vault:
-        with self._lock:
-            self._check_process()
-            if self._given is not None:
-                return self._given
-            if self._mode == "r":
-                raise UsageError(f"{self!r}: open for reading only", hint='give mode="r+", or no mode')
-            if self._writer is None:
-                if self._reader is not None and not _has_open_files(self._reader):
-                    self.refresh()  # where the platform has no byte locks, it would be in the way
-                self._writer = self._open_as("x" if self._mode == "x" else "r+")
-                self._mode = "r+"
-            _catch_up(self._writer)
-            return self._writer
-
-    def _check_process(self) -> None:
-        if self._process != os.getpid():
-            # Locks belong to the process that forked: opened anew here, and not closed, which would end them there.
-            if self._given is not None:
-                raise UsageError(f"{self!r}: is of a vault that another process opened", hint="give its path")
-            self._reader = self._writer = None
-            self._process = os.getpid()
-            if self._mode == "x":
-                self._mode = "r+"
+    # The vault behind it.
 
     @property
     def root(self) -> Root | None:
         """The root of the version that is read, or was committed last."""
-        return self._reading().root
+        return self._vaults.reading().root
 
     def commit(self) -> Root | None:
         """Commit what was changed, that of files that are still open with ``r+b`` and ``ab`` too; the root.
@@ -230,46 +166,20 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
             As `Vault.commit`. After a failure what was not committed is gone, unless the anchor did not answer: then
             call it again.
         """
-        with self._lock:
-            self._check_process()
-            vault = self._given or self._writer
-            if vault is None:
-                return None if self._reader is None else self._reader.root
-            try:
-                return vault.commit()
-            except BaseException:
-                if self._writer is not None and self._writer._broken:
-                    self._roll_back()
-                raise
+        return self._vaults.commit()
 
     def _changed(self) -> None:
         if self._autocommit and not self._holding and not self._intrans:
-            self.commit()
-            self._let_others_in()
-
-    def _let_others_in(self) -> None:
-        # Without byte locks whoever has a local vault open to write keeps every other opener out.
-        with self._lock:
-            writer = self._writer
-            if (
-                writer is not None
-                and writer._locks is None
-                and isinstance(writer.directory, LocalDirectory)
-                and not _has_open_files(writer)
-            ):
-                self._writer = None
-                writer.close()
+            self._vaults.commit()
+            self._vaults.let_others_in()
 
     def _roll_back(self) -> None:
-        with self._lock:
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                writer.discard()
+        self._vaults.roll_back()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[Vault]:
         """Changes that are one commit outside of a transaction."""
-        vault = self._writing()
+        vault = self._vaults.writing()
         self._holding += 1
         try:
             yield vault
@@ -282,30 +192,11 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
 
         Where something was written, that happens by itself with the next change.
         """
-        with self._lock:
-            reader, self._reader = self._reader, None
-            if reader is not None:
-                reader.discard()
-            if self._writer is not None:
-                _catch_up(self._writer)
+        self._vaults.refresh()
 
     def close(self) -> None:
         """Commit what was changed, and close the vault. It is opened again when it is used again."""
-        with self._lock:
-            self._check_process()
-            writer, self._writer = self._writer, None
-            try:
-                self.refresh()
-            finally:
-                if writer is not None:
-                    writer.close()
-
-    def __del__(self) -> None:
-        # What was not committed is not: that must not depend on when the collector runs.
-        if self.__dict__.get("_process") == os.getpid():
-            for vault in (self.__dict__.get("_writer"), self.__dict__.get("_reader")):
-                if vault is not None:
-                    vault.discard()
+        self._vaults.close()
 
     def start_transaction(self) -> SealedTransaction:
         """Begin a transaction, and commit what was changed before."""
@@ -318,7 +209,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Name, size, type (``file``, ``directory``, ``link`` if it leads nowhere, ``other``), times and mode."""
         path = self._strip_protocol(path)
-        vault = self._reading()
+        vault = self._vaults.reading()
         own = vault.stat(path, follow=False)
         return self._describe(vault, path, vault.inode(own.inode))
 
@@ -341,7 +232,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         path = self._strip_protocol(path)
-        vault = self._reading()
+        vault = self._vaults.reading()
         found = vault.stat(path)
         if not found.is_dir:
             return [self.info(path)] if detail else [path]
@@ -371,7 +262,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         wanted = _MODES.get(mode)
         if wanted is None:
             raise UsageError(f"mode: {mode!r}, wanted rb, wb, xb, ab or r+b")
-        vault = self._reading() if wanted == "rb" else self._writing()
+        vault = self._vaults.reading() if wanted == "rb" else self._vaults.writing()
         return OpenedFile(self, path, vault.open(path, wanted), autocommit=autocommit)  # type: ignore[arg-type]
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
@@ -478,17 +369,6 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
             path2 = "/".join(part for part in (path2, path1.rpartition("/")[2]) if part)
         with self._together() as vault:
             vault.rename(path1, path2)
-
-
-def _has_open_files(vault: Vault) -> bool:
-    return any(node.handles for node in vault._files.nodes.values())
-
-
-def _catch_up(vault: Vault) -> None:
-    """Go on from what others have committed, unless there is anything to commit: then the commit does that."""
-    with vault._lock:
-        if not vault.changed:
-            vault._catch_up()
 
 
 def _again(options: dict[str, Any]) -> SealedFileSystem:
