@@ -153,6 +153,33 @@ def test_a_reader_meets_commits_while_it_opens(anchor):
     writer.close()
 
 
+def test_the_file_shrinks_while_a_reader_opens(anchor):
+    """Between reading the slots and asking for the size: what the slots said is no longer so."""
+    directory = MemoryDirectory()
+    writer = opened(directory, "x", anchor)
+    fill(writer, 1)
+    writer.truncate(100 * BLOCK)
+    for n in range(6, 100):
+        writer.write_at(n * BLOCK, b"x")
+    writer.commit()
+    storage = directory.open("f", "r", shared=True)
+    size, left = storage.size, [1]
+
+    def size_late():
+        if left and left.pop():
+            writer.truncate(SIZE)
+            writer.commit()
+            writer.truncate(BLOCK)
+            writer.commit()
+            fill(writer, 2)
+        return size()
+
+    storage.size = size_late
+    with open_sealed(storage, key=KEY, anchor=anchor) as reader:
+        assert number_of(reader) == 2
+    writer.close()
+
+
 def test_a_rollback_is_no_race(anchor):
     directory = MemoryDirectory()
     with opened(directory, "x", anchor) as writer:

@@ -25,7 +25,6 @@ from strongroom.sealed.slots import Slots, version_of
 from strongroom.storage import Storage
 
 _logger = logging.getLogger("strongroom.sealed")
-_TRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ class History:
     def _look(
         self, *, pin: bool, at: Root | int | None, expected: bool, encrypted: bool | None
     ) -> tuple[Slots, Commit, Retained, Root | None]:
-        for _ in range(_TRIES):
+        for _ in range(slots.TRIES):
             found, commit = slots.read_slots(self._storage, self._key, self._what, expected=expected)
             if encrypted is not None and encrypted != found.header.encrypted:
                 kinds = "authenticated only", "encrypted"

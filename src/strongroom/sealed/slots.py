@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from strongroom.crypto import BlockCipher
-from strongroom.errors import FormatError, RollbackError, TamperedError, TruncatedError, WrongKeyError
+from strongroom.errors import (
+    FormatError,
+    IntegrityError,
+    LockedError,
+    RollbackError,
+    TamperedError,
+    TruncatedError,
+    WrongKeyError,
+)
 from strongroom.sealed import layout
 from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, NoFreshness, Root
 from strongroom.sealed.content import Version
 from strongroom.sealed.layout import CHANGED_HINT, CUT_HINT, SLOT_SIZE, SLOTS, SLOTS_SIZE, Commit, Header, Retained
 from strongroom.storage import Storage
+
+TRIES: Final = 1000
 
 
 @dataclass(slots=True)
@@ -87,8 +98,23 @@ def read_slots(storage: Storage, key: bytes, what: str, *, expected: bool = Fals
     3. A slot authenticates.                          else TamperedError, TruncatedError
     4. All that do belong to one file and history.    else TamperedError
     5. The file is as long as the newest says.        else TruncatedError
+
+    Where a writer commits meanwhile, what fails is tried again with the slots that it wrote.
+
+    Raises:
+        LockedError: it never stops.
     """
-    raw = _read(storage)
+    for _ in range(TRIES):
+        raw = _read(storage)
+        try:
+            return _open(raw, storage, key, what, expected=expected)
+        except IntegrityError:
+            if _read(storage) == raw:
+                raise
+    raise LockedError(f"{what}: changes faster than it can be read", hint="try again")
+
+
+def _open(raw: list[bytes], storage: Storage, key: bytes, what: str, *, expected: bool) -> tuple[Slots, Commit]:
     headers = _headers(raw, what, expected=expected)  # 1
     if not any(header.check_key(key) for header in headers if header):  # 2
         raise WrongKeyError(f"{what}: sealed under another key", hint="name the key file that it was sealed with")
