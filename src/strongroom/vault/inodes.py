@@ -39,9 +39,11 @@ class Inodes(Engine):
             return found
 
     def lookup(self, parent: int, name: bytes) -> Inode:
-        """The inode that a name leads to. Raises ENOENT, ENOTDIR."""
+        """The inode that a name leads to. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
         with self._lock:
             self._directory_inode(parent)
+            if len(name) > MAX_NAME:
+                raise failure(errno.ENAMETOOLONG, name[:100])
             number = self._state.entry(parent, name)
             if number is None:
                 raise failure(errno.ENOENT, name)
@@ -117,12 +119,12 @@ class Inodes(Engine):
             self._usable(to_write=True)
             inode, above = self.inode(number), self._directory_inode(parent)
             self._check_name(name)
-            if inode.is_dir:
-                raise failure(errno.EPERM, name)
-            if above.links == 0:
-                raise failure(errno.ENOENT, name)
             if self._state.entry(parent, name) is not None:
                 raise failure(errno.EEXIST, name)
+            if above.links == 0:
+                raise failure(errno.ENOENT, name)
+            if inode.is_dir:
+                raise failure(errno.EPERM, name)
             if inode.links >= MAX_LINKS:
                 raise failure(errno.EMLINK, name)
             now = self._clock()
@@ -171,20 +173,20 @@ class Inodes(Engine):
             self._check_name(new_name)
             if new_above.links == 0:
                 raise failure(errno.ENOENT, new_name)
-            if inode.is_dir and parent != new_parent:
-                self._check_not_below(inode.id, new_parent)
             found = self._state.entry(new_parent, new_name)
             other = None if found is None else self.inode(found)
             if flags & RENAME_EXCHANGE and other is None:
                 raise failure(errno.ENOENT, new_name)
             if flags & RENAME_NOREPLACE and other is not None:
                 raise failure(errno.EEXIST, new_name)
+            if inode.is_dir and parent != new_parent and self._is_below(new_parent, inode.id):
+                raise failure(errno.EINVAL, new_name)
+            if other is not None and other.is_dir and parent != new_parent and self._is_below(parent, other.id):
+                raise failure(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, new_name)
             if other is inode:
                 return
             now = self._clock()
             if flags & RENAME_EXCHANGE and other is not None:
-                if other.is_dir and parent != new_parent:
-                    self._check_not_below(other.id, parent)
                 self._state.link(parent, name, other.id)
                 other.ctime = now
                 self._state.touch(other)
@@ -211,16 +213,16 @@ class Inodes(Engine):
         elif inode.is_dir:
             raise failure(errno.ENOTDIR, name)
 
-    def _check_not_below(self, number: int, parent: int) -> None:
-        above: int | None = parent
+    def _is_below(self, number: int, top: int) -> bool:
+        """Whether a directory is `top`, or lies somewhere in it."""
         seen: set[int] = set()
-        while above is not None and above != ROOT_INODE:
-            if above == number:
-                raise failure(errno.EINVAL)
+        above: int | None = number
+        while above is not None and above not in (top, ROOT_INODE):
             if above in seen:
                 raise FormatError(f"vault metadata: directory {above} lies below itself")
             seen.add(above)
             above = self._state.parent(above)
+        return above == top
 
     def _check_name(self, name: bytes) -> None:
         if len(name) > MAX_NAME:
