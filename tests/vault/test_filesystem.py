@@ -470,6 +470,22 @@ def test_a_vault_of_objects(bucket, tmp_path):
     assert set(fsspec.filesystem("memory").find("/bucket")) - before  # written once, under fresh names
 
 
+def test_two_that_write_in_turn_to_objects(bucket, tmp_path):
+    options = {"vault": bucket, "key": KEY, "anchor": FileAnchor(tmp_path / "anchor")}
+    one = SealedFileSystem(**options, mode="x")
+    one.pipe("q", b"1" * 100_000)
+    two = SealedFileSystem(**options)
+    for number in range(3):
+        one.pipe("a", b"%d" % number)
+        two.pipe("b", b"%d" % number)
+    assert two.cat(["a", "b"]) == {"a": b"2", "b": b"2"}
+    with pytest.raises(ConflictError), one.transaction:
+        one.pipe("c", b"1")
+        two.pipe("d", b"1")
+    one.pipe("e", b"1")
+    assert one.ls("", detail=False) == ["a", "b", "d", "e", "q"]
+
+
 # The guides.
 
 

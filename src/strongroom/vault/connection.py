@@ -199,5 +199,11 @@ def _has_open_files(vault: Vault) -> bool:
 def _catch_up(vault: Vault) -> None:
     """Go on from what others have committed, unless there is anything to commit: then the commit does that."""
     with vault._lock:
-        if not vault.changed:
+        if vault.changed:
+            return
+        refresh = getattr(vault._meta._storage, "refresh", None)
+        if refresh is None:
             vault._catch_up()
+        else:  # numbered objects: without locks, and seen as they were at opening
+            refresh()
+            vault._rebase()

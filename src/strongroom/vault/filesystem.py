@@ -101,11 +101,13 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         self._place = fo or vault
         self._autocommit = autocommit
         self._holding = 0  # calls in progress that make one commit together
-        place = fo or vault
-        if isinstance(place, (str, os.PathLike)):
-            place = Remote(os.fspath(place), target_protocol, target_options or {})
+        where: Remote | Directory | Vault | None
+        if isinstance(self._place, (str, os.PathLike)):
+            where = Remote(os.fspath(self._place), target_protocol, target_options or {})
+        else:
+            where = self._place
         opener = KeyFilePath(key_file) if key_file is not None else key
-        self._vaults = Connection(place, opener, _anchor_of(anchor), mode, what=repr(self))
+        self._vaults = Connection(where, opener, _anchor_of(anchor), mode, what=repr(self))
 
     # What it is, without the key.
 
