@@ -149,7 +149,7 @@ def test_fsyncs_of_a_dead_process_are_taken_in(world):
 
 
 def test_fsyncs_of_a_dead_process_come_before_what_is_committed_after_it(world):
-    """A process that has changes of its own when the owner of the log dies takes the log in first, and then conflicts."""
+    """Who has changes of its own when the owner of the log dies takes the log in first, and then conflicts."""
     dead, living, other = world.open(log=True), world.open(), world.open()
     living.write_bytes("small", b"living")
     other.write_bytes("other", b"o" * 100_000)

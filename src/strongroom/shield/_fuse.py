@@ -27,7 +27,7 @@ import pyfuse3
 from strongroom.errors import LockedError, StrongroomError, UsageError
 from strongroom.shield._places import FOREVER, SHORTLY, Place, Places, Shown, absent, attributes, made_up_top
 from strongroom.vault import Vault
-from strongroom.vault.files import Node
+from strongroom.vault.node import Node
 from strongroom.vault.rows import MAX_NAME, Inode
 
 _logger = logging.getLogger("strongroom.mount")

@@ -1,300 +1,32 @@
 """The contents of a vault's files: small ones in memory until they are packed, large ones as block trees.
 
-A `Node` is the content of one inode while somebody uses it, or while it holds changes that no commit has. `Files` keeps
-the nodes, the data files behind them and the pack that is being written.
+`Files` keeps the nodes that are in use, the data files behind them and the pack that is being written.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Final
 
 from strongroom.crypto import random_bytes, random_key
-from strongroom.errors import FormatError, LockedError, UsageError
+from strongroom.errors import LockedError
 from strongroom.sealed.content import Content, Version
-from strongroom.sealed.layout import DEFAULT_BLOCK, MAX_LENGTH, block_cipher
+from strongroom.sealed.layout import block_cipher
 from strongroom.storage import LOCKS_AT, ByteLocks, Directory, Storage
+from strongroom.vault.node import Node
 from strongroom.vault.packs import PackReader, PackWriter, missing
-from strongroom.vault.rows import NO_CUT, DataChange, Inline, Inode, Packed, Tree
+from strongroom.vault.rows import Packed, Tree
 from strongroom.vault.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
 
-INLINE: Final = 2 << 10
-SMALL: Final = DEFAULT_BLOCK
 INODES_AT: Final = LOCKS_AT + (3 << 60)
 SESSIONS_AT: Final = LOCKS_AT + (1 << 60)
 _SPAN: Final = (1 << 60) - 1
 _OPEN_TREES: Final = 128
 _CACHE: Final = 4 << 20
-
-
-class Node:
-    """The content of one inode. Made by `Files.node`; used under the vault's lock."""
-
-    def __init__(self, files: Files, number: int) -> None:
-        self.number = number
-        self.handles = 0
-        self.block_size = DEFAULT_BLOCK
-        self.dirty = False  # differs from what the inode's row describes
-        self.locked = False
-        self._files = files
-        self._small: bytearray | None = None
-        self._tree: Content | None = None
-        self._storage: Storage | None = None  # of the tree
-        self._file: tuple[bytes, bytes, int] | None = None  # of the tree: id, key, block size
-        self._prepared: Version | None = None
-        # Not in the log yet: cut to this length, then written in these ranges.
-        self._cut = NO_CUT
-        self._written: list[tuple[int, int]] = []
-
-    @property
-    def inode(self) -> Inode:
-        inode = self._files.state.find(self.number)
-        if inode is None:
-            raise FileNotFoundError(f"{self._files.what}: the file was removed by another process")
-        return inode
-
-    @property
-    def loaded(self) -> bool:
-        return self._small is not None or self._tree is not None
-
-    @property
-    def is_tree(self) -> bool:
-        return self._tree is not None
-
-    @property
-    def unlogged(self) -> bool:
-        """Whether anything was written since the last record of the log, or the last commit."""
-        return self._cut != NO_CUT or bool(self._written)
-
-    @property
-    def unlogged_bytes(self) -> int:
-        return sum(end - start for start, end in self._written)
-
-    # Reading and writing.
-
-    def read_at(self, offset: int, buffer: Buffer) -> int:
-        """Fill `buffer` from `offset` on; fewer bytes only at the end."""
-        self._load()
-        if self._tree is not None:
-            return self._tree.read_at(offset, buffer)
-        assert self._small is not None  # noqa: S101  # loaded
-        with memoryview(buffer) as raw, raw.cast("B") as view:
-            count = max(0, min(len(view), len(self._small) - offset))
-            view[:count] = memoryview(self._small)[offset : offset + count]
-            return count
-
-    def write_at(self, offset: int, data: Buffer) -> None:
-        """Write all of `data`; a gap before `offset` reads as zeros."""
-        with memoryview(data) as raw, raw.cast("B") as view:
-            end = offset + len(view)
-            if end > MAX_LENGTH:
-                raise UsageError(f"length: {end} bytes, wanted at most {MAX_LENGTH}")
-            if not view:
-                return
-            self._change(end)
-            if self._tree is not None:
-                self._tree.write_at(offset, view)
-            else:
-                assert self._small is not None  # noqa: S101  # loaded
-                if offset > len(self._small):
-                    self._small.extend(bytes(offset - len(self._small)))
-                self._small[offset:end] = view
-            self._note(offset, end)
-            inode = self.inode
-            if end > inode.size:
-                inode.size = end
-            self._touch(inode)
-
-    def truncate(self, size: int) -> None:
-        """Cut, or extend by zeros."""
-        if not 0 <= size <= MAX_LENGTH:
-            raise UsageError(f"length: {size} bytes, wanted 0 to {MAX_LENGTH}")
-        if size != self.inode.size:
-            self._change(size)
-            inode = self.inode
-            if self._tree is not None:
-                self._tree.truncate(size)
-            else:
-                assert self._small is not None  # noqa: S101  # loaded
-                if size < len(self._small):
-                    del self._small[size:]
-                else:
-                    self._small.extend(bytes(size - len(self._small)))
-            self._cut = min(self._cut, size, inode.size)
-            self._written = [(start, min(end, size)) for start, end in self._written if start < size]
-            inode.size = size
-        self._touch(self.inode)
-
-    def punch(self, offset: int, length: int) -> None:
-        """Make a range read as zeros; the length of the file stays."""
-        if min(offset + length, self.inode.size) <= offset:
-            return
-        self._change(self.inode.size)
-        end = min(offset + length, self.inode.size)
-        if end <= offset:
-            return  # another process has cut the file since
-        if self._tree is not None:
-            self._tree.punch(offset, end - offset)
-        else:
-            assert self._small is not None  # noqa: S101  # loaded
-            self._small[offset:end] = bytes(end - offset)
-        self._note(offset, end)
-        self._touch(self.inode)
-
-    def _touch(self, inode: Inode) -> None:
-        inode.mtime = inode.ctime = self._files.clock()
-        self._files.state.touch(inode)
-
-    def _change(self, end: int) -> None:
-        """Get ready to be changed, up to length `end`."""
-        self._files.lock_inode(self)
-        self._load()
-        if self._small is not None and end > SMALL:
-            self._to_tree()
-        elif self._tree is not None and self._files.write_once and self._file not in self._files.unwritten:
-            self._copy_tree()
-        self.dirty = True
-
-    def _note(self, start: int, end: int) -> None:
-        ranges = self._written
-        if ranges and ranges[-1][0] <= start <= ranges[-1][1]:  # what follows what was written last
-            ranges[-1] = ranges[-1][0], max(end, ranges[-1][1])
-            return
-        at = bisect.bisect_left(ranges, (start, end))
-        first = at - 1 if at and ranges[at - 1][1] >= start else at
-        last = first
-        while last < len(ranges) and ranges[last][0] <= end:
-            start, end = min(start, ranges[last][0]), max(end, ranges[last][1])
-            last += 1
-        ranges[first:last] = [(start, end)]
-
-    # Between memory, row and data file.
-
-    def _load(self) -> None:
-        if self.loaded:
-            return
-        inode = self.inode
-        body = inode.body
-        if isinstance(body, Tree):
-            if body.version.length != inode.size:
-                raise FormatError(f"{self._files.what}: inode {inode.id}: {inode.size} bytes, wanted its tree's")
-            self._file = body.file, body.key, body.block_size
-            self._storage, self._tree = self._files.open_tree(self.number, body)
-        elif isinstance(body, Packed):
-            self._small = self._files.read_piece(body, inode.size)
-        else:
-            self._small = bytearray(body.data if body else b"")
-            if len(self._small) != inode.size:
-                raise FormatError(f"{self._files.what}: inode {inode.id}: {len(self._small)} bytes, not {inode.size}")
-
-    def _to_tree(self) -> None:
-        small, self._small = self._small, None
-        self._file, self._storage, self._tree = self._files.new_tree(self.block_size)
-        if small:
-            self._tree.write_at(0, small)
-
-    def _copy_tree(self) -> None:
-        old, storage = self._tree, self._storage
-        assert old is not None and storage is not None and self._file is not None  # noqa: S101  # the caller looked
-        self._file, self._storage, self._tree = self._files.new_tree(self._file[2])
-        buffer = memoryview(bytearray(1 << 20))
-        at = 0
-        while count := old.read_at(at, buffer):
-            self._tree.write_at(at, buffer[:count])
-            at += count
-        self._tree.truncate(old.length)
-        old.close()
-        storage.close()
-
-    def rewrite(self) -> None:
-        """Have the content written anew, under another key, with the next commit."""
-        self._files.lock_inode(self)
-        self._load()
-        if self._tree is not None:
-            self._copy_tree()
-        self.dirty = True
-        self._files.state.touch(self.inode)
-
-    def compact(self, limit: int) -> int:
-        """Move up to `limit` blocks of a tree to free places before them; how many were moved."""
-        self._files.lock_inode(self)
-        self._load()
-        moved = self._tree.compact(limit) if self._tree is not None else 0
-        if self._tree is not None:
-            self.dirty = True
-            self._files.state.touch(self.inode)
-        return moved
-
-    def settle(self) -> None:
-        """Make the inode's row describe the content as it is now; `Files.sync` then makes that durable."""
-        if not self.dirty:
-            return
-        inode = self.inode
-        if self._tree is not None and self._file is not None and self._storage is not None:
-            self._prepared = self._tree.prepare()
-            inode.body = Tree(*self._file, since=0, version=self._prepared)
-            self._files.unsynced[self._file[0]] = self._storage
-        elif self._small is not None:
-            if len(self._small) <= INLINE:
-                inode.body = Inline(bytes(self._small)) if self._small else None
-            else:
-                inode.body = self._files.write_piece(self._small)
-        self._files.state.touch(inode)
-        self.dirty = False
-
-    def committed(self, live: Collection[int]) -> None:
-        """Note that a commit holds what `settle` described."""
-        self._cut = NO_CUT
-        self._written.clear()
-        if self._tree is not None and self._file is not None:
-            if self._prepared is not None:
-                self._tree.committed(self._prepared)
-                self._prepared = None
-            self._tree.hold(self._files.state.older(self._file[0], live))
-
-    def unload(self) -> None:
-        """Give back memory and descriptors; the row describes the content."""
-        self._small = None
-        if self._tree is not None:
-            self._tree.close()
-        if self._storage is not None:
-            self._storage.close()
-        self._tree = self._storage = self._file = self._prepared = None
-
-    def verify(self) -> int:
-        """Read all of it from the storage; the number of blocks. Raises IntegrityError."""
-        self._load()
-        if self._tree is not None:
-            return self._tree.verify()
-        return len(self._small or b"") > 0
-
-    # The log.
-
-    def take_change(self) -> DataChange:
-        """What was written since the last record; from now on it counts as logged."""
-        size = self.inode.size
-        change = DataChange(self.number, self._cut, size, [])
-        for start, end in self._written:
-            piece = bytearray(min(end, size) - start)
-            self.read_at(start, piece)
-            change.pieces.append((start, bytes(piece)))
-        self._cut = NO_CUT
-        self._written = []
-        return change
-
-    def replay(self, change: DataChange) -> None:
-        """Make a change that the log holds."""
-        if change.cut != NO_CUT:
-            self.truncate(change.cut)
-        if self.inode.size != change.size:
-            self.truncate(change.size)
-        for offset, piece in change.pieces:
-            self.write_at(offset, piece)
 
 
 class Files:

@@ -8,7 +8,8 @@ import stat
 
 from strongroom.errors import FormatError, LockedError
 from strongroom.vault.engine import Engine
-from strongroom.vault.files import Files, Node
+from strongroom.vault.files import Files
+from strongroom.vault.node import Node
 from strongroom.vault.rows import MAX_NAME, MAX_TARGET, ROOT_INODE, Inline, Inode
 
 RENAME_NOREPLACE = 1

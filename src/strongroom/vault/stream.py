@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from strongroom.vault.files import Node
+    from strongroom.vault.node import Node
     from strongroom.vault.vault import Vault
 
 
