@@ -218,6 +218,7 @@ def test_names_that_are_no_text_come_back(tmp_path):
         node = opened.hold(made.id)
         node.write_at(0, b"latin")
         opened.release(node)
+        assert opened.read_bytes(opened.listdir()[0]) == b"latin"
         vault.unpack(opened, tmp_path / "out")
     assert (tmp_path / "out" / os.fsdecode(b"caf\xe9")).read_bytes() == b"latin"
 

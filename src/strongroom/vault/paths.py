@@ -31,8 +31,8 @@ def check_path(path: str) -> str:
 
 
 def split(path: str) -> list[bytes]:
-    """The parts of a checked path; none for the top, ""."""
-    return [part.encode() for part in path.split("/")] if path else []
+    """The parts of a path, none for the top, ""; names as `show` gives them."""
+    return [part.encode("utf-8", "surrogateescape") for part in path.split("/")] if path else []
 
 
 def show(name: bytes) -> str:
