@@ -238,8 +238,8 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         if place.shown is not above.shown:
             raise OSError(errno.EXDEV, "")
         vault = place.shown.vault
-        vault.rename_at(place.number, name, above.number, new_name, flags)
-        self._renamed(place.shown, vault.lookup(above.number, new_name), (parent, name), (new_parent, new_name))
+        inode = vault.rename_at(place.number, name, above.number, new_name, flags)
+        self._renamed(place.shown, inode, (parent, name), (new_parent, new_name))
         if flags & pyfuse3.RENAME_EXCHANGE:
             self._renamed(place.shown, vault.lookup(place.number, name), (new_parent, new_name), (parent, name))
 

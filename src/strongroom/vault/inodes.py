@@ -162,8 +162,8 @@ class Inodes(Engine):
             self._unnamed(inode, now)
             self._touch_directory(self.inode(parent), now)
 
-    def rename_at(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """Give what has a name another, replacing what has that, as renameat2(2) does with NOREPLACE and EXCHANGE.
+    def rename_at(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> Inode:
+        """Give what has a name another, replacing what has that, as renameat2(2) does with NOREPLACE and EXCHANGE; it.
 
         The content of the file is durable no later than its new name.
         """
@@ -185,7 +185,7 @@ class Inodes(Engine):
             if other is not None and other.is_dir and parent != new_parent and self._is_below(parent, other.id):
                 raise failure(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, new_name)
             if other is inode:
-                return
+                return inode
             now = self._clock()
             if flags & RENAME_EXCHANGE and other is not None:
                 self._state.link(parent, name, other.id)
@@ -204,6 +204,7 @@ class Inodes(Engine):
             self._touch_directory(above, now)
             if parent != new_parent:
                 self._touch_directory(new_above, now)
+            return inode
 
     def _check_replaceable(self, inode: Inode, other: Inode, name: bytes) -> None:
         if other.is_dir:
