@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import FormatError, UsageError
