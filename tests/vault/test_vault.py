@@ -8,7 +8,7 @@ import pytest
 
 from strongroom import vault
 from strongroom.crypto import random_key
-from strongroom.errors import TamperedError, TruncatedError, UsageError, WrongKeyError
+from strongroom.errors import CasUnreachableError, TamperedError, TruncatedError, UsageError, WrongKeyError
 from strongroom.sealed import NO_FRESHNESS, MemoryAnchor
 from strongroom.storage import LocalDirectory, MemoryDirectory
 from strongroom.vault.rows import Inline, Packed, Tree
@@ -354,3 +354,57 @@ def test_refusals_of_changed_vaults_say_what_to_do():
         vault.open(directory, key=random_key(), anchor=NO_FRESHNESS)
     for caught in (replaced, changed, removed, key):
         assert caught.value.hint
+
+
+class Silent(MemoryAnchor):
+    """An anchor that can be out of reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = True
+
+    def advance(self, old, new):
+        if not self.reached:
+            raise CasUnreachableError("cas: no answer")
+        super().advance(old, new)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_an_anchor_out_of_reach_leaves_a_commit_undecided(log):
+    directory, anchor = MemoryDirectory(), Silent()
+    opened = vault.Vault(directory, "x", KEY, anchor, what="vault", log=log)
+    opened.write_bytes("a", b"1")
+    opened.commit()
+    opened.write_bytes("a", b"2" * 5000)
+    anchor.reached = False
+    with pytest.raises(CasUnreachableError):
+        opened.fsync(opened.stat("a").inode)
+    with pytest.raises(CasUnreachableError):
+        opened.commit()
+    assert opened.read_bytes("a") == b"2" * 5000
+    anchor.reached = True
+    opened.write_bytes("b", b"3" * 70_000)
+    opened.close()
+    with vault.open(directory, key=KEY, anchor=anchor) as reader:
+        assert {path: reader.read_bytes(path) for path in reader.files()} == {"a": b"2" * 5000, "b": b"3" * 70_000}
+        assert reader.root.sequence == anchor.read().sequence
+
+
+def test_what_is_written_while_a_commit_is_undecided_waits():
+    directory, anchor = MemoryDirectory(), Silent()
+    opened = vault.open(directory, "x", key=KEY, anchor=anchor)
+    opened.write_bytes("a", b"1")
+    file = opened.open("a", "r+b")
+    opened.commit()
+    file.write(b"2")
+    anchor.reached = False
+    with pytest.raises(CasUnreachableError):
+        opened.commit()
+    for act in (lambda: opened.write_bytes("b", b""), lambda: file.write(b"3"), lambda: opened.remove("a")):
+        with pytest.raises(CasUnreachableError):
+            act()
+    anchor.reached = True
+    file.write(b"4")
+    file.close()
+    opened.close()
+    assert contents(directory) == {"a": b"24"}

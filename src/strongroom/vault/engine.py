@@ -107,6 +107,7 @@ class Engine:
             self._directory,
             self._state,
             locks=self._locks if self._mode != "r" else None,
+            ready=lambda: self._usable(to_write=True),
             catch_up=self._catch_up,
             live=self._meta.live_sequences,
             clock=self._clock,
@@ -163,8 +164,6 @@ class Engine:
         """
         with self._lock:
             self._usable(to_write=True)
-            if self._undecided:
-                return self._finish()
             self._journal.tell()
             if not self.changed and self._meta.root is not None and not self._journal.length:
                 return self._meta.commit()
@@ -306,7 +305,7 @@ class Engine:
         """
         with self._lock:
             self._usable(to_write=True)
-            if not self._journal.owned or self._undecided or self._meta.root is None:
+            if not self._journal.owned or self._meta.root is None:
                 self.commit()
                 return
             self._journal.tell()
@@ -497,6 +496,8 @@ class Engine:
             raise ValueError(f"{self._what}: is closed")
         if to_write and self._mode == "r":
             raise UsageError(f"{self._what}: open for reading only", hint='open it with mode "r+"')
+        if to_write and self._undecided and not self._broken:
+            self._finish()  # nothing is changed before the anchor has answered for what there is
         if to_write and self._broken:
             raise StrongroomError(
                 f"{self._what}: an earlier write or commit failed, so this opening commits no more",

@@ -34,6 +34,7 @@ class Files:
 
     Args:
         locks: those of `meta`; None where the platform has none.
+        ready: called before a content changes; raises if the vault takes no changes.
         catch_up: called when this process begins to write to a file, so that it starts from the newest commit.
         live: gives the commits that readers may still open.
         clock: gives the time in nanoseconds.
@@ -45,6 +46,7 @@ class Files:
         state: State,
         *,
         locks: ByteLocks | None,
+        ready: Callable[[], None],
         catch_up: Callable[[], None],
         live: Callable[[], Collection[int]],
         clock: Callable[[], int],
@@ -59,6 +61,7 @@ class Files:
         self.unsynced: dict[bytes, Storage] = {}
         self.unwritten: set[tuple[bytes, bytes, int]] = set()  # trees that a write-once directory still takes
         self._locks = locks
+        self.ready = ready
         self._catch_up = catch_up
         self._live = live
         self._session = b""

@@ -141,6 +141,7 @@ class Node:
 
     def _change(self, end: int) -> None:
         """Get ready to be changed, up to length `end`."""
+        self._files.ready()
         self._files.lock_inode(self)
         self._load()
         if self._small is not None and end > SMALL:
