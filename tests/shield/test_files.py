@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -141,6 +142,86 @@ def test_several_vaults_in_one_mount(fuse, opened, tmp_path):
             assert names(tmp_path) == ["data", "model"]
             assert (mounted.path / "model" / "m").read_bytes() == b"model"
             assert (mounted.path / "data" / "a" / "b" / "c").read_bytes() == b"hello"
+
+
+def test_several_writable_vaults_in_one_mount(fuse, opened, tmp_path):
+    (tmp_path / "m").mkdir()
+    with (
+        vault.open(MemoryDirectory(), "x", key=KEY, anchor=NO_FRESHNESS) as one,
+        vault.open(MemoryDirectory(), "x", key=KEY, anchor=NO_FRESHNESS) as two,
+        mount({"one": one, "two": two, "shown": opened}, tmp_path / "m") as mounted,
+    ):
+        top = mounted.path
+        (top / "one" / "f").write_bytes(b"1" * 100_000)
+        (top / "two" / "d").mkdir()
+        (top / "two" / "d" / "f").write_bytes(b"2")
+        assert names(top) == ["one", "shown", "two"]
+        numbers = [path.stat().st_ino for path in (top, top / "one", top / "two", top / "one/f", top / "two/d/f")]
+        assert len(set(numbers)) == len(numbers)
+        for action, number in (
+            (lambda: (top / "one" / "f").rename(top / "two" / "f"), errno.EXDEV),
+            (lambda: (top / "two" / "f").hardlink_to(top / "one" / "f"), errno.EXDEV),
+            (lambda: (top / "three").mkdir(), errno.EROFS),
+            (lambda: (top / "f").write_bytes(b""), errno.EROFS),
+            (lambda: (top / "one").rmdir(), errno.EROFS),
+            (lambda: (top / "shown" / "f").write_bytes(b""), errno.EROFS),
+            (lambda: (top / "shown" / "big").open("r+b"), errno.EROFS),
+            (lambda: (top / "shown" / "a").rmdir(), errno.EROFS),
+        ):
+            with pytest.raises(OSError) as caught:
+                action()
+            assert caught.value.errno == number
+        assert (top / "shown" / "big").read_bytes() == BIG
+        mounted.unmount()
+        assert mounted.failure is None
+        assert one.read_bytes("f") == b"1" * 100_000
+        assert two.read_bytes("d/f") == b"2"
+
+
+def test_a_handler_that_fails_is_an_input_output_error(mounted, opened, monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(opened, "lookup", broken)
+    with pytest.raises(OSError) as caught:
+        (mounted.path / "big").stat()
+    assert caught.value.errno == errno.EIO
+    assert str(mounted.failure) == "a mistake of ours"
+    assert "lookup: a mistake of ours (EIO)" in caplog.text
+    monkeypatch.undo()
+    assert (mounted.path / "big").stat().st_size == len(BIG)
+
+
+def test_extended_attributes_are_refused_once(mounted):
+    for _ in range(2):
+        with pytest.raises(OSError) as caught:
+            os.getxattr(mounted.path / "big", "user.x")
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_room(fuse, opened, tmp_path):
+    with mount(opened, tmp_path):
+        found = os.statvfs(tmp_path)
+        assert found.f_bavail == 0
+        assert found.f_blocks * found.f_frsize >= 2 * len(BIG)
+        assert found.f_namemax == 255
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the kernel drops its caches for root only")
+def test_what_the_kernel_forgets_is_forgotten(fuse, tmp_path):
+    with (
+        vault.open(MemoryDirectory(), "x", key=KEY, anchor=NO_FRESHNESS) as made,
+        mount(made, tmp_path) as mounted,
+    ):
+        places = mounted._session._operations.places
+        (tmp_path / "d").mkdir()
+        for number in range(300):
+            (tmp_path / "d" / str(number)).write_bytes(b"")
+        assert len(places) > 300
+        shutil.rmtree(tmp_path / "d")
+        assert names(tmp_path) == []
+        os.sync()
+        assert len(places) < 10
 
 
 def test_mounting_twice(mounted, opened, tmp_path):

@@ -100,6 +100,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         self._directories: dict[int, _Directory] = {}
         self._handles = 0
         self._reason = 0
+        self.written = 0  # bytes, since somebody set it to 0
         self._usage: dict[int, tuple[object, tuple[int, int]]] = {}
 
     def close(self) -> None:
@@ -401,6 +402,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         with vault._lock:
             vault._usable(to_write=True)
             node.write_at(offset, data)
+        self.written += len(data)
         return len(data)
 
     async def flush(self, fh: int) -> None:

@@ -100,18 +100,19 @@ class Session:
     def _tick(self) -> None:
         try:
             now = time.monotonic()
-            due = now >= self._committed + _COMMIT_EVERY
+            due = now >= self._committed + _COMMIT_EVERY or self._operations.written > _COMMIT_AT
             for shown in self._shown:
                 vault = shown.vault
                 vault.refresh()
                 self._forget_changes(shown)
-                if due or vault.is_wanted() or vault.dirty_bytes > _COMMIT_AT:
+                if due or vault.is_wanted():
                     self._commit(vault)
-            if due:
-                self._committed = time.monotonic()
         except Exception as error:
+            due = True
             self._failed("commit", error)
+        if due:
             self._committed = time.monotonic()
+            self._operations.written = 0
 
     def _commit(self, vault: Vault) -> None:
         if vault.changed or vault.is_wanted():
