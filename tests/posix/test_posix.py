@@ -12,15 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.posix import cases
-from tests.posix.server import served
+from tests.posix.server import ROOT, served
 
 _NOBODY = 65534
 _USERS = {"root": 0, "nobody": _NOBODY}
-
-# Where a mount differs, on purpose: what stands in the log there, and what here.
-_DIFFERENT = {
-    # A vault has no device nodes and the kernel no O_TMPFILE for FUSE; neither is tried here.
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +36,14 @@ def logs(fuse: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
                 own.mkdir()
                 if os.getuid() == 0:
                     os.chown(own, uid, uid)
-                program = [sys.executable, cases.__file__, str(own), str(0 if uid == os.getuid() else uid)]
+                program = [sys.executable, "-m", "tests.posix.cases", str(own), str(0 if uid == os.getuid() else uid)]
                 # The interpreter and the scripts may lie where nobody else can go: they run before the change of user.
-                run = subprocess.run(program, stdout=subprocess.PIPE, check=True, text=True)
+                run = subprocess.run(program, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
                 found[user, place] = json.loads(run.stdout)
         yield found
 
 
 @pytest.mark.parametrize("user", list(_USERS) if os.getuid() == 0 else ["user"])
-@pytest.mark.parametrize("name", list(cases._CASES))
+@pytest.mark.parametrize("name", list(cases.CASES))
 def test_as_on_an_ordinary_directory(logs, name: str, user: str) -> None:
     assert logs[user, "mount"][name] == logs[user, "native"][name]

@@ -2,7 +2,7 @@
 
 Rules:
 
-- A handler is a plain function that `_answer` makes an answer of: it returns, or its exception becomes an errno. What
+- A handler is a plain function that `answer` makes an answer of: it returns, or its exception becomes an errno. What
   is not the caller's own mistake is EIO, a line in the log and `MountedVault.failure`; the mount lives on.
 - Of a writable mount the kernel keeps the pages, sizes and times of files and writes them back when it likes, at the
   latest when a file is closed or synced. So writes come in large pieces, reads come for files opened to be written
@@ -13,57 +13,25 @@ Rules:
 from __future__ import annotations
 
 import errno
-import functools
-import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Final
 
 import pyfuse3
 
-from strongroom.errors import LockedError, StrongroomError, UsageError
+from strongroom.shield._answers import Answers, answer
 from strongroom.shield._places import FOREVER, SHORTLY, Place, Places, Shown, absent, attributes, made_up_top
 from strongroom.vault import Vault
 from strongroom.vault.node import Node
 from strongroom.vault.rows import MAX_NAME, Inode
 
-_logger = logging.getLogger("strongroom.mount")
-
 _CHUNK: Final = 512
 _DOTS: Final = 2
 _MAX_REQUEST: Final = 1 << 20
 _ROOM: Final = 1 << 50  # what a storage that cannot tell has left
-_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
-
-# What a program gets because of what it asked for, and nobody else need hear of.
-_OWN_MISTAKES: Final = frozenset(
-    {
-        errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EPERM,
-        errno.EACCES, errno.EMLINK, errno.ENAMETOOLONG, errno.ESTALE, errno.EXDEV, errno.EROFS, errno.ENOSYS,
-        errno.EFBIG,
-    }
-)  # fmt: skip
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _answer(
-    handler: Callable[Concatenate[VaultOperations, _P], _R],
-) -> Callable[Concatenate[VaultOperations, _P], Coroutine[Any, Any, _R]]:
-    @functools.wraps(handler)
-    async def answer(self: VaultOperations, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return handler(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as error:
-            raise pyfuse3.FUSEError(self._errno(handler.__name__, error)) from None
-
-    return answer
 
 
 @dataclass(slots=True)
@@ -75,7 +43,7 @@ class _Directory:
     complete: bool = False
 
 
-class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # untyped base
+class VaultOperations(Answers):
     """Answers the kernel's requests about some vaults, each in a directory of its name ("" is the top).
 
     Args:
@@ -87,8 +55,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
     enable_acl = False
 
     def __init__(self, vaults: Mapping[str, Vault], fail: Callable[[BaseException], None]) -> None:
-        super().__init__()
-        self._fail = fail
+        super().__init__(fail)
         self.places = Places(vaults)
         self.enable_writeback_cache = self.places.writable
         self._owner = os.getuid(), os.getgid()
@@ -99,7 +66,6 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         self._files: dict[int, tuple[Vault, Node]] = {}
         self._directories: dict[int, _Directory] = {}
         self._handles = 0
-        self._reason = 0
         self.written = 0  # bytes, since somebody set it to 0
         self._usage: dict[int, tuple[object, tuple[int, int]]] = {}
 
@@ -108,27 +74,6 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         while self._files:
             vault, node = self._files.popitem()[1]
             vault.release(node)
-
-    def _errno(self, what: str, error: Exception) -> int:
-        if isinstance(error, OSError):
-            number = error.errno
-            if number in _OWN_MISTAKES:
-                return number
-            if number is None and isinstance(error, FileNotFoundError):
-                return errno.ESTALE  # another process removed it
-        elif isinstance(error, LockedError):
-            number = errno.EBUSY
-        elif isinstance(error, UsageError):
-            return errno.EFBIG if "length" in error.message else errno.EROFS
-        else:
-            # After a failure of the storage a vault refuses everything; that failure is still the reason.
-            number = self._reason if type(error) is StrongroomError else errno.EIO
-        number = number or errno.EIO
-        if isinstance(error, OSError):
-            self._reason = number
-        self._fail(error)
-        _logger.error("%s: %s (%s)", what, error, errno.errorcode.get(number, number))
-        return number
 
     # Names.
 
@@ -145,7 +90,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
             raise OSError(errno.ENOENT, "")
         return place
 
-    @_answer
+    @answer
     def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         place = self.places.get(parent)
         if place is None:
@@ -186,21 +131,21 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         uid, gid = place.shown.ids_there(ctx.uid, ctx.gid)
         return place.shown, place.shown.vault.make_at(place.number, name, mode, uid=uid, gid=gid, target=target)
 
-    @_answer
+    @answer
     def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         return self._told(*self._make(parent, name, mode, ctx), parent, name)
 
-    @_answer
+    @answer
     def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._told(*self._make(parent, name, mode, ctx), parent, name)
 
-    @_answer
+    @answer
     def symlink(self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._told(*self._make(parent, name, stat.S_IFLNK | 0o777, ctx, target), parent, name)
 
-    @_answer
+    @answer
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
@@ -208,7 +153,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         info = self._hold(shown.vault, inode.id)
         return info, self._told(shown, inode, parent, name)
 
-    @_answer
+    @answer
     def link(self, ino: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         place, above = self.places[ino], self._parent(new_parent)
         if place.shown is not above.shown:
@@ -216,12 +161,12 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         inode = place.shown.vault.link_at(place.number, above.number, new_name)
         return self._told(place.shown, inode, new_parent, new_name)
 
-    @_answer
+    @answer
     def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         place = self._parent(parent)
         place.shown.vault.unlink_at(place.number, name)
 
-    @_answer
+    @answer
     def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         place = self._parent(parent)
         inode = place.shown.vault.lookup(place.number, name)
@@ -229,7 +174,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         if (known := self.places.get(inode.id ^ place.shown.mask)) is not None:
             known.removed = replace(inode, links=0)
 
-    @_answer
+    @answer
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: pyfuse3.RequestContext
     ) -> None:
@@ -250,7 +195,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
             self.places.named(known, *new)
             self.places.unnamed(ino, *old)
 
-    @_answer
+    @answer
     def readlink(self, ino: int, ctx: pyfuse3.RequestContext) -> bytes:
         place = self.places[ino]
         return place.shown.vault.target(place.number)
@@ -264,11 +209,11 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         place = self.places[ino]
         return attributes(place.shown, place.removed or place.shown.vault.inode(place.number))
 
-    @_answer
+    @answer
     def getattr(self, ino: int, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
         return self._attributes(ino)
 
-    @_answer
+    @answer
     def setattr(
         self,
         ino: int,
@@ -296,7 +241,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
 
     # Directories.
 
-    @_answer
+    @answer
     def opendir(self, ino: int, ctx: pyfuse3.RequestContext) -> int:
         place = self.places.get(ino)
         if place is None and ino != pyfuse3.ROOT_INODE:
@@ -305,7 +250,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         self._directories[self._handles] = _Directory(place)
         return self._handles
 
-    @_answer
+    @answer
     def readdir(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
         directory = self._directories[fh]
         if start == 0:
@@ -355,11 +300,11 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
                     return
                 self.places.told(shown, 1, pyfuse3.ROOT_INODE, name)
 
-    @_answer
+    @answer
     def releasedir(self, fh: int) -> None:
         self._directories.pop(fh, None)
 
-    @_answer
+    @answer
     def fsyncdir(self, fh: int, datasync: bool) -> None:
         place = self._directories[fh].place
         for shown in self.places.shown if place is None else [place.shown]:
@@ -374,7 +319,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         self._files[self._handles] = vault, node
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._handles), keep_cache=True)
 
-    @_answer
+    @answer
     def open(self, ino: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         place = self.places[ino]
         vault = place.shown.vault
@@ -384,7 +329,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
             vault.change(place.number, size=0)
         return self._hold(vault, place.number)
 
-    @_answer
+    @answer
     def read(self, fh: int, offset: int, size: int) -> bytes:
         vault, node = self._files[fh]
         if size > len(self._buffer):
@@ -396,7 +341,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
         # The reply copies it before the next request is looked at.
         return view[:count]  # type: ignore[return-value]
 
-    @_answer
+    @answer
     def write(self, fh: int, offset: int, data: bytes) -> int:
         vault, node = self._files[fh]
         with vault._lock:
@@ -408,12 +353,12 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
     async def flush(self, fh: int) -> None:
         raise pyfuse3.FUSEError(errno.ENOSYS)  # closing is no commit, and the kernel need not ask again
 
-    @_answer
+    @answer
     def release(self, fh: int) -> None:
         vault, node = self._files.pop(fh)
         vault.release(node)
 
-    @_answer
+    @answer
     def fsync(self, fh: int, datasync: bool) -> None:
         vault, node = self._files[fh]
         if vault.mode != "r":
@@ -421,7 +366,7 @@ class VaultOperations(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  
 
     # The whole.
 
-    @_answer
+    @answer
     def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         total = pyfuse3.StatvfsData()
         total.f_bsize = total.f_frsize = 4096

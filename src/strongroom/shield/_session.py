@@ -94,7 +94,7 @@ class Session:
             self._done.set()
 
     def _failed(self, what: str, error: BaseException) -> None:
-        self._operations._fail(error)
+        self._operations.fail(error)
         _logger.error("%s: %s", what, error)
 
     def _tick(self) -> None:
