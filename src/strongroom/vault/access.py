@@ -22,7 +22,6 @@ from strongroom.errors import FormatError, TamperedError, UsageError, WrongKeyEr
 from strongroom.sealed import Root
 from strongroom.storage import Directory
 from strongroom.vault.keys import KEYS, AgeRecipient, Holder, KeyFile, KeyRing, Passphrase, Secret, SourceKey
-from strongroom.vault.rows import ROOT_INODE
 
 if TYPE_CHECKING:
     from strongroom.vault.vault import Vault
@@ -183,7 +182,6 @@ def _remember(vault: Vault, ring: KeyRing) -> None:
 def _note(vault: Vault, value: bytes) -> None:
     with vault._lock:
         vault._state.set_info(_REMEMBERED, value)
-        vault._state.touch(vault.inode(ROOT_INODE))  # so that there is something to commit
 
 
 __all__ = ["KEYS", "Unlocked", "VaultKey", "changing_ring", "check_ring", "create_ring", "enroll", "rekey", "unlock"]

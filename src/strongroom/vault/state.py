@@ -45,6 +45,7 @@ class Pending:
     base: int
     inodes: dict[int, Inode | None]
     entries: dict[tuple[int, bytes], int]
+    info: dict[str, bytes]
 
 
 class State:
@@ -60,6 +61,7 @@ class State:
         self.writable = writable
         self._db = Database(pages, writable=writable)
         self._rows: dict[int, Inode] = {}
+        self.changed_info: dict[str, bytes] = {}
         self.changed_inodes: set[int] = set()
         self.changed_entries: set[tuple[int, bytes]] = set()
         # Those of them that no record of the log holds.
@@ -84,7 +86,7 @@ class State:
 
     @property
     def changed(self) -> bool:
-        return bool(self.changed_inodes or self.changed_entries or self.new_packs)
+        return bool(self.changed_inodes or self.changed_entries or self.new_packs or self.changed_info)
 
     def close(self) -> None:
         """Drop everything that is not committed."""
@@ -94,10 +96,13 @@ class State:
     # Small things that a vault remembers beside its tree.
 
     def info(self, name: str) -> bytes | None:
+        if name in self.changed_info:
+            return self.changed_info[name]
         return row[0] if (row := self._db.row("SELECT value FROM info WHERE name = ?", name)) else None
 
     def set_info(self, name: str, value: bytes) -> None:
-        self._db.change("INSERT OR REPLACE INTO info VALUES (?, ?)", name, value)
+        """Remember `value` with the next commit; of two processes that do so at once the last one's stays."""
+        self.changed_info[name] = value
 
     # Inodes.
 
@@ -231,12 +236,15 @@ class State:
         """
         roots = sorted({*live, self.base} - {0})
         number = self.base + 1
+        for name, value in self.changed_info.items():
+            self._db.change("INSERT OR REPLACE INTO info VALUES (?, ?)", name, value)
         live_bytes: dict[bytes, int] = {}
         for pack, (key, size) in self.new_packs.items():
             self._db.change(
                 "INSERT INTO pack VALUES (?, ?, ?, 0) ON CONFLICT (file) DO UPDATE SET size = excluded.size",
                 pack, key, size,
             )  # fmt: skip
+            self._db.change("DELETE FROM dead WHERE file = ?", pack)  # another commit saw only what had been replaced
             live_bytes[pack] = 0
         self.new_packs.clear()
         for inode_number in self.changed_inodes:
@@ -266,8 +274,7 @@ class State:
                 self._db.change("INSERT OR REPLACE INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *inode.row())
         for pack, delta in live_bytes.items():
             self._db.change("UPDATE pack SET live = ifnull(live, 0) + ? WHERE file = ?", delta, pack)
-            row = self._db.row("SELECT live FROM pack WHERE file = ?", pack)
-            if row and row[0] <= 0:
+            if self._db.row("SELECT 1 FROM pack WHERE file = ? AND live <= 0", pack):
                 self._db.change("INSERT OR REPLACE INTO dead VALUES (?, ?)", pack, self.base)
                 self._db.change("DELETE FROM pack WHERE file = ?", pack)
         dead = self._forget(roots)
@@ -288,6 +295,7 @@ class State:
     def committed(self, sequence: int) -> None:
         """Note that what `flush` wrote is the newest commit, with this number."""
         self.base = sequence
+        self.changed_info.clear()
         self.changed_inodes.clear()
         self.changed_entries.clear()
         self.unlogged_inodes.clear()
@@ -324,8 +332,7 @@ class State:
 
     def committed_body(self, number: int) -> Body:
         """What the newest commit says of an inode's content."""
-        row = self._db.row("SELECT body FROM inode WHERE id = ?", number)
-        return parse_body(row[0]) if row else None
+        return parse_body(row[0]) if (row := self._db.row("SELECT body FROM inode WHERE id = ?", number)) else None
 
     # Replaying on top of another process's commit.
 
@@ -335,6 +342,7 @@ class State:
             self.base,
             {number: self._rows.get(number) for number in self.changed_inodes},
             {(parent, name): self.entry(parent, name) or 0 for parent, name in self.changed_entries},
+            self.changed_info,
         )
 
     def replay(self, pending: Pending) -> None:
@@ -343,6 +351,7 @@ class State:
         Raises:
             ConflictError: another process changed the same entry or inode since; nothing of it is of use then.
         """
+        self.changed_info.update(pending.info)
         for (parent, name), number in pending.entries.items():
             row = self._db.row("SELECT inode, abs(changed) FROM entry WHERE parent = ? AND name = ?", parent, name)
             if row and row[1] > pending.base and row[0] != number:
