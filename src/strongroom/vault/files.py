@@ -69,6 +69,7 @@ class Files:
         self._pack: PackWriter | None = None
         self._packs = PackReader(directory, what)
         self._new_names = False
+        self._overtaken = False  # another process has committed since this one did
 
     # Nodes.
 
@@ -254,7 +255,24 @@ class Files:
         if self._pack and not self.state.has_pack(self._pack.id):
             self._close_pack()  # all that was in it has been replaced
         for file in dead:
-            self._remove(file)
+            # A pack of another process may be getting pieces that its next commit names; it sees to it itself.
+            if not self._is_alive(file[:8]) or file[:8] == self._session:
+                self._remove(file)
+        if self._overtaken:
+            self._overtaken = False
+            self._sweep_own()
+
+    def _is_alive(self, session: bytes) -> bool:
+        byte = session_byte(session)
+        return session == self._session or bool(self._locks and self._locks.holders(byte, byte))
+
+    def _sweep_own(self) -> None:
+        """Remove data files of this process that commits of other processes replaced."""
+        known = self.state.data_files()
+        for name in self.directory.list():
+            file = parse_data_name(name)
+            if file and file[:8] == self._session and file not in known:
+                self._remove(file)
 
     def _remove(self, file: bytes) -> None:
         self._packs.forget(file)
@@ -277,14 +295,14 @@ class Files:
                 continue
             session = file[:8]
             if session not in alive:
-                byte = session_byte(session)
-                alive[session] = session == self._session or bool(self._locks.holders(byte, byte))
+                alive[session] = self._is_alive(session)
             if not alive[session]:
                 self._remove(file)
 
     def reload(self, state: State) -> None:
         """Go on with the rows of another commit: what is open and unchanged is read anew."""
         self.state = state
+        self._overtaken = True
         for node in self.nodes.values():
             if not node.dirty:
                 node.unload()
