@@ -1,50 +1,56 @@
 """An independent reader of vaults, written from docs/spec/vault.md alone: `read_vault(files, key)` gives the contents.
 
-Shares no code with the implementation. `meta` is read by `sealed_reader`, its database by the standard library's SQLite.
+Shares no code with the implementation. `meta` is read by `sealed_reader`, its database by the SQLite of the standard
+library.
 """
-
-from __future__ import annotations
 
 import sqlite3
 import stat
 import struct
-from typing import Any
 
 from tests.vectors import sealed_reader as sealed
 
+TABLES = {"info", "inode", "entry", "pack", "old", "dead", "orphan"}
 
-def read_vault(
-    files: dict[str, bytes], key: bytes, anchor: str | None = None
-) -> dict[str, bytes | str | None]:
-    """Path -> content of a file, target of a link (str), None for a directory. Raises `sealed.Refused`."""
+
+def read_vault(files, key, anchor=None):
+    """Path -> content of a file, target of a link (str), None for a directory.
+
+    Args:
+        files: name -> bytes of the vault's directory.
+
+    Raises:
+        sealed.Refused: with the verdict.
+    """
     meta = sealed.open_file(files["meta"], key, anchor, log=True)
     database = sqlite3.connect(":memory:")
     database.deserialize(meta.read())
-    if database.execute("SELECT value FROM info WHERE name = 'version'").fetchone() != (1,):
-        raise sealed.Refused("version")
-    inodes: dict[int, list[Any]] = {
-        row[0]: [row[1], row[2], row[3]] for row in database.execute("SELECT id, mode, size, body FROM inode")
-    }
-    entries = {(row[0], row[1]): row[2] for row in database.execute("SELECT parent, name, inode FROM entry")}
+    names = {row[0] for row in database.execute("SELECT name FROM sqlite_schema")}
+    sealed.check(names == TABLES, "format", "tables")
+    version = database.execute("SELECT value FROM info WHERE name = 'version'").fetchone()
+    sealed.check(version == (1,), "format", "version")
+    rows = {row[0]: row[1:] for row in database.execute("SELECT id, mode, size, body FROM inode")}
+    entries = {row[:2]: row[2] for row in database.execute("SELECT parent, name, inode FROM entry")}
     packs = dict(database.execute("SELECT file, key FROM pack"))
+    database.close()
+    modes = {number: row[0] for number, row in rows.items()}
     contents = {
-        number: content(files, packs, size, body) for number, (mode, size, body) in inodes.items()
+        number: content(files, packs, size, body)
+        for number, (mode, size, body) in rows.items()
         if stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-    }  # fmt: skip
-    modes = {number: mode for number, (mode, _, _) in inodes.items()}
+    }
     wanted = anchor_position(anchor)
     found = wanted is None or wanted == (meta.lsn, meta.tag)
     for position, record in log_records(files.get("log", b""), key, meta):
         apply(record, modes, entries, contents)
         found = found or wanted == position
-    if not found:
-        raise sealed.Refused("rollback")
-    tree: dict[str, bytes | str | None] = {}
+    sealed.check(found, "rollback", "log")
+    tree = {}
     walk("", 1, modes, entries, contents, tree)
     return tree
 
 
-def content(files: dict[str, bytes], packs: dict[bytes, bytes], size: int, body: bytes) -> bytes:
+def content(files, packs, size, body):
     kind = body[0]
     if kind == 0:
         return b""
@@ -53,26 +59,29 @@ def content(files: dict[str, bytes], packs: dict[bytes, bytes], size: int, body:
     if kind == 2:
         pack, offset, nonce, tag = struct.unpack("<16sQ24s16s", body[1:])
         data = files.get(pack.hex())
-        if data is None or offset + size > len(data):
-            raise sealed.Refused("missing")
+        sealed.check(data is not None, "tampered", "missing")
+        sealed.check(offset + size <= len(data), "truncated", "pack")
         piece_key = sealed.hkdf(packs[pack], b"strongroom/vault/v1/pack", pack)
-        return sealed.decrypt(piece_key, nonce, data[offset : offset + size] + tag, b"strongroom/vault/v1/piece\0" + pack)
+        aad = b"strongroom/vault/v1/piece\0" + pack
+        return sealed.decrypt(piece_key, nonce, data[offset : offset + size] + tag, aad)
     file, file_key, block_size, _, version = struct.unpack("<16s32sIQ64s", body[1:])
-    pointer, length, _ = struct.unpack("<48sQQ", version)
-    if file.hex() not in files:
-        raise sealed.Refused("missing")
-    # Block p of a data file rests at byte (p - 1) * block size: one block in front makes it a file with slots.
-    return sealed.read_tree(bytes(block_size) + files[file.hex()], file_key, file, block_size, pointer, length)
+    pointer, length, places = struct.unpack("<48sQQ", version)
+    data = files.get(file.hex())
+    sealed.check(data is not None, "tampered", "missing")
+    sealed.check(len(data) >= (places - 1) * block_size, "truncated", "data file")
+    sealed.check(length == size, "format", "size")
+    # Block p of a data file rests at byte (p - 1) * block size: one block in front makes that p * block size.
+    return sealed.read_tree(bytes(block_size) + data, file_key, file, block_size, pointer, length)
 
 
-def anchor_position(anchor: str | None) -> tuple[int, bytes] | None:
+def anchor_position(anchor):
     if anchor is None or "+" not in anchor:
         return None
     lsn, tag = anchor.split("+")[1].split("@")[0].split(":")
     return int(lsn), bytes.fromhex(tag)
 
 
-def log_records(data: bytes, key: bytes, meta: Any) -> Any:
+def log_records(data, key, meta):
     log_key = sealed.hkdf(key, b"strongroom/vault/v1/log", meta.file_id)
     at, lsn, tag = 0, meta.lsn, meta.tag or bytes(16)
     while at + 52 <= len(data):
@@ -91,10 +100,10 @@ def log_records(data: bytes, key: bytes, meta: Any) -> Any:
         at += 36 + length
 
 
-def apply(record: bytes, modes: dict[int, int], entries: dict[Any, int], contents: dict[int, bytes]) -> None:
+def apply(record, modes, entries, contents):
     at = 0
 
-    def take(layout: str) -> tuple[Any, ...]:
+    def take(layout):
         nonlocal at
         values = struct.unpack_from("<" + layout, record, at)
         at += struct.calcsize("<" + layout)
@@ -104,7 +113,7 @@ def apply(record: bytes, modes: dict[int, int], entries: dict[Any, int], content
     for _ in range(inodes):
         number, mode, links, *_, length = take("QIIIIqqqH")
         target = take(f"{length}s")[0]
-        if mode == 0 and links == 0:
+        if mode == links == 0:
             modes.pop(number, None)
             contents.pop(number, None)
             continue
@@ -127,10 +136,12 @@ def apply(record: bytes, modes: dict[int, int], entries: dict[Any, int], content
             contents[number] = bytes(data)
 
 
-def walk(path: str, parent: int, modes: Any, entries: Any, contents: Any, tree: dict[str, Any]) -> None:
+def walk(path, parent, modes, entries, contents, tree):
     for (above, name), number in entries.items():
         if above != parent:
             continue
+        fine = 1 <= len(name) <= 255 and name not in (b".", b"..") and not {47, 0} & {*name}
+        sealed.check(fine, "format", "name")
         here = f"{path}{name.decode()}"
         if stat.S_ISDIR(modes[number]):
             tree[here] = None
