@@ -14,11 +14,11 @@ import contextlib
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from strongroom.crypto import TAG_SIZE, BlockCipher
+from strongroom.crypto import NONCE_SIZE, TAG_SIZE, BlockCipher
 from strongroom.errors import TamperedError, TruncatedError, WrongKeyError
 from strongroom.sealed import layout
 from strongroom.sealed.layout import (
@@ -40,6 +40,32 @@ _LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
 _SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
 _SLICE: Final = 1 << 20  # bytes that a thread takes on at once
 _RUN: Final = 256 << 10  # bytes read or written in one call, where places follow each other
+
+_HALVES: Final = struct.Struct(f"<Q{NONCE_SIZE // 2}s{NONCE_SIZE // 2}s{TAG_SIZE}s")  # a pointer, its nonce in two
+_LEVEL_INDEX: Final = struct.Struct("<BQ")
+_TAG: Final = struct.Struct(f"{TAG_SIZE}s")
+
+Pointer = tuple[int, bytes, bytes, bytes]  # generation << 56 | place, both halves of the nonce, tag
+
+
+class _Box:
+    """Private memory for a run of blocks as they rest, each followed by room for its tag, where the next one begins.
+
+    Attributes:
+        data: all of it.
+        blocks: each block; what is read or written.
+        sealed: each block and its tag; what is opened.
+        aad: room for a block's associated data.
+    """
+
+    __slots__ = ("aad", "blocks", "data", "sealed", "view")
+
+    def __init__(self, size: int, count: int, aad: bytes) -> None:
+        self.data = bytearray(count * size + TAG_SIZE)
+        self.view = memoryview(self.data)
+        self.blocks = [self.view[at : at + size] for at in range(0, count * size, size)]
+        self.sealed = [self.view[at : at + size + TAG_SIZE] for at in range(0, count * size, size)]
+        self.aad = bytearray(aad + bytes(_LEVEL_INDEX.size))
 
 
 class BlockStore:
@@ -79,10 +105,13 @@ class BlockStore:
         self._nonces = layout.NonceSource()
         self._run = 1 if authenticated_only else max(1, _RUN // block_size)
         self._clear = authenticated_only
-        # An authenticated block stands behind its associated data, an encrypted one or several before the last's tag.
-        self._aad_size = len(self._aad) + len(layout.pack_level_index(0, 0))
-        # Kept for the next call: boxes for one block, and for a run.
-        self._boxes: tuple[list[bytearray], list[bytearray]] = ([], [])
+        # Where level and index stand in the associated data. A block in clear stands behind all of it.
+        self._level_at = len(self._aad)
+        self._aad_size = self._level_at + _LEVEL_INDEX.size
+        # Kept for the next call: boxes for one block, for a run, and for one block in clear.
+        self._singles: list[_Box] = []
+        self._runs: list[_Box] = []
+        self._clears: list[bytearray] = []
 
     # Pointers.
 
@@ -109,19 +138,59 @@ class BlockStore:
             TamperedError, TruncatedError: one is not what was written; nobody may see what `out` then holds.
             WrongKeyError: one is of a generation that there is no key for.
         """
-        found = list(POINTER.iter_unpack(pointers))
         view = memoryview(out)
+        if len(view) == self.block_size:
+            self.read_one(level, index, _HALVES.unpack(pointers), view)
+            return
+        found = list(_HALVES.iter_unpack(pointers))
         read = self._read_clear if self._clear else self._read_sealed
-        if len(found) == 1:
-            read(level, index, found, view, 0, 1)
-        else:
-            self._split(len(found), lambda start, stop: read(level, index, found, view, start, stop))
+        self._split(len(found), lambda start, stop: read(level, index, found, view, start, stop))
+
+    pointer_at = staticmethod(_HALVES.unpack_from)
+
+    def read_one(self, level: int, index: int, pointer: Pointer, out: Buffer) -> None:
+        """Put one block, by what `pointer_at` gives, into `out`, of just its size; errors as `read`."""
+        field, prefix, nonce, tag = pointer
+        place = field & PLACE_MASK
+        if self._clear or not place:
+            self._read_clear(level, index, [pointer], memoryview(out), 0, 1)
+            return
+        cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index, field)
+        try:
+            box = self._singles.pop()
+        except IndexError:
+            box = _Box(self.block_size, 1, self._aad)
+        size, block = self.block_size, box.blocks[0]
+        if self._storage.read_into((place - self._origin) * size, block) != size:
+            raise self._cut(level, index, place)
+        _TAG.pack_into(box.data, size, tag)
+        _LEVEL_INDEX.pack_into(box.aad, self._level_at, level, index)
+        try:
+            cipher.open_into(prefix, nonce, box.view, box.aad, out)
+        except TamperedError:
+            raise self._changed(level, index, place) from None
+        self._singles.append(box)
+
+    def read_each(self, indices: Sequence[int], pointers: Sequence[Pointer], rows: Sequence[int], out: Buffer) -> None:
+        """Put data block `indices[k]`, by what `pointer_at` gives, into the `rows[k]`-th block of `out`, for all k.
+
+        Raises: as `read`.
+        """
+        size, view = self.block_size, memoryview(out)
+
+        def work(start: int, stop: int) -> None:
+            read = self.read_one
+            for k in range(start, stop):
+                row = rows[k] * size
+                read(0, indices[k], pointers[k], view[row : row + size])
+
+        self._split(len(indices), work)
 
     def _read_sealed(
-        self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
+        self, level: int, index: int, found: list[Pointer], out: memoryview, start: int, stop: int
     ) -> None:
-        size, box = self.block_size, self._take_box(stop - start)
-        view = memoryview(box)
+        size, level_at, box = self.block_size, self._level_at, self._take_run()
+        data, aad, sealed = box.data, box.aad, box.sealed
         at = start
         while at < stop:
             field = found[at][0]
@@ -134,44 +203,38 @@ class BlockStore:
                 end += 1
             count = end - at
             cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index + at, field)
-            self._fetch(level, index + at, field & PLACE_MASK, view[: count * size])
+            self._fetch(level, index + at, field & PLACE_MASK, box.view[: count * size])
             # From the last on: where the tag of a block has to stand lies the next one, which has been decrypted.
-            for i in reversed(range(count)):
-                place, nonce, tag = found[at + i]
-                box[(i + 1) * size : (i + 1) * size + TAG_SIZE] = tag
-                aad = self._aad + layout.pack_level_index(level, index + at + i)
+            for i in range(count - 1, -1, -1):
+                place, prefix, nonce, tag = found[at + i]
+                _TAG.pack_into(data, (i + 1) * size, tag)
+                _LEVEL_INDEX.pack_into(aad, level_at, level, index + at + i)
+                row = (at + i) * size
                 try:
-                    cipher.decrypt_into(
-                        nonce,
-                        view[i * size : (i + 1) * size + TAG_SIZE],
-                        aad,
-                        out[(at + i) * size : (at + i + 1) * size],
-                    )
+                    cipher.open_into(prefix, nonce, sealed[i], aad, out[row : row + size])
                 except TamperedError:
                     raise self._changed(level, index + at + i, place) from None
             at = end
-        self._give_box(box)
+        self._runs.append(box)
 
-    def _read_clear(
-        self, level: int, index: int, found: list[tuple[int, bytes, bytes]], out: memoryview, start: int, stop: int
-    ) -> None:
-        size, box = self.block_size, self._take_box(stop - start)
+    def _read_clear(self, level: int, index: int, found: list[Pointer], out: memoryview, start: int, stop: int) -> None:
+        size, box = self.block_size, self._take_clear()
         block = memoryview(box)[self._aad_size :]
         nothing = bytearray()
         for at in range(start, stop):
-            field, nonce, tag = found[at]
+            field, prefix, nonce, tag = found[at]
             if not field & PLACE_MASK:
                 out[at * size : (at + 1) * size] = bytes(size)
                 continue
             cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index + at, field)
             self._fetch(level, index + at, field & PLACE_MASK, block)
-            box[: self._aad_size] = self._aad + layout.pack_level_index(level, index + at)
+            _LEVEL_INDEX.pack_into(box, self._level_at, level, index + at)
             try:
-                cipher.decrypt_into(nonce, tag, box, nothing)
+                cipher.open_into(prefix, nonce, tag, box, nothing)
             except TamperedError:
                 raise self._changed(level, index + at, field) from None
             out[at * size : (at + 1) * size] = block
-        self._give_box(box)
+        self._clears.append(box)
 
     def _missing(self, level: int, index: int, field: int) -> NoReturn:
         raise WrongKeyError(
@@ -181,10 +244,13 @@ class BlockStore:
 
     def _fetch(self, level: int, index: int, place: int, box: memoryview) -> None:
         if self._storage.read_into((place - self._origin) * self.block_size, box) != len(box):
-            raise TruncatedError(
-                f"{self.what}: block {index} of level {level}: place {place} lies behind the end of the file",
-                hint=CUT_HINT,
-            )
+            raise self._cut(level, index, place)
+
+    def _cut(self, level: int, index: int, place: int) -> TruncatedError:
+        return TruncatedError(
+            f"{self.what}: block {index} of level {level}: place {place} lies behind the end of the file",
+            hint=CUT_HINT,
+        )
 
     def _changed(self, level: int, index: int, field: int) -> TamperedError:
         return TamperedError(
@@ -214,9 +280,9 @@ class BlockStore:
         start: int,
         stop: int,
     ) -> None:
-        size, box = self.block_size, self._take_box(stop - start)
+        size, level_at, box = self.block_size, self._level_at, self._take_run()
+        room, aad, sealed = box.data, box.aad, box.sealed
         generation = self.generation << GENERATION_SHIFT
-        view = memoryview(box)
         at = start
         while at < stop:
             place = places[at]
@@ -224,21 +290,16 @@ class BlockStore:
             while end < most and places[end] == place + (end - at):
                 end += 1
             for i in range(end - at):  # each overwrites the tag of the one before
-                nonce, tag_at = nonces[at + i], (i + 1) * size
-                aad = self._aad + layout.pack_level_index(level, index + at + i)
-                self._writer.encrypt_into(
-                    nonce, data[(at + i) * size : (at + i + 1) * size], aad, view[i * size : tag_at + TAG_SIZE]
-                )
+                k, tag_at = at + i, (i + 1) * size
+                nonce = nonces[k]
+                _LEVEL_INDEX.pack_into(aad, level_at, level, index + k)
+                self._writer.encrypt_into(nonce, data[k * size : (k + 1) * size], aad, sealed[i])
                 POINTER.pack_into(
-                    pointers,
-                    (at + i) * POINTER.size,
-                    generation | (place + i),
-                    nonce,
-                    box[tag_at : tag_at + TAG_SIZE],
+                    pointers, k * POINTER.size, generation | (place + i), nonce, room[tag_at : tag_at + TAG_SIZE]
                 )
-            self._storage.write_at((place - self._origin) * size, view[: (end - at) * size])
+            self._storage.write_at((place - self._origin) * size, box.view[: (end - at) * size])
             at = end
-        self._give_box(box)
+        self._runs.append(box)
 
     def _write_clear(
         self,
@@ -251,39 +312,37 @@ class BlockStore:
         start: int,
         stop: int,
     ) -> None:
-        size, box = self.block_size, self._take_box(stop - start)
+        size, box = self.block_size, self._take_clear()
         generation = self.generation << GENERATION_SHIFT
         block = memoryview(box)[self._aad_size :]
         tag = bytearray(TAG_SIZE)
         for at in range(start, stop):
             block[:] = data[at * size : (at + 1) * size]
-            box[: self._aad_size] = self._aad + layout.pack_level_index(level, index + at)
+            _LEVEL_INDEX.pack_into(box, self._level_at, level, index + at)
             self._writer.encrypt_into(nonces[at], b"", box, tag)
             self._storage.write_at((places[at] - self._origin) * size, block)
             POINTER.pack_into(pointers, at * POINTER.size, generation | places[at], nonces[at], tag)
-        self._give_box(box)
+        self._clears.append(box)
 
     def copy(self, source: int, target: int) -> None:
         """Put what rests in one place into another too, as it is: a place is bound into no block."""
-        box = self._take_box(1)
-        view = memoryview(box)[: self.block_size]
+        view = memoryview(bytearray(self.block_size))
         self._fetch(0, 0, source, view)
         self._storage.write_at((target - self._origin) * self.block_size, view)
-        self._give_box(box)
 
     # Threads.
 
-    def _take_box(self, blocks: int) -> bytearray:
-        many = blocks > 1 and self._run > 1
+    def _take_run(self) -> _Box:
         try:
-            return self._boxes[many].pop()
+            return self._runs.pop()
         except IndexError:
-            if self._clear:
-                return bytearray(self._aad_size + self.block_size)
-            return bytearray((self._run if many else 1) * self.block_size + TAG_SIZE)
+            return _Box(self.block_size, self._run, self._aad)
 
-    def _give_box(self, box: bytearray) -> None:
-        self._boxes[len(box) > 2 * self.block_size].append(box)
+    def _take_clear(self) -> bytearray:
+        try:
+            return self._clears.pop()
+        except IndexError:
+            return bytearray(self._aad + bytes(_LEVEL_INDEX.size + self.block_size))
 
     def _split(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call `work` for all of 0 to `count`, in several threads where that is faster."""

@@ -40,6 +40,14 @@ class BlockCache:
         """Bytes of the blocks that are newer than the tree's."""
         return len(self._newer) * self._size
 
+    @property
+    def empty(self) -> bool:
+        return not self._newer and not self._clean
+
+    def __contains__(self, index: int) -> bool:
+        """Whether a block is here."""
+        return index in self._newer or index in self._clean
+
     def apart(self, index: int, count: int) -> int:
         """How many blocks from `index` on, at most `count`, are not here."""
         for blocks in (self._newer, self._clean):
@@ -109,5 +117,5 @@ class BlockCache:
                 block = self._clean.pop(next(iter(self._clean)))
             else:
                 block = bytearray(self._size)
-            self._tree.read(index, block)
+            self._tree.read_one(index, block)
         return block

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from strongroom.crypto import BlockCipher
@@ -23,6 +23,12 @@ __all__ = ["Content", "Scrub", "Version"]
 
 
 _PIECE = 64 << 20  # bytes of one transfer, so that what it takes beside them stays small
+
+
+def _wipe(view: memoryview) -> None:
+    for at in range(0, len(view), _PIECE):
+        part = view[at : at + _PIECE]
+        part[:] = bytes(len(part))
 
 
 class Content:
@@ -130,34 +136,83 @@ class Content:
         Raises:
             TamperedError, TruncatedError: a block is not what was written; `buffer` holds nothing of it.
         """
-        with self._lock, memoryview(buffer) as raw, raw.cast("B") as view:
+        with self._lock:
             self._usable()
-            self._check_offset(offset)
-            total = max(0, min(len(view), self._length - offset))
-            try:
-                self._read(offset, view if total == len(view) else view[:total])
-            except BaseException:
-                # What failed to authenticate may have been decrypted into it; nobody may see it.
-                for at in range(0, total, _PIECE):
-                    view[at : min(at + _PIECE, total)] = bytes(min(_PIECE, total - at))
-                raise
-            return total
+            size = self._size
+            # One whole block, as a mount and a data base ask for them: no views are made.
+            if type(buffer) is bytearray and len(buffer) == size and 0 <= offset <= self._length - size:
+                index, start = divmod(offset, size)
+                if not start and index not in self._blocks:
+                    try:
+                        self._tree.read_one(index, buffer)
+                    except BaseException:
+                        buffer[:] = bytes(size)  # as below
+                        raise
+                    return size
+            with memoryview(buffer) as raw, raw.cast("B") as view:
+                self._check_offset(offset)
+                total = max(0, min(len(view), self._length - offset))
+                try:
+                    self._read(offset, view if total == len(view) else view[:total])
+                except BaseException:
+                    # What failed to authenticate may have been decrypted into it; nobody may see it.
+                    _wipe(view[:total])
+                    raise
+                return total
 
     def _read(self, offset: int, view: memoryview) -> None:
         size, done, total = self._size, 0, len(view)
         while done < total:
             index, start = divmod(offset + done, size)
             count = self._blocks.apart(index, min(total - done, _PIECE) // size) if start == 0 else 0
-            if count * size == total:
-                self._tree.read(index, view)
-                return
             if count:
-                self._tree.read(index, view[done : done + count * size])
-                done += count * size
+                part = view if count * size == total else view[done : done + count * size]
+                if count == 1:
+                    self._tree.read_one(index, part)
+                else:
+                    self._tree.read(index, part)
             else:
                 part = view[done : done + size - start]
                 part[:] = memoryview(self._blocks.block(index))[start : start + len(part)]
-                done += len(part)
+            done += len(part)
+
+    def read_blocks(self, indices: Sequence[int], out: Buffer, rows: Sequence[int] | None = None) -> None:
+        """Put block `indices[k]` into the `rows[k]`-th block of `out`, for all k; into the k-th without `rows`.
+
+        For many small reads that are known together: what one call costs is paid once, and a large batch is split over
+        threads. What lies behind the end reads as zeros. `out` is C-contiguous; blocks of it that no row names stay.
+
+        Raises:
+            UsageError: a block or a row is negative, or a row lies behind the end of `out`.
+            TamperedError, TruncatedError: a block is not what was written; all rows named are then zeros.
+        """
+        rows = range(len(indices)) if rows is None else rows
+        size = self._size
+        with self._lock, memoryview(out) as raw, raw.cast("B") as view:
+            self._usable()
+            if len(rows) != len(indices):
+                raise UsageError(f"rows: {len(rows)}, wanted as many as blocks: {len(indices)}")
+            if not len(indices):
+                return
+            if min(indices) < 0 or min(rows) < 0 or (max(rows) + 1) * size > len(view):
+                raise UsageError(
+                    f"blocks from {min(indices)} on into rows {min(rows)} to {max(rows)}, "
+                    f"wanted rows 0 to {len(view) // size - 1} and no negative block"
+                )
+            blocks = self._blocks
+            try:
+                if blocks.empty:
+                    self._tree.read_each(indices, rows, view)
+                else:
+                    apart = [k for k, index in enumerate(indices) if index not in blocks]
+                    self._tree.read_each([indices[k] for k in apart], [rows[k] for k in apart], view)
+                    for index, row in zip(indices, rows, strict=True):
+                        if index in blocks:
+                            view[row * size : (row + 1) * size] = blocks.block(index)
+            except BaseException:
+                for row in rows:
+                    _wipe(view[row * size : (row + 1) * size])
+                raise
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; a gap behind the end becomes a hole, which reads as zeros.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import IntegrityError
 from strongroom.sealed import layout, places, versions
-from strongroom.sealed.blocks import BlockStore
+from strongroom.sealed.blocks import BlockStore, Pointer
 from strongroom.sealed.layout import HOLE, PLACE_MASK, POINTER
 from strongroom.sealed.places import Reach
 from strongroom.sealed.versions import Version, place_of
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Interior blocks kept in memory: 64 MiB of them point at 90 GiB of data in blocks of 64 KiB.
 _NODE_CACHE = 64 << 20
+
+_NO_POINTER: Final = BlockStore.pointer_at(HOLE)
 
 END: Final = 1 << 62
 """An index behind every block."""
@@ -64,6 +66,33 @@ class BlockTree:
         """
         count = memoryview(out).nbytes // self._size
         self.store.read(0, index, self._pointers(0, index, count), out)
+
+    def read_one(self, index: int, out: Buffer) -> None:
+        """As `read`, of one block into a buffer of just its size."""
+        if self._height == 0:
+            self.read(index, out)
+            return
+        above, slot = divmod(index, self._fanout)
+        store, dirty = self.store, self._dirty.get(1)
+        node = (dirty.get(above) if dirty else None) or self._clean.get((1, above)) or self._node(1, above)
+        if node:
+            store.read_one(0, index, store.pointer_at(node, slot * POINTER.size), out)
+        else:
+            memoryview(out)[:] = bytes(self._size)
+
+    def read_each(self, indices: Sequence[int], rows: Sequence[int], out: Buffer) -> None:
+        """Put data block `indices[k]` into the `rows[k]`-th block of `out`, for all k; errors as `read`."""
+        found: list[Pointer] = []
+        pointer_at, last = self.store.pointer_at, -1
+        node: bytes | bytearray | None = None
+        for index in indices:
+            above, slot = divmod(index, self._fanout)
+            if self._height == 0:
+                node, slot = self._root if index == 0 else None, 0
+            elif above != last:
+                node, last = self._node(1, above), above
+            found.append(pointer_at(node, slot * POINTER.size) if node else _NO_POINTER)
+        self.store.read_each(indices, found, rows, out)
 
     def write(self, index: int, data: Buffer) -> None:
         """Replace the data blocks from `index` on; the tree must have grown to hold them."""
