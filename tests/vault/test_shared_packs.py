@@ -1,7 +1,8 @@
-"""Packs of one process, the pieces of which another process replaces."""
+"""Data files of one process, the content of which another process replaces."""
 
 import pytest
 
+from strongroom.errors import LockedError
 from strongroom.sealed import MemoryAnchor
 from strongroom.storage import MemoryDirectory
 from strongroom.vault.vault import Vault
@@ -93,3 +94,26 @@ def test_what_a_dead_process_had_packed_goes(world):
     world.two.close()
     assert len(world.packs()) == 1
     assert world.contents() == {"a": b"2" * 5000, "c": b"\2" * 10}
+
+
+def test_a_file_stays_one_process_s_until_its_commit(world):
+    """Though that has closed it, and the log has what it wrote: the places that it wrote to are free for nobody."""
+    world.two.discard()
+    world.one.write_bytes("big", b"b" * 200_000)
+    world.one.close()
+    one = world.open(log=True)
+    for path in ("a", "big"):
+        with one.open(path, "r+b") as file:
+            file.write(b"one")
+        one.fsync(one.stat(path).inode)
+        assert one.read_bytes(path)[:3] == b"one"  # opened and closed once more
+    two = world.open()
+    for path in ("a", "big"):
+        with two.open(path, "r+b") as file, pytest.raises(LockedError):
+            file.write(b"two")
+    one.close()
+    for path in ("a", "big"):
+        with two.open(path, "r+b") as file:
+            file.write_at(3, b"two")
+    two.close()
+    assert {path: content[:7] for path, content in world.contents().items()} == {"a": b"onetwo1", "big": b"onetwob"}

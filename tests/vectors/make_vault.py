@@ -202,9 +202,7 @@ def main() -> None:
     swap = [tree, {"swap": [BLOCK, 2 * BLOCK, BLOCK]}]
     vector("blocks_swapped", "blocks in each other's places", "whole", swap, refused="tampered")
     old_file = [tree, {"from": ["whole", tree]}]
-    vector(
-        "file_rolled_back", "a data file of the version before, shorter", "newer", old_file, refused="truncated"
-    )
+    vector("file_rolled_back", "a data file of the version before, shorter", "newer", old_file, refused="truncated")
     vector("piece_bit", "a bit of a piece", "whole", [pack, {"flip": one * 8}], refused="tampered")
     vector("pieces_swapped", "two pieces of a pack", "whole", [pack, {"swap": [one, two, 3000]}], refused="tampered")
     vector("pack_cut", "a pack lacks its end", "whole", [pack, {"cut": 5999}], refused="truncated")
