@@ -251,3 +251,15 @@ class Namespace(RuleBasedStateMachine):
 
 TestNamespace = Namespace.TestCase
 TestNamespace.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+
+
+def test_directories_deeper_than_python_calls_go():
+    with Vault(MemoryDirectory(), "x", KEY, MemoryAnchor(), what="vault") as opened:
+        number, depth = ROOT_INODE, sys.getrecursionlimit() + 200
+        for _ in range(depth):
+            number = opened.make_at(number, b"d", stat.S_IFDIR | 0o755, uid=0, gid=0).id
+        opened.make_at(number, b"f", stat.S_IFREG | 0o644, uid=0, gid=0)
+        opened.commit()
+        assert opened.files() == ["d/" * depth + "f"]
+        opened.remove_dir("d", recursive=True)
+        assert opened.files() == opened.listdir() == []

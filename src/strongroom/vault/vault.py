@@ -166,15 +166,17 @@ class Vault(Inodes):
 
     def walk(self, path: str = "") -> Iterator[tuple[str, list[str], list[str]]]:
         """As `os.walk`: (directory, its directories, its files and links), the top first."""
-        with self._lock:
-            inode = self._find(path)
-            if not inode.is_dir:
-                raise NotADirectoryError(f"{self._what}: {path} is a file")
-            below = [(show(name), found.is_dir) for name, found in self.entries(inode.id)]
-        directories = sorted(name for name, is_dir in below if is_dir)
-        yield path, directories, sorted(name for name, is_dir in below if not is_dir)
-        for name in directories:
-            yield from self.walk(f"{path}/{name}" if path else name)
+        left = [path]
+        while left:
+            path = left.pop()
+            with self._lock:
+                inode = self._find(path)
+                if not inode.is_dir:
+                    raise NotADirectoryError(f"{self._what}: {path} is a file")
+                below = [(show(name), found.is_dir) for name, found in self.entries(inode.id)]
+            directories = sorted(name for name, is_dir in below if is_dir)
+            yield path, directories, sorted(name for name, is_dir in below if not is_dir)
+            left += [f"{path}/{name}" if path else name for name in reversed(directories)]
 
     def stat(self, path: str, *, follow: bool = True) -> Stat:
         """Raises FileNotFoundError if there is nothing at `path`."""
@@ -332,12 +334,17 @@ class Vault(Inodes):
         with self._lock:
             self._usable(to_write=True)
             inode = self._find(path, follow=False)
-            if recursive and inode.is_dir:
-                for name, below in self.entries(inode.id):
+            left, directories = [inode.id] if recursive and inode.is_dir else [], list[tuple[int, bytes]]()
+            while left:
+                parent = left.pop()
+                for name, below in self.entries(parent):
                     if below.is_dir:
-                        self.remove_dir(f"{path}/{show(name)}", recursive=True)
+                        directories.append((parent, name))
+                        left.append(below.id)
                     else:
-                        self.unlink_at(inode.id, name)
+                        self.unlink_at(parent, name)
+            for parent, name in reversed(directories):
+                self.rmdir_at(parent, name)
             self.rmdir_at(*self._named(path))
 
     def rename(self, old: str, new: str) -> None:
