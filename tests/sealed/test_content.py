@@ -1,6 +1,7 @@
 """The bytes of one block tree: against a bytearray, with older versions that stay whole, new keys, and compaction."""
 
 import os
+from array import array
 
 import pytest
 from hypothesis import settings
@@ -9,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from strongroom.crypto import BlockCipher
 from strongroom.errors import StrongroomError, TamperedError, TruncatedError, UsageError, WrongKeyError
-from strongroom.sealed import blocks
+from strongroom.sealed import threads as threads_module
 from strongroom.sealed.content import Content, Version
 from strongroom.sealed.layout import HOLE, MAX_LENGTH
 from strongroom.storage import MemoryStorage
@@ -87,6 +88,16 @@ class ContentMachine(RuleBasedStateMachine):
     @rule(offset=offsets, size=sizes)
     def read(self, offset, size):
         assert read(self.file, offset, size) == self.now[offset : offset + size]
+
+    @rule(blocks=st.lists(st.integers(0, LIMIT // BLOCK), unique=True, max_size=20), data=st.data())
+    def read_blocks(self, blocks, data):
+        rows = data.draw(st.permutations(range(len(blocks) + 1)))[: len(blocks)]
+        out = bytearray(b"?" * (len(blocks) + 1) * BLOCK)
+        expected = bytearray(out)
+        self.file.read_blocks(blocks, out, rows)
+        for block, row in zip(blocks, rows, strict=True):
+            expected[row * BLOCK : (row + 1) * BLOCK] = self.now[block * BLOCK :][:BLOCK].ljust(BLOCK, b"\0")
+        assert out == expected
 
     @rule(size=offsets)
     def truncate(self, size):
@@ -282,6 +293,46 @@ def test_reads_and_changes_of_many_blocks_share_the_cache():
     assert file.dirty > 0
 
 
+@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize(
+    "buffer", [bytearray, lambda size: memoryview(bytearray(size)), lambda size: array("I", bytes(size))]
+)
+def test_one_block_into_any_buffer(clear, buffer):
+    data = os.urandom(100 * BLOCK + 5)
+    storage, version = written(data, authenticated_only=clear)
+    file = content(storage, version, authenticated_only=clear)
+    for offset in (0, 7 * BLOCK, 99 * BLOCK, 99 * BLOCK + 5, 100 * BLOCK):
+        out = buffer(BLOCK)
+        assert file.read_at(offset, out) == min(BLOCK, len(data) - offset)
+        assert bytes(out) == data[offset : offset + BLOCK].ljust(BLOCK, b"\0")
+    storage.data[7 * BLOCK + 5] ^= 1
+    out = buffer(BLOCK)
+    memoryview(out).cast("B")[:] = b"?" * BLOCK
+    with pytest.raises(TamperedError, match="block 7 of level 0"):
+        file.read_at(7 * BLOCK, out)
+    assert bytes(out) == bytes(BLOCK)
+    with pytest.raises((TypeError, BufferError)):
+        file.read_at(0, bytes(BLOCK))
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_of_several_blocks_one_was_changed(clear):
+    data = os.urandom(100 * BLOCK)
+    storage, version = written(data, authenticated_only=clear)
+    storage.data[7 * BLOCK + 5] ^= 1
+    file = content(storage, version, authenticated_only=clear)
+    out = bytearray(b"?" * 5 * BLOCK)
+    with pytest.raises(TamperedError, match="block 7 of level 0"):
+        file.read_blocks([50, 7, 3], out, [4, 0, 2])
+    assert out == bytes(BLOCK) + b"?" * BLOCK + bytes(BLOCK) + b"?" * BLOCK + bytes(BLOCK)
+    file.read_blocks([50, 3], out)
+    assert out[: 2 * BLOCK] == data[50 * BLOCK : 51 * BLOCK] + data[3 * BLOCK : 4 * BLOCK]
+    file.read_blocks([], out)
+    for blocks, rows in (([-1], [0]), ([1], [-1]), ([1], [5]), ([1, 2], [0])):
+        with pytest.raises(UsageError, match="rows"):
+            file.read_blocks(blocks, out, rows)
+
+
 # Long transfers, which threads share.
 
 LONG = 64 << 10
@@ -289,11 +340,11 @@ LONG = 64 << 10
 
 @pytest.fixture(params=[1, 2, 4])
 def threads(request, monkeypatch):
-    monkeypatch.setattr(blocks, "_THREADS", request.param)
-    monkeypatch.setattr(blocks, "_executor", None)
+    monkeypatch.setattr(threads_module, "_THREADS", request.param)
+    monkeypatch.setattr(threads_module, "_executor", None)
     yield request.param
-    if blocks._executor:
-        blocks._executor.shutdown()
+    if threads_module._executor:
+        threads_module._executor.shutdown()
 
 
 @pytest.mark.parametrize("clear", [False, True])
@@ -316,9 +367,16 @@ def test_long_transfers(threads, clear):
 @pytest.mark.parametrize("clear", [False, True])
 @pytest.mark.parametrize("block", [0, 50, 77, 127])
 def test_a_block_changed_within_a_long_transfer(threads, clear, block):
-    storage, version = written(os.urandom(128 * LONG), block_size=LONG, authenticated_only=clear)
+    data = os.urandom(128 * LONG)
+    storage, version = written(data, block_size=LONG, authenticated_only=clear)
     file = content(storage, version, block_size=LONG, authenticated_only=clear)
+    backwards = bytearray(128 * LONG)
+    file.read_blocks(range(128), backwards, range(127, -1, -1))
+    assert backwards == b"".join(data[at : at + LONG] for at in range(127 * LONG, -1, -LONG))
     storage.data[block * LONG + 5] ^= 1
+    with pytest.raises(TamperedError, match=f"block {block} of level 0: authentication failed"):
+        file.read_blocks(range(128), backwards, range(127, -1, -1))
+    assert backwards == bytes(128 * LONG)
     buffer = bytearray(b"?" * (128 * LONG))
     with pytest.raises(TamperedError, match=f"block {block} of level 0: authentication failed"):
         file.read_at(0, buffer)
@@ -346,7 +404,7 @@ def test_a_failed_long_write_poisons(threads):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_transfers_too(monkeypatch):
-    monkeypatch.setattr(blocks, "_THREADS", 2)
+    monkeypatch.setattr(threads_module, "_THREADS", 2)
     data = os.urandom(4 << 20)
     storage, version = written(data, block_size=LONG)
     child = os.fork()
@@ -359,8 +417,8 @@ def test_without_more_threads_one_does_the_work(monkeypatch):
     def none_left():
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(blocks, "_THREADS", 2)
-    monkeypatch.setattr(blocks, "_pool", none_left)
+    monkeypatch.setattr(threads_module, "_THREADS", 2)
+    monkeypatch.setattr(threads_module, "_pool", none_left)
     data = os.urandom(4 << 20)
     storage, version = written(data, block_size=LONG)
     assert read(content(storage, version, block_size=LONG)) == data

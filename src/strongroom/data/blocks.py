@@ -29,7 +29,6 @@ from strongroom.data.source import Source
 Bytes = npt.NDArray[np.uint8]
 
 _SCRATCH = 1 << 20  # adjacent missing blocks are read up to this together
-_SMALL = 8  # rows of which so many fit into a block are gathered together
 _CHECK = 64  # batches without a miss, after which it is worth a look whether all is there
 
 
@@ -60,6 +59,7 @@ class Rows:
         self._ring_bytes: Bytes = np.empty(self._slots * block, np.uint8)
         # Row-sized pieces of the ring from any byte on: picking from them gathers rows in one call.
         self._pieces = sliding_window_view(self._ring_bytes, size) if size <= self._slots * block else None
+        self._blockwise = size == block and self._lead == 0  # rows are blocks
         self._process = os.getpid()
         self._held = _shared(kept * block)
         self._there = _shared(kept)
@@ -101,9 +101,14 @@ class Rows:
                     for k, row in zip(chosen.tolist(), rows.tolist(), strict=True):
                         out[k] = self._view[row]
             positions = positions[~inside]
-        if len(positions) and self._size * _SMALL <= self._block and not _neighbours(indices):
-            positions = self._read_small(indices, positions, out)
-        if len(positions):
+        if not len(positions):
+            return
+        if self._size > self._block or _neighbours(indices):
+            self._read(indices, positions, out)
+        elif self._blockwise:
+            rows = indices[positions] + self._base // self._block
+            self._source.read_blocks(rows.tolist(), out.data.cast("B"), positions.tolist())
+        elif not self._read_small(indices, positions, out):
             self._read(indices, positions, out)
 
     # Held blocks.
@@ -169,30 +174,75 @@ class Rows:
         tos = (positions[starts] * self._size).tolist()
         target = out.data.cast("B")
         with self._source.lock:
-            if self._process != os.getpid():
-                self._process = os.getpid()
-                self._ring.clear()  # what a parent kept is the parent's to count
+            self._own_ring()
             for start, to, length in zip(froms, tos, lengths[by_place].tolist(), strict=True):
                 self._read_run(start, target[to : to + length])
 
-    def _read_small(self, indices: Indices, positions: npt.NDArray[Any], out: Bytes) -> npt.NDArray[Any]:
-        """The rows at `positions` that lie within one block each, through the ring; the result is the other ones."""
-        starts = indices[positions] * self._size + self._lead
-        blocks = starts // self._block
-        within = starts - blocks * self._block
-        whole = within <= self._block - self._size
-        needed, inverse = np.unique(blocks[whole], return_inverse=True)
-        if len(needed) > self._slots:
-            return positions
+    def _read_small(self, indices: Indices, positions: npt.NDArray[Any], out: Bytes) -> bool:
+        """Rows of at most a block, through the ring: all blocks that it lacks are read in one call.
+
+        The result is False if they are too many for it; nothing is read then.
+        """
+        size, block, pieces = self._size, self._block, self._pieces
+        starts = indices[positions] * size + self._lead
+        first = starts // block
+        starts -= first * block
+        two = np.flatnonzero(starts > block - size)  # rows that go on in the next block
+        needed = np.unique(np.concatenate((first, first[two] + 1)))
+        if len(needed) > self._slots or pieces is None:
+            return False
         with self._source.lock:
-            if self._process != os.getpid():
-                self._process = os.getpid()
-                self._ring.clear()
-            slots = np.array([self._ringed(block) for block in needed.tolist()], np.int64)
-            if len(slots) and self._pieces is not None:
-                out[positions[whole]] = self._pieces[slots[inverse] * self._block + within[whole]]
-        straddling: npt.NDArray[Any] = positions[~whole]
-        return straddling
+            self._own_ring()
+            slots = np.array(self._ring_all(needed.tolist()), np.int64)
+            at = np.searchsorted(needed, first)
+            starts += slots[at] * block
+            # Blocks that were read one after the other mostly lie so in the ring too, and rows across them are whole.
+            torn = two[slots[at[two] + 1] != slots[at[two]] + 1]
+            if len(torn):
+                whole = np.ones(len(positions), bool)
+                whole[torn] = False
+                out[positions[whole]] = pieces[starts[whole]]
+                follows = slots[at[torn] + 1] * block
+                for k, start, then in zip(
+                    positions[torn].tolist(), starts[torn].tolist(), follows.tolist(), strict=True
+                ):
+                    head = block - start % block
+                    out[k, :head] = self._ring_bytes[start : start + head]
+                    out[k, head:] = self._ring_bytes[then : then + size - head]
+            elif len(positions) == len(out):
+                out[:] = pieces[starts]
+            else:
+                out[positions] = pieces[starts]
+        return True
+
+    def _own_ring(self) -> None:
+        """Forget what a parent kept: that is the parent's to count."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._ring.clear()
+
+    def _ring_all(self, blocks: list[int]) -> list[int]:
+        """The slots of the ring that hold these blocks, no more than it has; they are the last used ones now."""
+        ring = self._ring
+        missing: list[int] = []
+        for index in blocks:
+            if index in ring:
+                ring.move_to_end(index)
+            else:
+                missing.append(index)
+        if missing:
+            slots = []
+            for index in missing:  # what makes room is none of `blocks`: those are the last used
+                slot = len(ring) if len(ring) < self._slots else ring.popitem(last=False)[1]
+                ring[index] = slot
+                slots.append(slot)
+            base = self._base // self._block
+            try:
+                self._source.read_blocks([base + index for index in missing], self._ring_bytes.data, slots)
+            except BaseException:
+                ring.clear()  # so that the slots in use stay the first ones
+                raise
+        return [ring[index] for index in blocks]
 
     def _read_run(self, start: int, target: memoryview) -> None:
         block, ring = self._block, self._ring
@@ -214,20 +264,10 @@ class Rows:
 
     def _ringed(self, index: int) -> int:
         """The slot of the ring that holds a block, which is the last used one now."""
-        ring = self._ring
-        slot = ring.get(index)
-        if slot is not None:
-            ring.move_to_end(index)
-            return slot
-        slot = len(ring) if len(ring) < self._slots else ring.popitem(last=False)[1]
-        start = index * self._block
-        size = min(self._block, self._source.length - self._base - start)
-        try:
-            self._source.read(self._base + start, self._ring_bytes[slot * self._block :][:size].data)
-        except BaseException:
-            ring.clear()  # so that the slots in use stay the first ones
-            raise
-        ring[index] = slot
+        slot = self._ring.get(index)
+        if slot is None:
+            return self._ring_all([index])[0]
+        self._ring.move_to_end(index)
         return slot
 
 

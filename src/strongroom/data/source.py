@@ -20,7 +20,8 @@ DEFAULT_BLOCK = 64 << 10
 class Readable(Protocol):
     """What a data set needs of an open file. A `SealedFile` is one.
 
-    `length` (bytes), `block_size` (bytes that are decrypted together) and `name` are used where it has them.
+    `length` (bytes), `block_size` (bytes that are decrypted together), `name` and `read_blocks` (several blocks in one
+    call, as `SealedFile` has it) are used where it has them.
     """
 
     def read_at(self, offset: int, buffer: Buffer) -> int:
@@ -36,7 +37,7 @@ class Source:
     - Reads are positional, so that parent and child may share the descriptor.
 
     Args:
-        file: is read through `read_at` alone.
+        file: is read through `read_at` and `read_blocks` alone.
         owned: `close` closes it too.
     """
 
@@ -54,6 +55,7 @@ class Source:
         self.block_size = int(getattr(file, "block_size", DEFAULT_BLOCK))
         if self.block_size <= 0:
             raise UsageError(f"{self.name}: block size {self.block_size}, wanted 1 or more")
+        self._read_blocks = getattr(file, "read_blocks", None) if hasattr(file, "block_size") else None
         _sources.add(self)
 
     def read(self, offset: int, buffer: Buffer) -> None:
@@ -68,6 +70,26 @@ class Source:
         wanted = memoryview(buffer).nbytes
         if count != wanted:
             raise FormatError(f"{self.name}: {count} bytes at offset {offset}, wanted {wanted}")
+
+    def read_blocks(self, indices: list[int], out: memoryview, rows: list[int]) -> None:
+        """Put block `indices[k]` of the file into the `rows[k]`-th block of the bytes of `out`, for all k.
+
+        The last block of a file may be short; what stands behind it in its row is then of any content.
+
+        Raises:
+            IntegrityError, FormatError: as `read`. What the rows then hold is nothing of what failed.
+        """
+        size = self.block_size
+        with self.lock:
+            last = max(indices, default=0)
+            if self._read_blocks is not None and last * size < _length(self.file) >= min(
+                self.length, (last + 1) * size
+            ):
+                self._read_blocks(indices, out, rows)
+                return
+            for index, row in zip(indices, rows, strict=True):
+                start = index * size
+                self.read(start, out[row * size : row * size + min(size, max(1, self.length - start))])
 
     def bytes_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on; fewer at the end. For headers: the caller has capped `size`."""

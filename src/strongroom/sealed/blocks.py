@@ -4,18 +4,14 @@ Rules:
 
 - What the host can write is copied to private memory before it is decrypted or checked.
 - A nonce is drawn for each block each time, by the calling thread, from the system: a forked child draws others.
-- Long transfers are split over a few threads; encryption and file access release the interpreter's lock. Places and
-  nonces are settled before, so that threads share nothing but the storage.
+- Long transfers are split over a few threads. Places and nonces are settled before, so that threads share nothing but
+  the storage.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from strongroom.crypto import NONCE_SIZE, TAG_SIZE, BlockCipher
@@ -29,16 +25,12 @@ from strongroom.sealed.layout import (
     PLACE_MASK,
     POINTER,
 )
+from strongroom.sealed.threads import split
 from strongroom.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
 
-_CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_THREADS: Final = min(4, _CORES)
-_LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
-_SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
-_SLICE: Final = 1 << 20  # bytes that a thread takes on at once
 _RUN: Final = 256 << 10  # bytes read or written in one call, where places follow each other
 
 _HALVES: Final = struct.Struct(f"<Q{NONCE_SIZE // 2}s{NONCE_SIZE // 2}s{TAG_SIZE}s")  # a pointer, its nonce in two
@@ -144,7 +136,7 @@ class BlockStore:
             return
         found = list(_HALVES.iter_unpack(pointers))
         read = self._read_clear if self._clear else self._read_sealed
-        self._split(len(found), lambda start, stop: read(level, index, found, view, start, stop))
+        split(len(found), self.block_size, lambda start, stop: read(level, index, found, view, start, stop))
 
     pointer_at = staticmethod(_HALVES.unpack_from)
 
@@ -156,12 +148,8 @@ class BlockStore:
             self._read_clear(level, index, [pointer], memoryview(out), 0, 1)
             return
         cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index, field)
-        try:
-            box = self._singles.pop()
-        except IndexError:
-            box = _Box(self.block_size, 1, self._aad)
-        size, block = self.block_size, box.blocks[0]
-        if self._storage.read_into((place - self._origin) * size, block) != size:
+        size, box = self.block_size, self._take_single()
+        if self._storage.read_into((place - self._origin) * size, box.blocks[0]) != size:
             raise self._cut(level, index, place)
         _TAG.pack_into(box.data, size, tag)
         _LEVEL_INDEX.pack_into(box.aad, self._level_at, level, index)
@@ -176,15 +164,54 @@ class BlockStore:
 
         Raises: as `read`.
         """
-        size, view = self.block_size, memoryview(out)
+        view = memoryview(out)
+        read = self._read_each_clear if self._clear else self._read_each_sealed
+        split(len(indices), self.block_size, lambda start, stop: read(indices, pointers, rows, view, start, stop))
 
-        def work(start: int, stop: int) -> None:
-            read = self.read_one
-            for k in range(start, stop):
-                row = rows[k] * size
-                read(0, indices[k], pointers[k], view[row : row + size])
+    def _read_each_sealed(
+        self,
+        indices: Sequence[int],
+        pointers: Sequence[Pointer],
+        rows: Sequence[int],
+        out: memoryview,
+        start: int,
+        stop: int,
+    ) -> None:
+        size, level_at, origin, box = self.block_size, self._level_at, self._origin, self._take_single()
+        data, view, block, aad = box.data, box.view, box.blocks[0], box.aad
+        read_into, ciphers, tag_into, level_into = (
+            self._storage.read_into, self._ciphers, _TAG.pack_into, _LEVEL_INDEX.pack_into,
+        )  # fmt: skip
+        for k in range(start, stop):
+            index, row, (field, prefix, nonce, tag) = indices[k], rows[k] * size, pointers[k]
+            place = field & PLACE_MASK
+            if not place:
+                out[row : row + size] = bytes(size)
+                continue
+            cipher = ciphers.get(field >> GENERATION_SHIFT) or self._missing(0, index, field)
+            if read_into((place - origin) * size, block) != size:
+                raise self._cut(0, index, place)
+            tag_into(data, size, tag)
+            level_into(aad, level_at, 0, index)
+            try:
+                cipher.open_into(prefix, nonce, view, aad, out[row : row + size])
+            except TamperedError:
+                raise self._changed(0, index, place) from None
+        self._singles.append(box)
 
-        self._split(len(indices), work)
+    def _read_each_clear(
+        self,
+        indices: Sequence[int],
+        pointers: Sequence[Pointer],
+        rows: Sequence[int],
+        out: memoryview,
+        start: int,
+        stop: int,
+    ) -> None:
+        size = self.block_size
+        for k in range(start, stop):
+            row = rows[k] * size
+            self._read_clear(0, indices[k], [pointers[k]], out[row : row + size], 0, 1)
 
     def _read_sealed(
         self, level: int, index: int, found: list[Pointer], out: memoryview, start: int, stop: int
@@ -266,7 +293,11 @@ class BlockStore:
         pointers = bytearray(len(places) * POINTER.size)
         view = memoryview(data)
         write = self._write_clear if self._clear else self._write_sealed
-        self._split(len(places), lambda start, stop: write(level, index, places, nonces, view, pointers, start, stop))
+        split(
+            len(places),
+            self.block_size,
+            lambda start, stop: write(level, index, places, nonces, view, pointers, start, stop),
+        )
         return pointers
 
     def _write_sealed(
@@ -330,7 +361,13 @@ class BlockStore:
         self._fetch(0, 0, source, view)
         self._storage.write_at((target - self._origin) * self.block_size, view)
 
-    # Threads.
+    # Memory.
+
+    def _take_single(self) -> _Box:
+        try:
+            return self._singles.pop()
+        except IndexError:
+            return _Box(self.block_size, 1, self._aad)
 
     def _take_run(self) -> _Box:
         try:
@@ -343,53 +380,3 @@ class BlockStore:
             return self._clears.pop()
         except IndexError:
             return bytearray(self._aad + bytes(_LEVEL_INDEX.size + self.block_size))
-
-    def _split(self, count: int, work: Callable[[int, int], None]) -> None:
-        """Call `work` for all of 0 to `count`, in several threads where that is faster."""
-        if count * self.block_size < _LONG or self.block_size < _SMALL_BLOCK or _THREADS == 1:
-            work(0, count)
-            return
-        step = max(1, _SLICE // self.block_size)
-        todo = deque((start, min(start + step, count)) for start in range(0, count, step))
-
-        def take() -> None:
-            with contextlib.suppress(IndexError):
-                while True:
-                    start, stop = todo.popleft()
-                    try:
-                        work(start, stop)
-                    except BaseException:
-                        todo.clear()
-                        raise
-
-        others: list[Future[None]] = []
-        with contextlib.suppress(
-            RuntimeError
-        ):  # no more threads: the interpreter is ending, or the system forbids them
-            others.extend(_pool().submit(take) for _ in range(_THREADS - 1))
-        try:
-            take()
-        finally:
-            todo.clear()
-            wait(others)  # they work on the caller's memory
-        for other in others:
-            other.result()
-
-
-_executor: ThreadPoolExecutor | None = None
-
-
-def _pool() -> ThreadPoolExecutor:
-    global _executor
-    if _executor is None:
-        _executor = ThreadPoolExecutor(_THREADS - 1, thread_name_prefix="sealed")
-    return _executor
-
-
-def _forget_pool() -> None:
-    global _executor
-    _executor = None  # a forked child has none of its threads
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import TYPE_CHECKING
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING, Final
 
 from strongroom.sealed.layout import HOLE
 from strongroom.sealed.tree import END, BlockTree
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
+
+_PIECE: Final = 64 << 20  # bytes of one transfer, so that what it takes beside them stays small
+
+
+def _wipe(view: memoryview) -> None:
+    """Put zeros over what may hold something that failed to authenticate."""
+    for at in range(0, len(view), _PIECE):
+        part = view[at : at + _PIECE]
+        part[:] = bytes(len(part))
 
 
 class BlockCache:
@@ -40,18 +49,66 @@ class BlockCache:
         """Bytes of the blocks that are newer than the tree's."""
         return len(self._newer) * self._size
 
-    @property
-    def empty(self) -> bool:
-        return not self._newer and not self._clean
-
     def __contains__(self, index: int) -> bool:
         """Whether a block is here."""
         return index in self._newer or index in self._clean
 
-    def apart(self, index: int, count: int) -> int:
+    def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `offset` on. Whole blocks that are not here come straight from the tree.
+
+        Raises:
+            IntegrityError: a block is not what was written; `view` is then all zeros.
+        """
+        try:
+            self._read(offset, view)
+        except BaseException:
+            _wipe(view)
+            raise
+
+    def _read(self, offset: int, view: memoryview) -> None:
+        size, done, total = self._size, 0, len(view)
+        while done < total:
+            index, start = divmod(offset + done, size)
+            count = self._apart(index, min(total - done, _PIECE) // size) if start == 0 else 0
+            if count:
+                part = view if count * size == total else view[done : done + count * size]
+                if count == 1:
+                    self._tree.read_one(index, part)
+                else:
+                    self._tree.read(index, part)
+            else:
+                part = view[done : done + size - start]
+                part[:] = memoryview(self.block(index))[start : start + len(part)]
+            done += len(part)
+
+    def read_each(self, indices: Sequence[int], rows: Sequence[int], view: memoryview) -> None:
+        """Put block `indices[k]` into the `rows[k]`-th block of `view`, for all k. What is not here is not kept.
+
+        Raises:
+            IntegrityError: a block is not what was written; all these blocks of `view` are then zeros.
+        """
+        size = self._size
+        try:
+            if not self._newer and not self._clean:
+                self._tree.read_each(indices, rows, view)
+                return
+            here = self._newer.keys() | self._clean.keys()
+            apart = [k for k, index in enumerate(indices) if index not in here]
+            self._tree.read_each([indices[k] for k in apart], [rows[k] for k in apart], view)
+            for index, row in zip(indices, rows, strict=True):
+                if index in here:
+                    view[row * size : (row + 1) * size] = self.block(index)
+        except BaseException:
+            for row in rows:
+                _wipe(view[row * size : (row + 1) * size])
+            raise
+
+    def _apart(self, index: int, count: int) -> int:
         """How many blocks from `index` on, at most `count`, are not here."""
         for blocks in (self._newer, self._clean):
-            if blocks:
+            if len(blocks) < count:
+                count = min((other - index for other in blocks if index <= other < index + count), default=count)
+            else:
                 count = next((i for i in range(count) if index + i in blocks), count)
         return count
 
@@ -88,7 +145,7 @@ class BlockCache:
     def zero(self, start: int, stop: int) -> None:
         """Put zeros at the bytes from `start` to `stop` of the content, which lie in one block."""
         index, at = divmod(start, self._size)
-        if start < stop and (self.apart(index, 1) == 0 or self._tree.pointer(0, index) != HOLE):
+        if start < stop and (self._apart(index, 1) == 0 or self._tree.pointer(0, index) != HOLE):
             self.changing(index)[at : at + stop - start] = bytes(stop - start)
 
     def write(self) -> None:

@@ -25,12 +25,6 @@ __all__ = ["Content", "Scrub", "Version"]
 _PIECE = 64 << 20  # bytes of one transfer, so that what it takes beside them stays small
 
 
-def _wipe(view: memoryview) -> None:
-    for at in range(0, len(view), _PIECE):
-        part = view[at : at + _PIECE]
-        part[:] = bytes(len(part))
-
-
 class Content:
     """Random access to the bytes of one block tree. Its methods may be called from several threads.
 
@@ -146,35 +140,14 @@ class Content:
                     try:
                         self._tree.read_one(index, buffer)
                     except BaseException:
-                        buffer[:] = bytes(size)  # as below
+                        buffer[:] = bytes(size)  # of what failed to authenticate nobody may see anything
                         raise
                     return size
             with memoryview(buffer) as raw, raw.cast("B") as view:
                 self._check_offset(offset)
                 total = max(0, min(len(view), self._length - offset))
-                try:
-                    self._read(offset, view if total == len(view) else view[:total])
-                except BaseException:
-                    # What failed to authenticate may have been decrypted into it; nobody may see it.
-                    _wipe(view[:total])
-                    raise
+                self._blocks.read(offset, view if total == len(view) else view[:total])
                 return total
-
-    def _read(self, offset: int, view: memoryview) -> None:
-        size, done, total = self._size, 0, len(view)
-        while done < total:
-            index, start = divmod(offset + done, size)
-            count = self._blocks.apart(index, min(total - done, _PIECE) // size) if start == 0 else 0
-            if count:
-                part = view if count * size == total else view[done : done + count * size]
-                if count == 1:
-                    self._tree.read_one(index, part)
-                else:
-                    self._tree.read(index, part)
-            else:
-                part = view[done : done + size - start]
-                part[:] = memoryview(self._blocks.block(index))[start : start + len(part)]
-            done += len(part)
 
     def read_blocks(self, indices: Sequence[int], out: Buffer, rows: Sequence[int] | None = None) -> None:
         """Put block `indices[k]` into the `rows[k]`-th block of `out`, for all k; into the k-th without `rows`.
@@ -199,20 +172,7 @@ class Content:
                     f"blocks from {min(indices)} on into rows {min(rows)} to {max(rows)}, "
                     f"wanted rows 0 to {len(view) // size - 1} and no negative block"
                 )
-            blocks = self._blocks
-            try:
-                if blocks.empty:
-                    self._tree.read_each(indices, rows, view)
-                else:
-                    apart = [k for k, index in enumerate(indices) if index not in blocks]
-                    self._tree.read_each([indices[k] for k in apart], [rows[k] for k in apart], view)
-                    for index, row in zip(indices, rows, strict=True):
-                        if index in blocks:
-                            view[row * size : (row + 1) * size] = blocks.block(index)
-            except BaseException:
-                for row in rows:
-                    _wipe(view[row * size : (row + 1) * size])
-                raise
+            self._blocks.read_each(indices, rows, view)
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; a gap behind the end becomes a hole, which reads as zeros.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from strongroom.crypto import KEY_SIZE
@@ -146,8 +146,19 @@ class SealedFile(Commits):
         Raises:
             TamperedError, TruncatedError: a block is not what was committed; `buffer` holds nothing of it.
         """
-        self._usable()
         return self._content.read_at(offset, buffer)
+
+    def read_blocks(self, indices: Sequence[int], out: Buffer, rows: Sequence[int] | None = None) -> None:
+        """Put block `indices[k]` into the `rows[k]`-th block of `out`, for all k; into the k-th without `rows`.
+
+        For many small reads that are known together. What lies behind the end reads as zeros; blocks of `out` that no
+        row names stay as they are.
+
+        Raises:
+            UsageError: a block or a row is negative, or a row lies behind the end of `out`.
+            TamperedError, TruncatedError: a block is not what was committed; all rows named are then zeros.
+        """
+        self._content.read_blocks(indices, out, rows)
 
     # Writing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import FormatError, UsageError
@@ -76,6 +76,19 @@ class Node:
             count = max(0, min(len(view), len(self._small) - offset))
             view[:count] = memoryview(self._small)[offset : offset + count]
             return count
+
+    def read_blocks(self, indices: Sequence[int], out: Buffer, rows: Sequence[int] | None = None) -> None:
+        """As `Content.read_blocks`, of blocks of `block_size` bytes."""
+        self._load()
+        if self._tree is not None and self._file is not None and self._file[2] == self.block_size:
+            self._tree.read_blocks(indices, out, rows)
+            return
+        size = self.block_size
+        with memoryview(out) as raw, raw.cast("B") as view:
+            for index, row in zip(indices, range(len(indices)) if rows is None else rows, strict=True):
+                part = view[row * size : (row + 1) * size]
+                count = self.read_at(index * size, part)
+                part[count:] = bytes(len(part) - count)
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data`; a gap before `offset` reads as zeros."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from strongroom.errors import FormatError, IntegrityError, StrongroomError
@@ -67,6 +68,15 @@ class VaultFile(io.BufferedIOBase):
             self._usable()
             try:
                 return self._node.read_at(offset, buffer)
+            except (IntegrityError, FormatError) as error:
+                raise type(error)(f"{self._name}: {error.message}", hint=error.hint) from None
+
+    def read_blocks(self, indices: Sequence[int], out: Buffer, rows: Sequence[int] | None = None) -> None:
+        """Several blocks in one call, as `SealedFile.read_blocks`."""
+        with self._lock:
+            self._usable()
+            try:
+                self._node.read_blocks(indices, out, rows)
             except (IntegrityError, FormatError) as error:
                 raise type(error)(f"{self._name}: {error.message}", hint=error.hint) from None
 
