@@ -57,7 +57,7 @@ GOALS: Sequence[Goal] = (
 def measure(bench: Bench) -> None:
     """Measure every goal that `bench` wants."""
     with _places() as (plain, theirs, ours):
-        sizes = _Sizes(64, 2000, 50) if bench.quick else _Sizes(512, 10_000, 200)
+        sizes = _Sizes(64, 2000, 50) if bench.quick else _Sizes(256, 10_000, 200)
         peer = f"gocryptfs {_version()}"
         runs: dict[str, tuple[_Place, str, Callable[[_Place, _Sizes], float], str]] = {
             WRITE: (theirs, peer, _write, "MiB/s"),
@@ -78,7 +78,7 @@ def measure(bench: Bench) -> None:
                 lambda run=run, other=other: run(other, sizes),  # type: ignore[misc]
                 peer_name=called,
                 unit=unit,
-                rounds=7,
+                rounds=5,
             )
 
 
