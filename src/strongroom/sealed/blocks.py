@@ -130,13 +130,8 @@ class BlockStore:
             TamperedError, TruncatedError: one is not what was written; nobody may see what `out` then holds.
             WrongKeyError: one is of a generation that there is no key for.
         """
-        view = memoryview(out)
-        if len(view) == self.block_size:
-            self.read_one(level, index, _HALVES.unpack(pointers), view)
-            return
         found = list(_HALVES.iter_unpack(pointers))
-        read = self._read_clear if self._clear else self._read_sealed
-        split(len(found), self.block_size, lambda start, stop: read(level, index, found, view, start, stop))
+        self.read_each(level, range(index, index + len(found)), found, range(len(found)), out)
 
     pointer_at = staticmethod(_HALVES.unpack_from)
 
@@ -145,7 +140,7 @@ class BlockStore:
         field, prefix, nonce, tag = pointer
         place = field & PLACE_MASK
         if self._clear or not place:
-            self._read_clear(level, index, [pointer], memoryview(out), 0, 1)
+            self.read_each(level, [index], [pointer], [0], out)
             return
         cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index, field)
         size, box = self.block_size, self._take_single()
@@ -159,108 +154,91 @@ class BlockStore:
             raise self._changed(level, index, place) from None
         self._singles.append(box)
 
-    def read_each(self, indices: Sequence[int], pointers: Sequence[Pointer], rows: Sequence[int], out: Buffer) -> None:
-        """Put data block `indices[k]`, by what `pointer_at` gives, into the `rows[k]`-th block of `out`, for all k.
+    def read_each(
+        self, level: int, indices: Sequence[int], pointers: Sequence[Pointer], rows: Sequence[int], out: Buffer
+    ) -> None:
+        """Put block `indices[k]`, by what `pointer_at` gives, into the `rows[k]`-th block of `out`, for all k.
 
         Raises: as `read`.
         """
         view = memoryview(out)
-        read = self._read_each_clear if self._clear else self._read_each_sealed
-        split(len(indices), self.block_size, lambda start, stop: read(indices, pointers, rows, view, start, stop))
-
-    def _read_each_sealed(
-        self,
-        indices: Sequence[int],
-        pointers: Sequence[Pointer],
-        rows: Sequence[int],
-        out: memoryview,
-        start: int,
-        stop: int,
-    ) -> None:
-        size, level_at, origin, box = self.block_size, self._level_at, self._origin, self._take_single()
-        data, view, block, aad = box.data, box.view, box.blocks[0], box.aad
-        read_into, ciphers, tag_into, level_into = (
-            self._storage.read_into, self._ciphers, _TAG.pack_into, _LEVEL_INDEX.pack_into,
-        )  # fmt: skip
-        for k in range(start, stop):
-            index, row, (field, prefix, nonce, tag) = indices[k], rows[k] * size, pointers[k]
-            place = field & PLACE_MASK
-            if not place:
-                out[row : row + size] = bytes(size)
-                continue
-            cipher = ciphers.get(field >> GENERATION_SHIFT) or self._missing(0, index, field)
-            if read_into((place - origin) * size, block) != size:
-                raise self._cut(0, index, place)
-            tag_into(data, size, tag)
-            level_into(aad, level_at, 0, index)
-            try:
-                cipher.open_into(prefix, nonce, view, aad, out[row : row + size])
-            except TamperedError:
-                raise self._changed(0, index, place) from None
-        self._singles.append(box)
-
-    def _read_each_clear(
-        self,
-        indices: Sequence[int],
-        pointers: Sequence[Pointer],
-        rows: Sequence[int],
-        out: memoryview,
-        start: int,
-        stop: int,
-    ) -> None:
-        size = self.block_size
-        for k in range(start, stop):
-            row = rows[k] * size
-            self._read_clear(0, indices[k], [pointers[k]], out[row : row + size], 0, 1)
+        read = self._read_clear if self._clear else self._read_sealed
+        split(
+            len(indices),
+            self.block_size,
+            lambda start, stop: read(level, indices, pointers, rows, view, start, stop),
+        )
 
     def _read_sealed(
-        self, level: int, index: int, found: list[Pointer], out: memoryview, start: int, stop: int
+        self,
+        level: int,
+        indices: Sequence[int],
+        pointers: Sequence[Pointer],
+        rows: Sequence[int],
+        out: memoryview,
+        start: int,
+        stop: int,
     ) -> None:
-        size, level_at, box = self.block_size, self._level_at, self._take_run()
-        data, aad, sealed = box.data, box.aad, box.sealed
+        size, level_at, origin, box = self.block_size, self._level_at, self._origin, self._take_run()
+        data, aad, sealed, view, block = box.data, box.aad, box.sealed, box.view, box.blocks[0]
+        read_into, put_tag, put_level = self._storage.read_into, _TAG.pack_into, _LEVEL_INDEX.pack_into
+        generation, open_into = -1, self._writer.open_into
         at = start
         while at < stop:
-            field = found[at][0]
-            if not field & PLACE_MASK:
-                out[at * size : (at + 1) * size] = bytes(size)
+            index, (field, _, _, _) = indices[at], pointers[at]
+            place = field & PLACE_MASK
+            if not place:
+                row = rows[at] * size
+                out[row : row + size] = bytes(size)
                 at += 1
                 continue
-            end, most = at + 1, min(stop, at + self._run)
-            while end < most and found[end][0] == field + (end - at):
+            if field >> GENERATION_SHIFT != generation:
+                generation = field >> GENERATION_SHIFT
+                open_into = (self._ciphers.get(generation) or self._missing(level, index, field)).open_into
+            end = at + 1
+            while end < stop and pointers[end][0] == field + (end - at) and end - at < self._run:
                 end += 1
-            count = end - at
-            cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index + at, field)
-            self._fetch(level, index + at, field & PLACE_MASK, box.view[: count * size])
+            run = block if end == at + 1 else view[: (end - at) * size]
+            if read_into((place - origin) * size, run) != len(run):
+                raise self._cut(level, index, place)
             # From the last on: where the tag of a block has to stand lies the next one, which has been decrypted.
-            for i in range(count - 1, -1, -1):
-                place, prefix, nonce, tag = found[at + i]
-                _TAG.pack_into(data, (i + 1) * size, tag)
-                _LEVEL_INDEX.pack_into(aad, level_at, level, index + at + i)
-                row = (at + i) * size
+            for k in range(end - 1, at - 1, -1):
+                i, row, (_, prefix, nonce, tag) = k - at, rows[k] * size, pointers[k]
+                put_tag(data, (i + 1) * size, tag)
+                put_level(aad, level_at, level, indices[k])
                 try:
-                    cipher.open_into(prefix, nonce, sealed[i], aad, out[row : row + size])
+                    open_into(prefix, nonce, sealed[i], aad, out[row : row + size])
                 except TamperedError:
-                    raise self._changed(level, index + at + i, place) from None
+                    raise self._changed(level, indices[k], pointers[k][0]) from None
             at = end
         self._runs.append(box)
 
-    def _read_clear(self, level: int, index: int, found: list[Pointer], out: memoryview, start: int, stop: int) -> None:
+    def _read_clear(
+        self,
+        level: int,
+        indices: Sequence[int],
+        pointers: Sequence[Pointer],
+        rows: Sequence[int],
+        out: memoryview,
+        start: int,
+        stop: int,
+    ) -> None:
         size, box = self.block_size, self._take_clear()
         block = memoryview(box)[self._aad_size :]
         nothing = bytearray()
-        for at in range(start, stop):
-            field, prefix, nonce, tag = found[at]
+        for k in range(start, stop):
+            index, row, (field, prefix, nonce, tag) = indices[k], rows[k] * size, pointers[k]
             if not field & PLACE_MASK:
-                out[at * size : (at + 1) * size] = bytes(size)
+                out[row : row + size] = bytes(size)
                 continue
-            cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index + at, field)
-            self._fetch(level, index + at, field & PLACE_MASK, block)
-            _LEVEL_INDEX.pack_into(box, self._level_at, level, index + at)
+            cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index, field)
+            self._fetch(level, index, field & PLACE_MASK, block)
+            _LEVEL_INDEX.pack_into(box, self._level_at, level, index)
             try:
                 cipher.open_into(prefix, nonce, tag, box, nothing)
             except TamperedError:
-                raise self._changed(level, index + at, field) from None
-            out[at * size : (at + 1) * size] = block
+                raise self._changed(level, index, field) from None
+            out[row : row + size] = block
         self._clears.append(box)
 
     def _missing(self, level: int, index: int, field: int) -> NoReturn:

@@ -73,8 +73,7 @@ class BlockTree:
             self.read(index, out)
             return
         above, slot = divmod(index, self._fanout)
-        store, dirty = self.store, self._dirty.get(1)
-        node = (dirty.get(above) if dirty else None) or self._clean.get((1, above)) or self._node(1, above)
+        store, node = self.store, self._clean.get((1, above)) or self._node(1, above)
         if node:
             store.read_one(0, index, store.pointer_at(node, slot * POINTER.size), out)
         else:
@@ -83,16 +82,17 @@ class BlockTree:
     def read_each(self, indices: Sequence[int], rows: Sequence[int], out: Buffer) -> None:
         """Put data block `indices[k]` into the `rows[k]`-th block of `out`, for all k; errors as `read`."""
         found: list[Pointer] = []
-        pointer_at, last = self.store.pointer_at, -1
-        node: bytes | bytearray | None = None
-        for index in indices:
-            above, slot = divmod(index, self._fanout)
-            if self._height == 0:
-                node, slot = self._root if index == 0 else None, 0
-            elif above != last:
-                node, last = self._node(1, above), above
-            found.append(pointer_at(node, slot * POINTER.size) if node else _NO_POINTER)
-        self.store.read_each(indices, found, rows, out)
+        if self._height == 0:
+            found.extend(self.store.pointer_at(self.pointer(0, index)) for index in indices)
+        else:
+            pointer_at, fanout, last = self.store.pointer_at, self._fanout, -1
+            node: bytearray | None = None
+            for index in indices:
+                above = index // fanout
+                if above != last:
+                    node, last = self._clean.get((1, above)) or self._node(1, above), above
+                found.append(pointer_at(node, (index - above * fanout) * POINTER.size) if node else _NO_POINTER)
+        self.store.read_each(0, indices, found, rows, out)
 
     def write(self, index: int, data: Buffer) -> None:
         """Replace the data blocks from `index` on; the tree must have grown to hold them."""
