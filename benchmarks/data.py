@@ -7,6 +7,10 @@
   other records. Uniform orders of small records read a file of 4 KiB blocks, all else one of 64 KiB; a windowed order
   is measured over a whole window. The plain file is in the kernel's page cache throughout, the sealed one too: what is
   compared is the work, not the disk. The plain side thus never reads the disk, and has the memory to hold it all.
+- Beyond the cache a small record costs the copy and the decryption of whole blocks, which no code can leave out. "bare
+  loop" is what that takes at least: one call of the system and one of `cryptography` for each block that the same
+  batches lie in, with nothing around them. "no page cache" lets both sides read from the disk, which is what a set that
+  is larger than memory does: there the plain side has nothing for free either.
 - Memory is what a process takes above its imports, at its peak, over the cap.
 
 A quick run takes a set of 128 MiB.
@@ -14,7 +18,10 @@ A quick run takes a set of 128 MiB.
 
 from __future__ import annotations
 
+import itertools
 import json
+import mmap
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from benchmarks.harness import Bench, Goal
 
@@ -32,6 +40,8 @@ RECORDS = {"784 B": 784, "3 KiB": 3 << 10, "64 KiB": 64 << 10, "588 KiB": 588 <<
 SMALL = ("784 B", "3 KiB")
 FACES = ("NumPy", "DataLoader")
 MEMORY = "memory / cap"
+BARE = "of a bare loop"
+COLD = "no page cache"
 
 GOALS: Sequence[Goal] = (
     *(Goal(f"{face}, cached, {name}", 1.2, "x", "at most") for name in RECORDS for face in FACES),
@@ -40,6 +50,8 @@ GOALS: Sequence[Goal] = (
         for name in RECORDS
         for face in FACES
     ),
+    *(Goal(f"NumPy, beyond, {name}, {BARE}", 2, "x", "at most") for name in SMALL),
+    *(Goal(f"NumPy, beyond, {name}, {COLD}", 2, "x", "at most", full_only=True) for name in SMALL),
     *(Goal(f"{face}, beyond, windowed, {name}", 2, "x", "at most") for name in SMALL for face in FACES),
     Goal(MEMORY, 1.2, "x", "at most"),
 )
@@ -107,13 +119,100 @@ def _records(bench: Bench, name: str, size: int, total: int, directory: Path) ->
         window = int(0.75 * (cap // 4)) // size
         for face in FACES:
             compare(face, "beyond, windowed", sealed, cap, -(-window // batch), window)
-        if any(bench.wants(f"{face}, beyond, {name}") for face in FACES):
+        others = [f"NumPy, beyond, {name}, {what}" for what in (BARE, COLD)]
+        if any(map(bench.wants, (*(f"{face}, beyond, {name}" for face in FACES), *others))):
             sealed.unlink()
             _seal(sealed, array, 4 << 10)
     for face in FACES:
         compare(face, "beyond", sealed, cap, some)
+    if name in SMALL:
+        _limits(bench, name, plain, sealed, array, batch, cap)
     if name == SMALL[0] and bench.wants(MEMORY):
         bench.record(MEMORY, _memory(sealed, cap) / cap)
+
+
+def _limits(bench: Bench, name: str, plain: Path, sealed: Path, array: npt.NDArray[Any], batch: int, cap: int) -> None:
+    """Uniform orders beyond the cache, beside what the blocks cost at least, and with nothing in the page cache."""
+    from strongroom.data import SealedDataset
+    from strongroom.sealed import NO_FRESHNESS
+
+    batches = 64
+    per = 1e-3 * batches * batch
+    with SealedDataset(sealed, key=_KEY, anchor=NO_FRESHNESS, cache=cap) as dataset:
+        dataset.preload()
+        _warm(sealed)
+        ours = _endless(dataset, batch)
+        goal = f"NumPy, beyond, {name}, {BARE}"
+        if bench.wants(goal):
+            bare = _bare_loop(sealed, array.shape, batch, batches, cap)
+            timed = bench.timed(lambda: _draw(ours, batches), per=per), bench.timed(bare, per=per)
+            bench.compare(goal, *timed, peer_name="preadv + AESGCM", unit="us", rounds=9)
+        goal = f"NumPy, beyond, {name}, {COLD}"
+        if bench.wants(goal) and sys.platform == "linux":
+            sampler = _endless_records(dataset, batch)
+            mapped: Any = array.base
+
+            def cold(path: Path, action: Callable[[], None]) -> Callable[[], float]:
+                timed = bench.timed(action, per=per / 8)
+
+                def figure() -> float:
+                    mapped.madvise(mmap.MADV_DONTNEED)  # what is mapped stays in the cache
+                    _drop(path)
+                    return timed()
+
+                return figure
+
+            def peer() -> None:
+                for _ in range(batches // 8):
+                    array[next(sampler)]
+
+            mapped.madvise(mmap.MADV_RANDOM)  # else the kernel reads far more than is asked for
+            sides = cold(sealed, lambda: _draw(ours, batches // 8)), cold(plain, peer)
+            bench.compare(goal, *sides, peer_name="numpy.memmap", unit="us", rounds=9)
+            mapped.madvise(mmap.MADV_NORMAL)
+
+
+def _bare_loop(path: Path, shape: tuple[int, ...], batch: int, batches: int, cap: int) -> Callable[[], None]:
+    """Copy and decrypt as many blocks of 4 KiB, anywhere in `path`, as the records beyond the cache lie in."""
+    block = 4 << 10
+    count, size = shape
+    beyond = 1 - cap / (count * size)  # held or in the ring are hits
+    blocks = 1 + (size - 1) / block  # of a record that begins anywhere
+    fd = os.open(path, os.O_RDONLY)
+    places = np.random.default_rng(1).integers(0, os.fstat(fd).st_size // block, 1 << 20).tolist()
+    gcm, nonce, aad = AESGCM(_KEY), bytes(12), bytes(60)
+    sealed, room = gcm.encrypt(nonce, bytes(block), aad), [memoryview(bytearray(block))]
+    out = memoryview(bytearray(batch * block))
+    rows = [out[at : at + block] for at in range(0, len(out), block)]
+    numbers = itertools.cycle(places)
+
+    def loop() -> None:
+        for _ in range(batches):
+            for k in range(round(batch * beyond * blocks)):
+                os.preadv(fd, room, next(numbers) * block)
+                gcm.decrypt_into(nonce, sealed, aad, rows[k % batch])
+
+    return loop
+
+
+def _drop(path: Path) -> None:
+    """Take a file out of the page cache, as far as the system does it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def _endless(dataset: Any, batch: int) -> _Batches:
+    for epoch in itertools.count():
+        yield from dataset.batches(batch, epoch=epoch, drop_last=True)
+
+
+def _endless_records(dataset: Any, batch: int) -> Iterator[Any]:
+    for epoch in itertools.count():
+        yield from dataset.batch_sampler(batch, epoch=epoch, drop_last=True).arrays()
 
 
 def _faces(

@@ -10,7 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 _CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_THREADS: Final = min(4, _CORES)
+# Often half of the processors are second threads of a core, which share its AES unit. On a machine of two, a second
+# thread made transfers no faster, and up to doubled the processor time that they took.
+_THREADS: Final = min(4, max(1, _CORES // 2))
 _LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
 _SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
 _SLICE: Final = 1 << 20  # bytes that a thread takes on at once
