@@ -1,5 +1,6 @@
 """The bytes of one block tree: against a bytearray, with older versions that stay whole, new keys, and compaction."""
 
+import errno
 import os
 from array import array
 
@@ -264,22 +265,57 @@ def test_arguments_are_checked():
         file.read_at(0, bytearray(1))
 
 
-def test_a_failed_write_poisons():
-    class Full(MemoryStorage):
-        def write_at(self, offset, data):
-            raise OSError(28, "no space left on device")
+class Failing(MemoryStorage):
+    """Its writes at or behind `after` fail with `error`; None: none do."""
 
-    file = content(Full())
-    with pytest.raises(OSError, match="no space"):
+    def __init__(self, error: int | None, after: int = 0) -> None:
+        super().__init__()
+        self.error = error
+        self.after = after
+
+    def write_at(self, offset, data):
+        if self.error and offset >= self.after:
+            raise OSError(self.error, os.strerror(self.error))
+        super().write_at(offset, data)
+
+
+def test_a_failed_write_poisons():
+    file = content(Failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
         file.write_at(0, bytes(BLOCK))
     assert file.poisoned
     with pytest.raises(StrongroomError, match="an earlier write or commit failed"):
         file.prepare()
-    late = content(Full(), write_early=False)
+    late = content(Failing(errno.EIO), write_early=False)
     late.write_at(0, bytes(3 * BLOCK))
     assert late.dirty == 3 * BLOCK
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="Input/output"):
         late.prepare()
+    assert late.poisoned
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_full_disk_can_be_written_once_there_is_room(early):
+    data = os.urandom(40 * BLOCK)
+    storage = Failing(None)
+    file = content(storage, write_early=early)
+    file.write_at(0, data)
+    file.committed(file.prepare())
+    storage.error, storage.after = errno.ENOSPC, 60 * BLOCK
+    try:
+        file.write_at(30 * BLOCK, data * 3)
+        file.prepare()
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    assert not file.poisoned
+    assert file.length == (40 if early else 150) * BLOCK
+    assert read(file)[: 30 * BLOCK] == data[: 30 * BLOCK]
+    storage.error = None
+    file.write_at(30 * BLOCK, data)
+    file.truncate(70 * BLOCK)
+    file.truncate(72 * BLOCK)
+    file.committed(file.prepare())
+    assert read(file) == data[: 30 * BLOCK] + data + bytes(2 * BLOCK)
 
 
 def test_reads_and_changes_of_many_blocks_share_the_cache():
@@ -389,16 +425,22 @@ def test_a_block_changed_within_a_long_transfer(threads, clear, block):
 
 
 def test_a_failed_long_write_poisons(threads):
-    class Full(MemoryStorage):
-        def write_at(self, offset, data):
-            if offset > 20 * LONG:
-                raise OSError(28, "no space left on device")
-            super().write_at(offset, data)
-
-    file = content(Full(), block_size=LONG)
-    with pytest.raises(OSError, match="no space"):
+    file = content(Failing(errno.EIO, 20 * LONG), block_size=LONG)
+    with pytest.raises(OSError, match="Input/output"):
         file.write_at(0, bytes(128 * LONG))
     assert file.poisoned
+
+
+def test_a_full_disk_in_a_long_write(threads):
+    storage = Failing(errno.ENOSPC, 20 * LONG)
+    file = content(storage, block_size=LONG)
+    with pytest.raises(OSError, match="No space"):
+        file.write_at(0, bytes(128 * LONG))
+    assert (file.poisoned, file.length) == (False, 0)
+    storage.error = None
+    file.write_at(0, b"x" * (50 * LONG))
+    file.committed(file.prepare())
+    assert read(file) == b"x" * (50 * LONG)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

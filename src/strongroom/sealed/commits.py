@@ -55,6 +55,11 @@ class Commits(Stream):
         raise NotImplementedError
 
     @property
+    def poisoned(self) -> bool:
+        """Whether a write or sync failed, so that this opening commits no more."""
+        return self._poisoned or self._content.poisoned
+
+    @property
     def root(self) -> Root | None:
         """The root of the newest committed version, or of the one asked for; None before the first commit."""
         return self._at or self._history.root
@@ -97,8 +102,8 @@ class Commits(Stream):
         if self._shared and history.moved():
             raise ConflictError(f"{self._what}: another process has committed", hint="take in its commit first")
         plan = history.plan(retain=retain, release=self._released, log=log)
-        self._poisoned = True
         version = self._content.prepare()
+        self._poisoned = True
         if not self._write_once and not getattr(self._storage, "atomic_sync", False):
             self._storage.sync()
         first = history.commit is None
@@ -124,6 +129,8 @@ class Commits(Stream):
     def _overwrite_stale(self) -> bool:
         if self._shared and self._history.moved():
             return True
+        if self._history.stale:  # what the old key opens goes only once the anchor knows what replaces it
+            self._anchored(self._history.settle)
         self._poisoned = True
         done = self._history.overwrite_stale()
         self._poisoned = False

@@ -14,7 +14,7 @@ from strongroom.sealed.cache import BlockCache
 from strongroom.sealed.layout import MAX_LENGTH
 from strongroom.sealed.tree import END, BlockTree
 from strongroom.sealed.versions import Scrub, Version
-from strongroom.storage import Storage
+from strongroom.storage import Storage, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
@@ -34,7 +34,8 @@ class Content:
     Invariants:
 
     - A write never touches a place that the newest committed version or a held one reaches.
-    - After a failed write it is `poisoned` and takes no more of them: half a write is nothing that anybody asked for.
+    - After a failed write it is `poisoned` and takes no more of them: half a write is nothing that anybody asked for. A
+      full disk is another matter: some blocks are new and some old then, as POSIX has it, and one may go on.
     - Bytes of the last block behind the length are zeros.
 
     Args:
@@ -190,13 +191,25 @@ class Content:
             if not view:
                 return
             self._begin()
-            if end > self._length:
-                self._tree.grow(end)
-            self._write(offset, view)
+            try:
+                if end > self._length:
+                    self._tree.grow(end)
+                self._write(offset, view)
+                if self._write_early:
+                    self._tree.relieve()
+            except OSError as error:
+                if is_full(error):
+                    self._shrink_from(end)
+                raise
             self._length = max(self._length, end)
-            if self._write_early:
-                self._tree.relieve()
             self._poisoned = False
+
+    def _shrink_from(self, end: int) -> None:
+        """After a write up to `end` that found the disk full: the length stays, and blocks are whole, old or new."""
+        self._poisoned = False
+        if end > self._length:
+            length, self._length = self._length, end
+            self.truncate(length)
 
     def _write(self, offset: int, view: memoryview) -> None:
         size, done = self._size, 0
@@ -274,12 +287,16 @@ class Content:
         with self._lock:
             self._writing()
             self._poisoned = True
-            if self._version is None or self.changed:
-                self._blocks.write()
-                self._prepared = self._tree.prepare(self._length), self._changes
-            else:
-                self._tree.trim()
-                self._prepared = self._version, self._changes
+            try:
+                if self._version is None or self.changed:
+                    self._blocks.write()
+                    self._prepared = self._tree.prepare(self._length), self._changes
+                else:
+                    self._tree.trim()
+                    self._prepared = self._version, self._changes
+            except OSError as error:
+                self._poisoned = not is_full(error)  # what is not written yet can be written later
+                raise
             self._poisoned = False
             return self._prepared[0]
 

@@ -381,6 +381,11 @@ class History:
             return False
         return min(self.live(after_commit=True)) >= self._clean_from
 
+    @property
+    def stale(self) -> bool:
+        """Whether slots are left that the old key opens."""
+        return bool(self._stale)
+
     def overwrite_stale(self) -> bool:
         """Put copies of the newest commit into the slots of the old key, so that it opens nothing any more.
 

@@ -18,7 +18,7 @@ from strongroom.storage.locks import OPEN_BYTE
 from strongroom.storage.mapped import MmapStorage
 from strongroom.storage.memory import MemoryDirectory, MemoryStorage
 from strongroom.storage.objects import ObjectDirectory, open_directory
-from strongroom.storage.protocols import LOCKS_AT, ByteLocks, Directory, OpenMode, Storage
+from strongroom.storage.protocols import LOCKS_AT, ByteLocks, Directory, OpenMode, Storage, is_full
 
 __all__ = [
     "LOCKS_AT",
@@ -33,5 +33,6 @@ __all__ = [
     "ObjectDirectory",
     "OpenMode",
     "Storage",
+    "is_full",
     "open_directory",
 ]

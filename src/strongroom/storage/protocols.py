@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -117,3 +118,8 @@ class Directory(Protocol):
 
     def sync(self) -> None:
         """Return once every earlier change of names would survive a power cut."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the medium is full, or somebody's share of it: what failed can be tried again."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -42,30 +42,22 @@ def find_problems(vault: Vault, *, progress: Callable[[str, int], None] | None =
         what is wrong, in the order of paths; most often nothing.
     """
     problems: list[Problem] = []
-    _check_directory(vault, ROOT_INODE, "", problems, progress)
-    return problems
-
-
-def _check_directory(
-    vault: Vault, number: int, below: str, problems: list[Problem], progress: Callable[[str, int], None] | None
-) -> None:
-    try:
-        found = [(below + show(name), inode) for name, inode in vault.entries(number)]
-    except (IntegrityError, FormatError) as error:
-        problems.append(Problem(below.rstrip("/") or "/", error))
-        return
-    for path, inode in found:
-        if inode.is_dir:
-            _check_directory(vault, inode.id, f"{path}/", problems, progress)
-            continue
-        if inode.is_file:
-            try:
+    left = [("", vault.inode(ROOT_INODE))]
+    while left:
+        path, inode = left.pop()
+        try:
+            if inode.is_dir:
+                below = f"{path}/" if path else ""
+                left += [(below + show(name), found) for name, found in vault.entries(inode.id)][::-1]
+                continue
+            if inode.is_file:
                 with VaultFile(vault, vault.hold(inode.id), "rb", path) as file:
                     file.verify()
-            except (IntegrityError, FormatError) as error:
-                problems.append(Problem(path, error))
-        if progress:
+        except (IntegrityError, FormatError) as error:
+            problems.append(Problem(path or "/", error))
+        if progress and not inode.is_dir:
             progress(path, inode.size)
+    return problems
 
 
 @dataclass(frozen=True, slots=True)

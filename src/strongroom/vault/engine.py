@@ -24,7 +24,7 @@ from strongroom.errors import CasError, ConflictError, LockedError, RollbackErro
 from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.layout import MIN_BLOCK
 from strongroom.sealed.opening import open_in
-from strongroom.storage import Directory
+from strongroom.storage import Directory, is_full
 from strongroom.vault.files import Files
 from strongroom.vault.journal import COMMIT_BYTE, LOG_BYTE, Journal
 from strongroom.vault.rows import ROOT_INODE, Change, Inode, pack_change, parse_change
@@ -69,6 +69,7 @@ class Engine:
         self._closed = False
         self._broken = False
         self._undecided = False  # a commit is on the disk, and the anchor has not answered
+        self._log_behind = False  # what counts as logged may not be
         self._dead: list[bytes] = []
         self._ordered: set[int] = set()  # files whose content must be durable no later than their new name
         self._meta = open_in(
@@ -167,13 +168,14 @@ class Engine:
             self._journal.tell()
             if not self.changed and self._meta.root is not None and not self._journal.length:
                 return self._meta.commit()
-            with self._breaking():
+            with self._breaking(spared=lambda: True):
                 self._files.settle()
+            with self._breaking():
                 self._files.sync()
-                with self._commit_lock():
-                    self._dead = self._state.flush(self._meta.live_sequences(after_commit=True))
-                    self._undecided = True
-                    return self._finish()
+            with self._breaking(spared=lambda: self._undecided and not self._meta.poisoned), self._commit_lock():
+                self._dead = self._state.flush(self._meta.live_sequences(after_commit=True))
+                self._undecided = True
+                return self._finish()
 
     def _finish(self) -> Root:
         root = self._meta.commit(log=self._journal.position)
@@ -182,18 +184,24 @@ class Engine:
         self._files.committed(self._dead)
         self._ordered.clear()
         self._journal.taken_in()
+        self._log_behind = False
         return root
 
     @contextlib.contextmanager
-    def _breaking(self) -> Iterator[None]:
-        """What fails in here leaves nothing that could be committed later."""
+    def _breaking(self, *, spared: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """What fails in here leaves nothing that could be committed later.
+
+        Args:
+            spared: whether a disk that was found full has broken nothing: it was not a sync that failed.
+        """
         self._broken = True
         try:
             yield
         except BaseException as error:
             # An anchor that did not answer can be asked again; one that holds something else never will agree.
             waits = isinstance(error, CasError) and not isinstance(error, ConflictError)
-            self._broken = not (waits and (self._undecided or self._journal.untold))
+            again = waits and (self._undecided or self._journal.untold)
+            self._broken = not (again or (is_full(error) and spared()))
             raise
         self._broken = False
 
@@ -305,7 +313,7 @@ class Engine:
         """
         with self._lock:
             self._usable(to_write=True)
-            if not self._journal.owned or self._meta.root is None:
+            if not self._journal.owned or self._meta.root is None or self._log_behind:
                 self.commit()
                 return
             self._journal.tell()
@@ -323,12 +331,14 @@ class Engine:
             ):
                 self.commit()
                 return
-            with self._breaking(), self._holding(COMMIT_BYTE):
+            with self._breaking(spared=lambda: not self._journal.poisoned), self._holding(COMMIT_BYTE):
                 self._rebase()
+                self._log_behind = True  # until the record is in the log, only a commit makes these changes durable
                 change = self._state.take_unlogged()
                 change.data = [node.take_change() for node in nodes]
                 self._ordered.clear()
                 self._journal.append(pack_change(change))
+                self._log_behind = False
 
     def is_wanted(self) -> bool:
         """Whether another process waits for this one, which owns the log, to commit."""

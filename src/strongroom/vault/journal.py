@@ -39,6 +39,11 @@ class Journal:
         return self._log.length if self._log else 0
 
     @property
+    def poisoned(self) -> bool:
+        """Whether a sync of the log failed."""
+        return bool(self._log and self._log.poisoned)
+
+    @property
     def position(self) -> tuple[int, bytes]:
         """What a commit made now takes in: (lsn, tag)."""
         return (self._log.lsn, self._log.tag) if self._log else self._meta.log_position

@@ -45,6 +45,7 @@ class Log:
         self._nonces = NonceSource()
         self.lsn = lsn
         self.tag = tag
+        self.poisoned = False  # a sync failed: what the file holds is unknown
         self._end = 0
         self._size = storage.size()
 
@@ -85,7 +86,7 @@ class Log:
         """Add a record and sync it.
 
         Raises:
-            OSError: it may be in the log or not; the log takes no further record then.
+            OSError: it may be in the log or not, if a sync failed; a full disk keeps it out.
         """
         if len(plain) > MAX_RECORD:
             raise FormatError(f"vault log: a record of {len(plain)} bytes, wanted at most {MAX_RECORD}")
@@ -98,7 +99,9 @@ class Log:
             self._storage.write_at(self._size, bytes(_STEP))
             self._size += _STEP
         self._storage.write_at(self._end, record)
+        self.poisoned = True
         self._storage.sync()
+        self.poisoned = False
         self.lsn, self.tag = lsn, box[-TAG_SIZE:]
         self._end += len(record)
 

@@ -288,11 +288,12 @@ def get(vault: Vault, inode: Inode, name: str, target: Path, *, progress: Progre
 
 def walk_vault(vault: Vault, number: int, below: str = "") -> Iterator[tuple[str, Inode]]:
     """(path, inode) of everything below a directory, each directory before what is in it, sorted."""
-    for name, inode in vault.entries(number):
-        path = below + show(name)
+    left = [(below + show(name), inode) for name, inode in vault.entries(number)][::-1]
+    while left:
+        path, inode = left.pop()
         yield path, inode
         if inode.is_dir:
-            yield from walk_vault(vault, inode.id, f"{path}/")
+            left += [(f"{path}/{show(name)}", found) for name, found in vault.entries(inode.id)][::-1]
 
 
 def _write_all(fd: int, view: memoryview) -> None:

@@ -1,0 +1,91 @@
+"""A disk that is full breaks nothing: what there was is whole, and once there is room again one goes on."""
+
+import errno
+import os
+
+import pytest
+
+from strongroom.errors import StrongroomError
+from strongroom.sealed import MemoryAnchor
+from strongroom.testing.storage import FaultyDirectory
+from strongroom.vault.vault import Vault
+
+KEY = bytes(range(32))
+OLD = os.urandom(300_000)
+
+
+def world(log: bool):
+    disk, anchor = FaultyDirectory(), MemoryAnchor()
+    opened = Vault(disk, "x", KEY, anchor, what="vault", log=log)
+    opened.write_bytes("big", OLD)
+    opened.write_bytes("small", OLD[:5000])
+    opened.commit()
+    return disk, anchor, opened
+
+
+def fill(disk: FaultyDirectory) -> None:
+    disk.faults.full_from = disk.writes
+
+
+def make_room(disk: FaultyDirectory) -> None:
+    disk.faults.full_from = None
+
+
+def contents(disk, anchor) -> dict[str, bytes]:
+    with Vault(disk, "r", KEY, MemoryAnchor(anchor.read()), what="vault") as opened:
+        opened.verify()
+        return {path: opened.read_bytes(path) for path in opened.files()}
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_write_that_finds_the_disk_full_can_be_done_again(log):
+    disk, anchor, opened = world(log)
+    with opened.open("big", "r+b") as file:
+        fill(disk)
+        file.seek(290_000)
+        with pytest.raises(OSError, match="No space") as caught:
+            file.write(b"n" * 8_000_000)
+        assert caught.value.errno == errno.ENOSPC
+        assert file.length == len(OLD)
+        make_room(disk)
+        file.seek(290_000)
+        file.write(b"n" * 20_000)
+        file.truncate(305_000)
+        file.truncate(306_000)
+    opened.close()
+    assert contents(disk, anchor)["big"] == OLD[:290_000] + b"n" * 15_000 + bytes(1000)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("after", range(12))
+def test_a_commit_that_finds_the_disk_full_can_be_done_again(log, after):
+    """Full from the first write of the commit, the second, and so on."""
+    disk, anchor, opened = world(log)
+    opened.write_bytes("new", OLD[::-1])
+    opened.write_bytes("small", b"s" * 6000)
+    with opened.open("big", "r+b") as file:
+        file.write(b"changed")
+    disk.faults.full_from = disk.writes + after
+    try:
+        opened.fsync(opened.stat("big").inode) if log else opened.commit()
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        try:
+            assert opened.read_bytes("small") == b"s" * 6000
+            opened.write_bytes("more", b"m")
+        except OSError as again:
+            assert again.errno == errno.ENOSPC
+        except StrongroomError:  # it was a slot that was half written: which commit is the newest, an opening finds out
+            opened.discard()
+            make_room(disk)
+            assert contents(disk, anchor) == {"big": OLD, "small": OLD[:5000]}
+            return
+    make_room(disk)
+    opened.write_bytes("more", b"m" * 3000)
+    opened.close()
+    assert contents(disk, anchor) == {
+        "big": b"changed" + OLD[7:],
+        "new": OLD[::-1],
+        "small": b"s" * 6000,
+        "more": b"m" * 3000,
+    }
