@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from strongroom.cas.policy import (
+    _TAKEN,
     MAX_DOCUMENT,
     Program,
     VaultRule,
@@ -319,8 +320,9 @@ programs = st.builds(
     st.lists(paths, max_size=3),
     st.dictionaries(variables, st.text(characters, max_size=10), max_size=3),
 )
+places = paths.filter(lambda path: path.split("/")[0] not in _TAKEN)
 vaults = st.lists(
-    st.builds(VaultRule, words, st.just("") | paths.map("/".__add__), st.sampled_from(["read-only", "read-write"])),
+    st.builds(VaultRule, words, st.just("") | places.map("/".__add__), st.sampled_from(["read-only", "read-write"])),
     max_size=3,
     unique_by=(lambda v: v.name, lambda v: v.mount),
 )

@@ -228,7 +228,7 @@ def test_every_change_is_a_step():
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="needs preadv and pwrite")
 def test_a_file_goes_on_after_short_reads_and_writes(tmp_path, monkeypatch):
     preadv, pwrite = os.preadv, os.pwrite
-    monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [views[0][:3]], at))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: preadv(fd, [memoryview(views[0])[:3]], at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:3], at))
     with contextlib.closing(LocalDirectory(tmp_path).open("f", "x")) as file:
         file.write_at(1, b"1234567")

@@ -67,21 +67,20 @@ class FileStorage:
             raise LockedError(f"{self.path}: {who} by another opener", hint="close it there, then try again") from None
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
-        view = memoryview(buffer)
         if offset >= LOCKS_AT:
             return 0  # no file is as long, and the calls below take no such number
-        done = 0
-        while done < len(view):
-            count = self._read(offset + done, view[done:])
-            if count == 0:
-                break
-            done += count
+        done = self._read(offset, buffer)
+        size = memoryview(buffer).nbytes
+        if 0 < done < size:
+            with memoryview(buffer) as view:
+                while done < size and (count := self._read(offset + done, view[done:])):
+                    done += count
         return done
 
-    def _read(self, offset: int, view: memoryview) -> int:
+    def _read(self, offset: int, buffer: Buffer) -> int:
         if hasattr(os, "preadv"):
-            count: int = os.preadv(self._fd, [view], offset)
-            return count
+            return os.preadv(self._fd, [buffer], offset)
+        view = memoryview(buffer)
         with self._seek_lock:
             os.lseek(self._fd, offset, os.SEEK_SET)
             data = os.read(self._fd, len(view))
