@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strongroom.errors import LockedError, UsageError
+from strongroom.errors import FormatError, LockedError, UsageError
 from strongroom.storage.locks import OPEN_BYTE, OfdLocks, ofd_locks
 from strongroom.storage.protocols import LOCKS_AT, OpenMode, Storage
 
@@ -21,9 +22,64 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
 
+# Python's descriptors are close-on-exec; O_CLOEXEC only says so where one looks for it.
+_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """A descriptor of a regular file; a new one is readable by its owner only.
+
+    Whoever holds a disk may put anything in a file's place: a link to a file elsewhere, which would be overwritten, or
+    a pipe, on which `open` would wait for ever.
+
+    Raises:
+        OSError: as `open` does.
+        FormatError: it is a symbolic link, a pipe, a device or a socket. It was not read from or written to.
+        LockedError: the system's file server has lent the file to somebody else.
+    """
+    if not _NO_FOLLOW and Path(path).is_symlink():
+        raise _irregular(path, "symbolic link")
+    try:
+        fd = os.open(path, flags | _ALWAYS | _NO_FOLLOW | _NO_WAIT, 0o600)
+    except BlockingIOError:
+        raise _in_use(path, "in use") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK) and Path(path).is_symlink():
+            raise _irregular(path, "symbolic link") from None
+        if error.errno in (errno.ENXIO, errno.EOPNOTSUPP):
+            raise _irregular(path, "socket or device") from None
+        raise
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise _irregular(path, "pipe" if stat.S_ISFIFO(mode) else "device")
+        if _NO_WAIT:
+            os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _irregular(path: str, what: str) -> FormatError:
+    return FormatError(
+        f"{path}: is a {what}, wanted a regular file",
+        hint="nothing of Strongroom's makes one; put the file itself in its place, or name what the link leads to",
+    )
+
+
+def _in_use(path: str, who: str) -> LockedError:
+    return LockedError(f"{path}: {who} by another opener", hint="close it there, then try again")
+
 
 class FileStorage:
-    """A file of the operating system, locked as the package says; a new one is readable by its owner only.
+    """A regular file of the operating system, locked as the package says; a new one is readable by its owner only.
+
+    The last part of its path is no symbolic link: those are refused, not followed.
 
     Args:
         shared: take no lock.
@@ -32,12 +88,10 @@ class FileStorage:
     atomic_sync = False
 
     def __init__(self, path: str | os.PathLike[str], mode: OpenMode = "r", *, shared: bool = False) -> None:
-        """Raises OSError as `open` does, and LockedError if another opener is in the way."""
+        """Raises OSError as `open` does, FormatError for what is no regular file, LockedError if others use it."""
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "x": os.O_RDWR | os.O_CREAT | os.O_EXCL}[mode]
-        # Python's descriptors are close-on-exec; O_CLOEXEC only says so where one looks for it.
-        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self.path = os.fspath(path)
-        self._fd = os.open(self.path, flags, 0o600)
+        self._fd = _open_regular(self.path, flags)
         self._seek_lock = threading.Lock()
         self.locks: OfdLocks | None = None
         try:
@@ -63,8 +117,7 @@ class FileStorage:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
                 raise
-            who = "in use" if exclusive else "being written"
-            raise LockedError(f"{self.path}: {who} by another opener", hint="close it there, then try again") from None
+            raise _in_use(self.path, "in use" if exclusive else "being written") from None
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         if offset >= LOCKS_AT:
@@ -139,7 +192,7 @@ def _sync(fd: int) -> None:
 
 
 class LocalDirectory:
-    """A directory of the operating system.
+    """A directory of the operating system. What is no regular file in it is neither listed nor opened.
 
     Args:
         mapped: map its files (`MmapStorage`): for DAX persistent memory and tmpfs.
@@ -164,15 +217,15 @@ class LocalDirectory:
         return FileStorage(self._at(name), mode, shared=shared)
 
     def locks(self, name: str) -> OfdLocks | None:
-        path, flags = self._at(name), getattr(os, "O_CLOEXEC", 0)
+        path = os.fspath(self._at(name))
         if sys.platform != "linux":
             return None  # and leave no file behind that serves for nothing
         try:
-            fd = os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o600)
+            fd = _open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            fd = os.open(path, flags | os.O_RDONLY)
+            fd = _open_regular(path, os.O_RDONLY)
         try:
             locks = ofd_locks(fd, owned=True)
         except BaseException:
