@@ -18,7 +18,7 @@ An object, integers little-endian::
     32   8   cut: the file was as short as this since object n - 1 (kind 2; else 0): what lay behind it is zeros
     40   8   zeros
     48   16  random: no two writers write the same object
-    64   16c ranges, rising and disjoint: offset (8), size (8)
+    64   16c ranges, rising and disjoint, at most 2^15: offset (8), size (8)
     ..   32  SHA-256 of all before
     ..       the bytes of the ranges, one after another
 """
@@ -31,11 +31,13 @@ import re
 import secrets
 import struct
 import threading
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from strongroom.errors import ConflictError, FormatError, StrongroomError, TruncatedError
 from strongroom.storage.backends import Objects
-from strongroom.storage.extents import Extent, Extents
+from strongroom.storage.extents import Extent, Extents, layered
 from strongroom.storage.protocols import OpenMode
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 FULL_EVERY = 64
 KEPT = 256  # numbers, at least, of which the objects stay
 
-MAX_RANGES = 1 << 20
+MAX_RANGES = 1 << 15  # of one object: who opens the file takes in the tables of up to 64
 MAX_LENGTH = 1 << 60
 
 _MAGIC, _VERSION, _FULL, _CHANGES = b"SROBJECT", 1, 1, 2
@@ -115,13 +117,31 @@ def _parse_header(head: bytes, number: int, what: str) -> tuple[int, int]:
     magic, version, kind, count, found, _, _, _ = _HEADER.unpack_from(head)
     if magic != _MAGIC or version != _VERSION:
         raise FormatError(f"object {what}: not one of version {_VERSION}", hint="a newer strongroom may read it")
-    if found != number or count > MAX_RANGES:
-        raise FormatError(f"object {what}: number {found} with {count} ranges, wanted number {number}", hint=_HINT)
+    if found != number:
+        raise FormatError(f"object {what}: number {found} in its head, wanted number {number}", hint=_HINT)
+    if count > MAX_RANGES:
+        raise FormatError(f"object {what}: {count} ranges, wanted at most {MAX_RANGES}", hint=_HINT)
     return kind, count
 
 
 def _head_size(count: int) -> int:
     return _HEADER.size + count * _RANGE.size + _DIGEST_SIZE
+
+
+def _joined(parts: Iterable[Extent]) -> list[tuple[int, int]]:
+    """The ranges (offset, size) of rising parts: neighbours as one, and what lies nearest together, if too many."""
+    ranges: list[tuple[int, int]] = []
+    for part in parts:
+        if ranges and sum(ranges[-1]) == part.start:
+            ranges[-1] = (ranges[-1][0], part.end - ranges[-1][0])
+        else:
+            ranges.append((part.start, part.end - part.start))
+    if len(ranges) <= MAX_RANGES:
+        return ranges
+    # What has not changed between two of them is written along.
+    gaps = sorted(range(1, len(ranges)), key=lambda index: ranges[index][0] - sum(ranges[index - 1]))
+    kept = [0, *sorted(gaps[len(ranges) - MAX_RANGES :]), len(ranges)]
+    return [(ranges[first][0], sum(ranges[following - 1]) - ranges[first][0]) for first, following in pairwise(kept)]
 
 
 def _is_full(number: int) -> bool:
@@ -192,16 +212,14 @@ class NumberedStorage:
             if number not in found:
                 raise self._objects.missing(object_name(self._name, number))
         names = [object_name(self._name, number) for number in wanted]
-        extents, length = Extents(), 0
+        layers: list[tuple[int, list[Extent]]] = []
+        length = 0
         for number, name, head in zip(wanted, names, self._objects.heads(names, _HEAD), strict=True):
             length, cut, ranges = self._decode(name, number, found[number], head)
-            extents.cut(cut)
-            for offset, amount, place in ranges:
-                if amount:
-                    extents.put(Extent(offset, offset + amount, name, place))
+            layers.append((cut, [Extent(offset, offset + amount, name, place) for offset, amount, place in ranges]))
             if found[number] <= len(head):
                 self._objects.remember(name, head)
-        self._extents, self._number, self._length, self._cut = extents, newest, length, length
+        self._extents, self._number, self._length, self._cut = layered(layers), newest, length, length
         self._sizes = {name: found[number] for number, name in zip(wanted, names, strict=True)}
 
     def _decode(self, name: str, number: int, size: int, head: bytes) -> tuple[int, int, list[tuple[int, int, int]]]:
@@ -260,21 +278,13 @@ class NumberedStorage:
             number = self._number + 1
             name = object_name(self._name, number)
             full = _is_full(number)
-            parts = [part for part in self._extents if full or isinstance(part.source, bytes)]
-            ranges: list[tuple[int, int]] = []
-            for part in parts:
-                if ranges and sum(ranges[-1]) == part.start:
-                    ranges[-1] = (ranges[-1][0], ranges[-1][1] + part.end - part.start)
-                else:
-                    ranges.append((part.start, part.end - part.start))
-            if len(ranges) > MAX_RANGES:
-                raise StrongroomError(f"{self._name}: {len(ranges)} ranges changed, wanted at most {MAX_RANGES}")
+            ranges = _joined(part for part in self._extents if full or isinstance(part.source, bytes))
             data = bytearray(sum(size for _, size in ranges))
             at = 0
-            for part in parts:
-                with memoryview(data) as view:
-                    self.read_into(part.start, view[at : at + part.end - part.start])
-                at += part.end - part.start
+            with memoryview(data) as view:
+                for offset, size in ranges:
+                    self.read_into(offset, view[at : at + size])
+                    at += size
             content = encode(number, self._length, 0 if full else self._cut, ranges, bytes(data))
             self._poisoned = True
             if not self._objects.create(name, content):
