@@ -149,7 +149,7 @@ def rekey(args: argparse.Namespace) -> int:
         had_slots = KeyRing.load(opened.directory) is not None
         new_key = not args.new_key_file.exists()
         key = create_key(args.new_key_file) if new_key else load_key(args.new_key_file)
-        if key == opened._key:
+        if key == opened._key and not opened.rekeying:
             raise UsageError(f"key file: {args.new_key_file} holds the key that the vault has")
         with progress.bar("sealing anew", opened.usage()[1]) as advance:
             root = change_key(opened, key, lambda size: advance("", size))

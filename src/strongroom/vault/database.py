@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import apsw
 
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, StrongroomError
 
 PAGE: Final = 4096
 
@@ -123,6 +124,10 @@ _numbers = itertools.count(1)
 _vfs: _Vfs | None = None
 
 
+def _closed(*_: Any) -> Any:
+    raise StrongroomError("vault: its newest commit could not be read", hint="open the vault again")
+
+
 class Database:
     """A connection to the database in a sealed file. Not for use from several threads at once.
 
@@ -150,7 +155,7 @@ class Database:
             self.close()
             raise self._broken(error) from None
         # One cursor for each call: a nested query must not end the one around it.
-        self._run = self._connection.execute
+        self._run: Callable[..., Any] = self._connection.execute
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of a query."""
@@ -191,7 +196,7 @@ class Database:
     def close(self) -> None:
         """Drop the connection, and every change since the last `settle`. Closing twice is fine."""
         connection = self.__dict__.pop("_connection", None)
-        self.__dict__.pop("_run", None)
+        self._run = _closed
         if connection is not None:
             if self._in_transaction:
                 connection.execute("ROLLBACK")

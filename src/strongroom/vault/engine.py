@@ -27,6 +27,7 @@ from strongroom.sealed.opening import open_in
 from strongroom.storage import Directory, is_full
 from strongroom.vault.files import Files
 from strongroom.vault.journal import COMMIT_BYTE, LOG_BYTE, Journal
+from strongroom.vault.log import MAX_RECORD
 from strongroom.vault.rows import ROOT_INODE, Change, Inode, pack_change, parse_change
 from strongroom.vault.state import State
 from strongroom.vault.upkeep import compact, rekey
@@ -66,8 +67,10 @@ class Engine:
         self._what = what
         self._clock = clock
         self._lock = threading.RLock()
+        self._process = os.getpid()
         self._closed = False
-        self._broken = False
+        self._broken = False  # an attempt at a commit failed, and none can be made any more
+        self._lost = False  # a sync failed
         self._undecided = False  # a commit is on the disk, and the anchor has not answered
         self._log_behind = False  # what counts as logged may not be
         self._dead: list[bytes] = []
@@ -109,6 +112,7 @@ class Engine:
             self._state,
             locks=self._locks if self._mode != "r" else None,
             ready=lambda: self._usable(to_write=True),
+            lost=self._lose,
             catch_up=self._catch_up,
             live=self._meta.live_sequences,
             clock=self._clock,
@@ -174,11 +178,17 @@ class Engine:
                 self._files.sync()
             with self._breaking(spared=lambda: self._undecided and not self._meta.poisoned), self._commit_lock():
                 self._dead = self._state.flush(self._meta.live_sequences(after_commit=True))
+                self._files.naming()
                 self._undecided = True
                 return self._finish()
 
     def _finish(self) -> Root:
-        root = self._meta.commit(log=self._journal.position)
+        try:
+            root = self._meta.commit(log=self._journal.position)
+        except ConflictError:
+            if self._meta.root is None or self._meta.root.sequence == self._state.base:
+                self._files.not_named()  # another process had this number before anything of ours was written
+            raise
         self._undecided = False
         self._state.committed(root.sequence)
         self._files.committed(self._dead)
@@ -201,9 +211,13 @@ class Engine:
             # An anchor that did not answer can be asked again; one that holds something else never will agree.
             waits = isinstance(error, CasError) and not isinstance(error, ConflictError)
             again = waits and (self._undecided or self._journal.untold)
-            self._broken = not (again or (is_full(error) and spared()))
+            tried = is_full(error) or isinstance(error, UsageError)  # too many versions are pinned
+            self._broken = self._lost or not (again or (tried and spared()))
             raise
-        self._broken = False
+        self._broken = self._lost
+
+    def _lose(self) -> None:
+        self._broken = self._lost = True
 
     @contextlib.contextmanager
     def _commit_lock(self) -> Iterator[None]:
@@ -263,34 +277,43 @@ class Engine:
             return
         pending = self._state.pending()
         packs = self._state.new_packs
-        self._state.close()
         self._meta.reload()
+        self._broken = True
+        while self._journal.count() is None:
+            if not self._meta.moved():
+                raise self._log_cut()
+            self._meta.reload()
+        self._state.close()
         self._state = self._read_state()
         self._state.new_packs = packs
-        try:
-            self._state.replay(pending)
-        except StrongroomError:
-            self._broken = True
-            raise
+        self._state.replay(pending)
         self._files.reload(self._state)
         self._journal.follow()
+        self._broken = self._lost
 
     def rekey(self, key: bytes, progress: Callable[[int], None] = lambda size: None) -> Root:
         """Seal everything anew, so that whoever knew the old key can read nothing that is on the disk after it.
 
-        What they have copied before stays theirs. It takes as much space again while it runs; should it be cut short,
-        the old key stays the vault's, and one begins again. Key slots wrap the old key: make new ones.
+        What they have copied before stays theirs. It takes as much space again while it runs. Should it be cut short,
+        the vault opens with the old key, and one begins again; or, once `meta` is being sealed anew, with the new one:
+        then `rekeying` is true, and to call this with that key finishes it. Key slots wrap the old key: make new ones.
 
         Args:
             key: the new vault key, 32 bytes.
             progress: told of the length of each file that is done.
 
         Raises:
-            LockedError: another process is writing to a file or owns the log.
+            LockedError: somebody else has the vault open.
+            UsageError: the last change of the key is not finished, and `key` is another one.
         """
         with self._lock:
             self._usable(to_write=True)
             return rekey(self, key, progress)
+
+    @property
+    def rekeying(self) -> bool:
+        """Whether a change of the key was begun and not finished."""
+        return self._meta.rekeying
 
     def compact(self) -> int:
         """Give back space that nothing needs; by how many bytes the vault's files are smaller now."""
@@ -337,8 +360,12 @@ class Engine:
                 change = self._state.take_unlogged()
                 change.data = [node.take_change() for node in nodes]
                 self._ordered.clear()
-                self._journal.append(pack_change(change))
-                self._log_behind = False
+                record = pack_change(change)
+                if len(record) <= MAX_RECORD:
+                    self._journal.append(record)
+                    self._log_behind = False
+            if self._log_behind:
+                self.commit()
 
     def is_wanted(self) -> bool:
         """Whether another process waits for this one, which owns the log, to commit."""
@@ -375,28 +402,42 @@ class Engine:
 
     def _recover(self) -> None:
         """Take in what the log of a dead process holds, and check that what the anchor wants is there."""
-        count = self._journal.count()
-        while count is None:
-            # Its owner may have committed and started the log over since the slots were read.
-            if not self._meta.moved():
-                raise RollbackError(
-                    f"{self._what}: the log ends before what the anchor holds",
-                    hint="the log was cut or rolled back; restore the latest version",
-                )
-            self._read_again()
-            count = self._journal.count()
-        if not count or self._locks is None or not self._journal.is_free():
+        if not self._check_log() or self._locks is None or not self._journal.is_free():
             return
         if self._mode == "r":
             self._recover_for_reader()
         elif self._journal.acquire():
             with self._holding(COMMIT_BYTE):
                 self._rebase()
+                wanted = self._meta.wanted_log
+                found = wanted is None
                 for record in self._journal.records():
                     self._replay(parse_change(record))
-            _logger.warning("%s: %d fsyncs after the last commit were recovered from the log", self._what, count)
+                    found = found or self._journal.position == wanted
+                if not found:  # it was there a moment ago
+                    raise self._log_cut()
+            _logger.warning("%s: recovered from the log what was synced after the last commit", self._what)
             self.commit()
             self._journal.release()
+
+    def _check_log(self) -> int:
+        """How many records no commit has taken in.
+
+        Raises:
+            RollbackError: what the anchor wants is neither taken in nor among them.
+        """
+        while (count := self._journal.count()) is None:
+            # Its owner may have committed and started the log over since the slots were read.
+            if not self._meta.moved():
+                raise self._log_cut()
+            self._read_again()
+        return count
+
+    def _log_cut(self) -> RollbackError:
+        return RollbackError(
+            f"{self._what}: the log ends before what the anchor holds",
+            hint="the log was cut or rolled back; restore the latest version",
+        )
 
     def _read_again(self) -> None:
         """Go on from the newest commit; there are no changes."""
@@ -428,6 +469,7 @@ class Engine:
                 raise UsageError(f"{self._what}: files of it are open", hint="close them, then refresh")
             else:
                 self._read_again()
+                self._check_log()
             return True
 
     def _recover_for_reader(self) -> None:
@@ -448,7 +490,9 @@ class Engine:
             if self._closed:
                 return
             try:
-                if self._mode != "r" and not self._broken:
+                if self._process != os.getpid():
+                    pass
+                elif self._mode != "r" and not self._broken:
                     self.commit()
                     self._close_meta()
                 elif self._broken and self.changed:
@@ -482,6 +526,8 @@ class Engine:
                 self._give_back()
 
     def _give_back(self) -> None:
+        if self._process != os.getpid():
+            return  # everything is the parent's
         if files := self.__dict__.get("_files"):
             files.discard()
         if state := self.__dict__.get("_state"):
@@ -506,6 +552,8 @@ class Engine:
             raise ValueError(f"{self._what}: is closed")
         if to_write and self._mode == "r":
             raise UsageError(f"{self._what}: open for reading only", hint='open it with mode "r+"')
+        if to_write and self._process != os.getpid():
+            raise UsageError(f"{self._what}: opened by the process that this one was forked from", hint="open it here")
         if to_write and self._undecided and not self._broken:
             self._finish()  # nothing is changed before the anchor has answered for what there is
         if to_write and self._broken:

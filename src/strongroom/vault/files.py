@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from strongroom.crypto import random_bytes, random_key
@@ -35,6 +35,7 @@ class Files:
     Args:
         locks: those of `meta`; None where the platform has none.
         ready: called before a content changes; raises if the vault takes no changes.
+        lost: called when a sync has failed: what was written since the last commit must never be committed.
         catch_up: called when this process begins to write to a file, so that it starts from the newest commit.
         live: gives the commits that readers may still open.
         clock: gives the time in nanoseconds.
@@ -47,6 +48,7 @@ class Files:
         *,
         locks: ByteLocks | None,
         ready: Callable[[], None],
+        lost: Callable[[], None],
         catch_up: Callable[[], None],
         live: Callable[[], Collection[int]],
         clock: Callable[[], int],
@@ -62,10 +64,12 @@ class Files:
         self.unwritten: set[tuple[bytes, bytes, int]] = set()  # trees that a write-once directory still takes
         self._locks = locks
         self.ready = ready
+        self._lost = lost
         self._catch_up = catch_up
         self._live = live
         self._session = b""
         self._fresh: set[bytes] = set()  # data files that no commit names yet
+        self._named: set[bytes] = set()  # those that the commit being made names
         self._pack: PackWriter | None = None
         self._packs = PackReader(directory, what)
         self._new_names = False
@@ -104,8 +108,17 @@ class Files:
 
     def _forget(self, node: Node) -> None:
         self.nodes.pop(node.number, None)
-        if node.locked and self._locks:
+        self._unlock(node)
+
+    def _unlock(self, node: Node) -> None:
+        if node.locked and self._locks and not node.foreign:
             self._locks.release(INODES_AT + (node.number & _SPAN))
+        node.locked = node.foreign = False
+
+    def keep_open(self, node: Node) -> None:
+        """Keep others from removing a file that has no name any more, while it is open here."""
+        if self._locks and not node.locked:
+            node.locked = self._locks.acquire(INODES_AT + (node.number & _SPAN), exclusive=False)
 
     def drop(self, number: int) -> None:
         """Remove an inode that nothing leads to and nobody has open."""
@@ -215,7 +228,8 @@ class Files:
 
     def _close_pack(self) -> None:
         if self._pack:
-            self._pack.sync()
+            with self._syncing():
+                self._pack.sync()
             self._pack.close()
             self._pack = None
 
@@ -226,8 +240,20 @@ class Files:
         for node in self.nodes.values():
             node.settle()
 
+    @contextlib.contextmanager
+    def _syncing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._lost()
+            raise
+
     def sync(self) -> None:
         """Make durable what the rows describe: data files, then the names of new ones."""
+        with self._syncing():
+            self._sync()
+
+    def _sync(self) -> None:
         for file, storage in list(self.unsynced.items()):
             storage.sync()
             del self.unsynced[file]
@@ -240,18 +266,24 @@ class Files:
             self.directory.sync()
             self._new_names = False
 
+    def naming(self) -> None:
+        """Note that a commit is about to be written, which may name every data file, whatever becomes of it."""
+        self._named, self._fresh = self._fresh, set()
+
+    def not_named(self) -> None:
+        """Note that the commit is certainly not on the disk."""
+        self._fresh |= self._named
+
     def committed(self, dead: Iterable[bytes]) -> None:
         """Note that a commit names everything; remove the `dead` data files."""
-        self._fresh.clear()
         live = list(self._live())
         for node in list(self.nodes.values()):
             node.committed(live)
             if not node.handles:
                 node.unload()
                 self._forget(node)
-            elif node.locked and self._locks:
-                self._locks.release(INODES_AT + (node.number & _SPAN))
-                node.locked = False
+            elif (inode := self.state.find(node.number)) and inode.links:
+                self._unlock(node)
         if self._pack and not self.state.has_pack(self._pack.id):
             self._close_pack()  # all that was in it has been replaced
         for file in dead:

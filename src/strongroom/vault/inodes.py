@@ -9,17 +9,24 @@ import stat
 from strongroom.errors import FormatError, LockedError
 from strongroom.vault.engine import Engine
 from strongroom.vault.files import Files
+from strongroom.vault.journal import COMMIT_BYTE
 from strongroom.vault.node import Node
 from strongroom.vault.rows import MAX_NAME, MAX_TARGET, ROOT_INODE, Inline, Inode
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 MAX_LINKS = 65000
+_MAX_TIME = (1 << 63) - 1
 
 
 def failure(number: int, name: bytes | str | None = None) -> OSError:
     """The OSError of an errno."""
     return OSError(number, os.strerror(number), os.fsdecode(name) if isinstance(name, bytes) else name)
+
+
+def _time(nanoseconds: int) -> int:
+    """The nearest time that a row can hold, of the years 1677 to 2262: file systems do likewise with theirs."""
+    return max(-_MAX_TIME, min(nanoseconds, _MAX_TIME))
 
 
 class Inodes(Engine):
@@ -241,8 +248,12 @@ class Inodes(Engine):
         inode.ctime = now
         self._state.touch(inode)
         node = self._files.nodes.get(inode.id)
-        if inode.links == 0 and (node is None or not node.handles):
+        if inode.links:
+            return
+        if node is None or not node.handles:
             self._files.drop(inode.id)
+        else:
+            self._files.keep_open(node)
 
     # Attributes.
 
@@ -272,12 +283,14 @@ class Inodes(Engine):
                 finally:
                     self.release(node)
                 inode = self.inode(number)  # to be written to, the file may have been read anew
+            if inode.is_dir and (mode, uid, gid) != (None, None, None):
+                self._state.changed_attributes.add(number)
             if mode is not None:
                 inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
             inode.uid = inode.uid if uid is None else uid
             inode.gid = inode.gid if gid is None else gid
-            inode.atime = inode.atime if atime is None else atime
-            inode.mtime = inode.mtime if mtime is None else mtime
+            inode.atime = inode.atime if atime is None else _time(atime)
+            inode.mtime = inode.mtime if mtime is None else _time(mtime)
             inode.ctime = self._clock()
             self._state.touch(inode)
             return inode
@@ -299,7 +312,7 @@ class Inodes(Engine):
     def release(self, node: Node) -> None:
         """Give back what `hold` gave."""
         with self._lock:
-            if self._closed:
+            if self._closed or self._process != os.getpid():
                 return
             node.handles -= 1
             if node.handles == 0:
@@ -354,9 +367,11 @@ class Inodes(Engine):
 
     def _recover(self) -> None:
         super()._recover()
-        if self._mode == "r+":
-            self._purge()
-            self._files.sweep()
+        if self._mode == "r+" and self._locks is not None:
+            with self._holding(COMMIT_BYTE):
+                self._rebase()
+                self._purge()
+                self._files.sweep()
 
     def _purge(self) -> None:
         """Remove inodes without a name that nobody has open any more: what a crash left."""

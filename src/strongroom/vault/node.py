@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import errno
+import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import FormatError, LockedError, UsageError
 from strongroom.sealed.content import Content, Version
 from strongroom.sealed.layout import DEFAULT_BLOCK, MAX_LENGTH
 from strongroom.storage import Storage
@@ -30,6 +32,7 @@ class Node:
         self.block_size = DEFAULT_BLOCK
         self.dirty = False  # differs from what the inode's row describes
         self.locked = False
+        self.foreign = False  # it is another process that has it locked
         self._files = files
         self._small: bytearray | None = None
         self._tree: Content | None = None
@@ -95,7 +98,7 @@ class Node:
         with memoryview(data) as raw, raw.cast("B") as view:
             end = offset + len(view)
             if end > MAX_LENGTH:
-                raise UsageError(f"length: {end} bytes, wanted at most {MAX_LENGTH}")
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             if not view:
                 return
             self._change(end)
@@ -114,8 +117,10 @@ class Node:
 
     def truncate(self, size: int) -> None:
         """Cut, or extend by zeros."""
-        if not 0 <= size <= MAX_LENGTH:
-            raise UsageError(f"length: {size} bytes, wanted 0 to {MAX_LENGTH}")
+        if size < 0:
+            raise UsageError(f"length: {size} bytes, wanted 0 or more")
+        if size > MAX_LENGTH:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if size != self.inode.size:
             self._change(size)
             inode = self.inode
@@ -291,7 +296,19 @@ class Node:
         return change
 
     def replay(self, change: DataChange) -> None:
-        """Make a change that the log holds."""
+        """Make a change that the log holds.
+
+        Should another process have begun to write to the file, the record came first: the content goes to a data file
+        of its own, and the other's commit will find that it conflicts.
+        """
+        try:
+            self._files.lock_inode(self)
+        except LockedError:
+            self.locked = True  # by the other, and not given back here
+            self.foreign = True
+            self._load()
+            if self._tree is not None:
+                self._copy_tree()
         if change.cut != NO_CUT:
             self.truncate(change.cut)
         if self.inode.size != change.size:

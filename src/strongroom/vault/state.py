@@ -46,6 +46,7 @@ class Pending:
     inodes: dict[int, Inode | None]
     entries: dict[tuple[int, bytes], int]
     info: dict[str, bytes]
+    attributes: set[int]  # directories of which mode or owner was changed
 
 
 class State:
@@ -62,6 +63,7 @@ class State:
         self._db = Database(pages, writable=writable)
         self._rows: dict[int, Inode] = {}
         self.changed_info: dict[str, bytes] = {}
+        self.changed_attributes: set[int] = set()
         self.changed_inodes: set[int] = set()
         self.changed_entries: set[tuple[int, bytes]] = set()
         # Those of them that no record of the log holds.
@@ -252,8 +254,10 @@ class State:
             inode = self._rows.get(inode_number)
             body = inode.body if inode else None
             old = parse_body(before[0]) if before else None
-            if isinstance(body, Tree) and not (isinstance(old, Tree) and old.version == body.version):
-                body = inode.body = Tree(body.file, body.key, body.block_size, number, body.version)  # type: ignore[union-attr]
+            if isinstance(body, Tree) and inode:
+                known = isinstance(old, Tree) and old.version == body.version
+                since = old.since if known and isinstance(old, Tree) else number
+                body = inode.body = Tree(body.file, body.key, body.block_size, since, body.version)
             if isinstance(old, Packed) and before and old != body:
                 live_bytes[old.pack] = live_bytes.get(old.pack, 0) - before[1]
             if isinstance(body, Packed) and inode and old != body:
@@ -296,6 +300,7 @@ class State:
         """Note that what `flush` wrote is the newest commit, with this number."""
         self.base = sequence
         self.changed_info.clear()
+        self.changed_attributes.clear()
         self.changed_inodes.clear()
         self.changed_entries.clear()
         self.unlogged_inodes.clear()
@@ -343,6 +348,7 @@ class State:
             {number: self._rows.get(number) for number in self.changed_inodes},
             {(parent, name): self.entry(parent, name) or 0 for parent, name in self.changed_entries},
             self.changed_info,
+            self.changed_attributes,
         )
 
     def replay(self, pending: Pending) -> None:
@@ -352,6 +358,7 @@ class State:
             ConflictError: another process changed the same entry or inode since; nothing of it is of use then.
         """
         self.changed_info.update(pending.info)
+        self.changed_attributes.update(pending.attributes)
         for (parent, name), number in pending.entries.items():
             row = self._db.row("SELECT inode, abs(changed) FROM entry WHERE parent = ? AND name = ?", parent, name)
             if row and row[1] > pending.base and row[0] != number:
@@ -367,6 +374,10 @@ class State:
             if theirs and theirs.changed > pending.base:
                 if inode is None or not (inode.is_dir and theirs.is_dir):
                     raise _conflict(f"inode {number}")
+                attributes = theirs.mode, theirs.uid, theirs.gid
+                if number in pending.attributes and attributes != (inode.mode, inode.uid, inode.gid):
+                    raise _conflict(f"the attributes of directory {number}")
+                inode.mode, inode.uid, inode.gid = attributes
                 inode.mtime, inode.ctime = max(inode.mtime, theirs.mtime), max(inode.ctime, theirs.ctime)
             if inode is None:
                 self.drop(number)
@@ -382,6 +393,8 @@ class State:
                 raise _conflict(f"the directory of {name!r}")
             if below is None or not below.is_dir or not below.changed:
                 continue
+            if len(self._db.rows("SELECT 1 FROM entry WHERE inode = ? LIMIT 2", number)) > 1:
+                raise _conflict(f"the name of directory {name!r}")  # both gave it another
             seen = {number}
             while above and above.id != ROOT_INODE:
                 if above.id in seen:

@@ -216,8 +216,9 @@ def unpack(
 ) -> list[str]:
     """Decrypt all that is in a vault, or in a directory of it, into a directory that is new or empty.
 
-    `destination` can be entered by its owner only; what is in it gets its permission bits (but for those that set ids)
-    and modification times. Pipes and sockets, which a mount may have left, are passed over.
+    A `destination` that is made here can be entered by its owner only; one that exists keeps its permission bits, and
+    whoever they let in sees names, and what the files' own bits show. What is in it gets its permission bits (but for
+    those that set ids) and modification times. Pipes and sockets, which a mount may have left, are passed over.
 
     Args:
         path: a directory of the vault.
@@ -246,7 +247,7 @@ def unpack(
                 hint="nothing was unpacked; outside_links=True (--outside-links) makes it all the same",
             )
     targets = {name: _below(top, name) for name, _ in found}
-    top.mkdir(mode=0o700, parents=True, exist_ok=True)
+    top.mkdir(mode=0o700, parents=True, exist_ok=True)  # the directories above it, as the umask says
     if any(top.iterdir()):
         raise FileExistsError(f"{top}: is not empty, and unpacking overwrites nothing")
     for name, inode in found:

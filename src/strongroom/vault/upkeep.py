@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from strongroom.errors import LockedError
+from strongroom.crypto import equal
+from strongroom.errors import LockedError, UsageError
 from strongroom.storage import LOCKS_AT
 from strongroom.vault.rows import Packed, Tree
 
@@ -60,10 +61,16 @@ def rekey(vault: Engine, key: bytes, progress: Callable[[int], None]) -> Root:
     """As `Engine.rekey`: contents first, under new file keys, then `meta`, which holds these."""
     journal, meta = vault._journal, vault._meta
     _check_alone(vault)
-    _rewrite_all(vault, progress)
+    if meta.rekeying and not equal(key, vault._key):
+        raise UsageError(
+            f"{vault.name}: its last change of the key is not finished", hint="finish it: rekey to that key"
+        )
+    if not meta.rekeying:
+        _rewrite_all(vault, progress)
     with vault._breaking(), vault._commit_lock():
-        meta.rekey(key)
-        meta.commit(log=journal.position)
+        if not meta.rekeying:
+            meta.rekey(key)
+            meta.commit(log=journal.position)
         while meta.rekey_step(_REKEY_STEP):
             meta.commit(log=journal.position)
         root = meta.commit(log=journal.position)
