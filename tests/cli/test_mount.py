@@ -46,6 +46,15 @@ def test_create_write_and_find_again(place: Path) -> None:
     strongroom("unmount", place / "m")
 
 
+def test_no_core_file_holds_the_key(place: Path) -> None:
+    strongroom("mount", "--create", place / "v.vault", place / "m")
+    mounted = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(place / "m") in line)
+    process = Path("/proc", mounted.rpartition("strongroom:")[2].split(" ")[0])
+    limits = (process / "limits").read_text().splitlines()
+    assert [line.split()[4:6] for line in limits if line.startswith("Max core file size")] == [["0", "0"]]
+    strongroom("unmount", place / "m")
+
+
 def test_one_writable_mount_at_a_time(place: Path) -> None:
     strongroom("mount", "--create", place / "v.vault", place / "m")
     assert "is mounted for writing already" in strongroom("mount", place / "v.vault", place / "m2", status=25)

@@ -8,14 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import syslog
 import time
 from pathlib import Path
 from types import FrameType
 
 from strongroom import vault
-from strongroom.cli import output, secrets
+from strongroom.cli import mount_log, output, secrets
 from strongroom.cli.workspace import SealedVault
-from strongroom.errors import UsageError
+from strongroom.enclave.process import keep_private
+from strongroom.errors import StrongroomError, UsageError
 from strongroom.sealed import Grouped
 from strongroom.shield import files
 
@@ -43,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    keep_private()  # before there is a key, in the process in the background too
     point = args.mountpoint.absolute()
     if args.create and args.read_only:
         raise UsageError("options: --create and --read-only exclude each other")
@@ -50,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         sealed = SealedVault(args.vault, args.vault, _read_key(args.pipes[0]), args.anchor)
     else:
         sealed = secrets.sealed_vault(args.vault.absolute(), args)
+        files.check_beside(point, sealed.path, sealed.anchor.path.absolute(), sealed.key_path.absolute())
         if args.create:
             _create(sealed)
     if args.foreground:
@@ -72,6 +76,22 @@ def _serve(args: argparse.Namespace, sealed: SealedVault, point: Path) -> None:
             output.note(line)
         with files.mount(opened, point, allow_other=args.allow_other, source=f"{SOURCE}{os.getpid()}") as mounted:
             _until_told(mounted, args.pipes and args.pipes[1])
+            _end(mounted, opened)
+    if args.pipes:
+        mount_log.committed()
+
+
+def _end(mounted: files.MountedVault, opened: vault.Vault) -> None:
+    """Unmount, and say of a commit that fails what was lost by that."""
+    try:
+        mounted.unmount()
+    except (OSError, StrongroomError) as error:
+        kept = f"version {opened.root.sequence}" if opened.root else "nothing"
+        message = f"the last commit failed: {error}; {kept} is kept, and what was synced after it"
+        syslog.openlog("strongroom", syslog.LOG_PID)
+        syslog.syslog(syslog.LOG_ERR, f"{opened.name}: the last commit of a mount failed")  # no name out of the vault
+        kind = type(error) if isinstance(error, StrongroomError) else StrongroomError
+        raise kind(message) from error
 
 
 def _open(sealed: SealedVault, *, read_only: bool) -> vault.Vault:
@@ -110,7 +130,7 @@ def _in_background(args: argparse.Namespace, sealed: SealedVault, point: Path) -
             return server.wait()
         server.returncode = 0  # it outlives this process
     output.note("whoever owns this machine sees the plaintext of what is mounted")
-    output.note(f"strongroom unmount {args.mountpoint}   commits and ends it")
+    output.note(f"strongroom unmount {args.mountpoint}   {'' if args.read_only else 'commits and '}ends it")
     return 0
 
 
@@ -141,15 +161,15 @@ def _until_told(mounted: files.MountedVault, told: int | None) -> None:
         mounted.wait()
     except _ToldError:
         pass
-    mounted.unmount()
 
 
 def _go_to_background(told: int) -> None:
     """Keep no directory and no terminal of whoever started this process, and say that the mount is there."""
     os.chdir("/")
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for each in (0, 1, 2):
+    for each in (0, 1):
         os.dup2(nowhere, each)
     os.close(nowhere)
+    mount_log.begin()
     os.write(told, b"1")
     os.close(told)

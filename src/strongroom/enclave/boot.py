@@ -15,7 +15,6 @@ import argparse
 import base64
 import ctypes
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -29,10 +28,11 @@ from strongroom.cas.client import CasAnchor
 from strongroom.cas.session import EnclaveSession, Provisions
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import Control
+from strongroom.enclave.process import keep_private
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
 from strongroom.sealed import Root
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS = 0x00020000
 
 
@@ -139,10 +139,10 @@ def harden() -> None:
 
     In a simulated enclave this does not stop the machine's owner, nor a same-user process outside the user namespace.
     """
+    keep_private()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) or libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise EnclaveError(f"prctl: {os.strerror(ctypes.get_errno())}")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _own_mounts() -> None:
