@@ -62,6 +62,16 @@ def tree(tmp_path):
     (top / "a" / "b").chmod(0o755)
 
 
+def test_a_destination_that_exists_keeps_its_permission_bits(tree, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o755)
+    with packed(tree) as opened:
+        vault.unpack(opened, tmp_path / "out")
+        vault.unpack(opened, tmp_path / "new")
+    assert shape(tmp_path / "out") == shape(tree)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out", "new")] == [0o755, 0o700]
+
+
 def test_everything_comes_back_as_it_was(tree, tmp_path):
     with packed(tree) as opened:
         names = vault.unpack(opened, tmp_path / "out")
