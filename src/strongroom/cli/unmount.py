@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import errno
 import os
 import re
 import select
+import shlex
 import subprocess
 from pathlib import Path
 
+from strongroom.cli import mount_log, output
 from strongroom.cli.mount import SOURCE
 from strongroom.errors import LockedError, MissingDependencyError, StrongroomError, UsageError
 
+COMMIT = "user.strongroom.commit"  # as `shield._answers` has it, which imports what may be missing
 _PATIENCE = 120.0
+_CANNOT_ASK = (errno.ENOTCONN, errno.ECONNABORTED, errno.EROFS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Returns once everything that was written is committed."
+    parser.epilog = (
+        "Returns once everything that was written is committed. If it cannot be, the mount stays, so that nothing is "
+        "lost: make room, say, and try again, or give it up with --force."
+    )
+    parser.add_argument("--force", action="store_true", help="end it even if what was written cannot be committed")
     parser.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT")
 
 
@@ -27,18 +37,62 @@ def run(args: argparse.Namespace) -> int:
     if source is None or not source.startswith(SOURCE):
         raise UsageError(f"mount point: no vault is mounted at {point}")
     process = source.removeprefix(SOURCE)
+    log = mount_log.ServerLog(process)
+    try:
+        if not args.force:
+            _commit(point, log)
+        _end(point, process, log)
+    finally:
+        log.close()
+    return 0
+
+
+def _commit(point: Path, log: mount_log.ServerLog) -> None:
+    """Have everything committed while the mount is still there."""
+    try:
+        _write_back(point)
+        os.setxattr(point, COMMIT, b"")
+    except OSError as error:
+        if error.errno in _CANNOT_ASK:
+            return  # it is read-only, or the server is dead or another user's: what is lost is seen at the end
+        said = log.lines()
+        reason = said[-1].removeprefix("setxattr: ") if said else (error.strerror or str(error)).lower()
+        raise StrongroomError(
+            f"unmount: what was written to {point} cannot be committed: {reason}",
+            hint="it is still mounted: mend that and try again, or lose what was not synced with --force",
+        ) from None
+
+
+def _write_back(point: Path) -> None:
+    """Have the kernel hand over what it holds. What fails here, the programs that wrote it are told."""
+    descriptor = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
+
+
+def _end(point: Path, process: str, log: mount_log.ServerLog) -> None:
     server = None
     with contextlib.suppress(OSError, ValueError):
         server = os.pidfd_open(int(process))
     _unmount(point)
     if server is None:
-        return 0
+        return
     try:
         if not select.select([server], [], [], _PATIENCE)[0]:
             raise StrongroomError(f"unmount: process {process} has not committed within {_PATIENCE:.0f} s")
     finally:
         os.close(server)
-    return 0
+    lost = log.lost()
+    if lost is not None:
+        raise StrongroomError(f"unmount: {lost}", hint="it is unmounted, and what is not kept is lost")
+    if not log.known:
+        output.note("whether everything was committed, only who mounted it can see")
+    elif said := log.lines():
+        output.note(f"something failed while it was mounted, last: {said[-1]}")
 
 
 def _unmount(point: Path) -> None:
@@ -50,7 +104,9 @@ def _unmount(point: Path) -> None:
     if done.returncode == 0:
         return
     if "busy" in done.stderr.lower():
-        raise LockedError(f"unmount: {point} is in use", hint="end the programs that use it: fuser -m MOUNTPOINT")
+        raise LockedError(
+            f"unmount: {point} is in use", hint=f"end the programs that use it: fuser -vm {shlex.quote(str(point))}"
+        )
     raise StrongroomError(f"unmount: {done.stderr.strip()}")
 
 

@@ -12,6 +12,9 @@ import pyfuse3
 
 from strongroom.errors import LockedError, StrongroomError, UsageError
 
+COMMIT: Final = b"user.strongroom.commit"
+"""To set this attribute of the top of a mount commits, or says by an errno why not."""
+
 _logger = logging.getLogger("strongroom.mount")
 
 # What a program gets because of what it asked for, and nobody else need hear of.
@@ -19,7 +22,7 @@ _OWN_MISTAKES: Final = frozenset(
     {
         errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.EPERM,
         errno.EACCES, errno.EMLINK, errno.ENAMETOOLONG, errno.ESTALE, errno.EXDEV, errno.EROFS, errno.ENOSYS,
-        errno.EFBIG,
+        errno.EFBIG, errno.EOPNOTSUPP,
     }
 )  # fmt: skip
 
@@ -48,12 +51,22 @@ class Answers(pyfuse3.Operations):  # type: ignore[misc,unused-ignore]  # untype
 
     Args:
         fail: told of every error that is not the caller's own.
+
+    Attributes:
+        commit: what to do when somebody asks for a commit of everything.
     """
 
     def __init__(self, fail: Callable[[BaseException], None]) -> None:
         super().__init__()
         self.fail = fail
+        self.commit: Callable[[], None] = lambda: None
         self._reason = 0
+
+    @answer
+    def setxattr(self, ino: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        if name != COMMIT or ino != pyfuse3.ROOT_INODE:
+            raise OSError(errno.EOPNOTSUPP, "")
+        self.commit()
 
     def _errno(self, what: str, error: Exception) -> int:
         if isinstance(error, OSError):

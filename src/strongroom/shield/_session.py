@@ -51,6 +51,7 @@ class Session:
             options.add("ro")
         if allow_other:
             options.add("allow_other")
+        operations.commit = self._commit_all
         self._shown = [shown for shown in operations.places.shown if shown.writable]
         for shown in self._shown:
             shown.vault.keep_log()
@@ -85,8 +86,7 @@ class Session:
             # Also when somebody else unmounted it.
             try:
                 self._operations.close()
-                for shown in self._shown:
-                    self._commit(shown.vault)
+                self._commit_all()
                 self._leave_logs()
             except BaseException as error:
                 self._failed("the last commit", error)
@@ -117,6 +117,12 @@ class Session:
     def _commit(self, vault: Vault) -> None:
         if vault.changed or vault.is_wanted():
             vault.commit()
+
+    def _commit_all(self) -> None:
+        """Raises, too, if an earlier commit failed so that there can be no other: what it held is lost then."""
+        for shown in self._shown:
+            shown.vault._usable(to_write=True)
+            self._commit(shown.vault)
 
     def _forget_changes(self, shown: Shown) -> None:
         """Have the kernel ask anew for what other processes changed.

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from strongroom.errors import MissingDependencyError, UnsupportedPlatformError, UsageError
+from strongroom.storage import LocalDirectory
 from strongroom.vault import Vault, put, unpack
 from strongroom.vault.transfer import walk_files
 
@@ -116,7 +117,7 @@ def mount(
         source: what `df` and `/proc/self/mountinfo` call it.
 
     Raises:
-        UsageError: this process has a mount already, or `mountpoint` is no directory.
+        UsageError: this process has a mount already, or `mountpoint` is no directory or holds the vault.
         MissingDependencyError: `pyfuse3` is not installed.
         UnsupportedPlatformError: there is no FUSE here, or no permission to mount.
     """
@@ -130,10 +131,13 @@ def mount(
             f"mount: python package {error.name} cannot be imported", hint="pip install 'strongroom[fuse]'"
         ) from None
     path = Path(mountpoint).absolute()
+    vaults = {"": vault} if isinstance(vault, Vault) else vault
+    for one in vaults.values():
+        if isinstance(one.directory, LocalDirectory):
+            check_beside(path, one.directory.path)
     clear_stale(path)
     if not path.is_dir():
         raise UsageError(f"mount point: {path} is no directory")
-    vaults = {"": vault} if isinstance(vault, Vault) else vault
     if any("/" in name or name in (".", "..") or (not name and len(vaults) > 1) for name in vaults):
         raise UsageError(f"mount: directory names {sorted(vaults)}, wanted one part each")
     if not _one_mount.acquire(blocking=False):
@@ -148,6 +152,19 @@ def mount(
         raise
     _tune(path)
     return mounted
+
+
+def check_beside(mountpoint: Path, *needed: Path) -> None:
+    """Refuse a mount over what is needed to serve it: the process would wait for its own answers.
+
+    Raises:
+        UsageError: one of the paths is `mountpoint`, or lies below it.
+    """
+    for path in needed:
+        if path.resolve().is_relative_to(mountpoint.resolve()):
+            raise UsageError(
+                f"mount point: {mountpoint} holds {path}, which would be hidden", hint="choose an empty directory"
+            )
 
 
 def _tune(path: Path) -> None:
