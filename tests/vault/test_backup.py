@@ -70,11 +70,11 @@ def test_a_backup_while_another_writes(place, anchor, filled, tmp_path, monkeypa
     copied = []
     real = backups._copy
 
-    def slow(source, target, name, progress, **options):
+    def slow(source, target, name, limit, progress, **options):
         for number in range(6):
             change(place, anchor, len(copied) * 6 + number)
         copied.append(name)
-        real(source, target, name, progress, **options)
+        real(source, target, name, limit, progress, **options)
 
     monkeypatch.setattr(backups, "_copy", slow)
     root = backup(place, tmp_path / "copy", key=KEY, anchor=anchor)
@@ -94,6 +94,24 @@ def test_a_backup_that_cannot_catch_its_slot(place, anchor, filled, tmp_path, mo
     monkeypatch.setattr(backups, "_own_slots", lambda *a: None)
     with pytest.raises(LockedError, match="commits come too fast"):
         backup(place, tmp_path / "copy-2", key=KEY, anchor=anchor)
+
+
+def test_files_made_huge_are_copied_as_far_as_the_commit_reaches(place, anchor, filled, tmp_path):
+    """Whoever holds the disk can make a file of a TiB at no cost."""
+    shutil.copytree(place, tmp_path / "moved")
+    for path in [*place.iterdir(), *(tmp_path / "moved").iterdir()]:
+        os.truncate(path, 1 << 40)
+    copied = []
+    root = backup(place, tmp_path / "copy", key=KEY, anchor=anchor, progress=lambda name, size: copied.append(size))
+    assert contents(tmp_path / "copy") == filled
+    assert sum(copied) < 2 << 20
+    change(place, anchor, 0)
+    copied.clear()
+    progress = lambda name, size: copied.append(size)  # noqa: E731
+    restored, _ = restore(tmp_path / "moved", place, key=KEY, anchor=anchor, reason="test", progress=progress)
+    assert restored.version == root.version
+    assert contents(place, anchor) == filled
+    assert sum(copied) < 256 << 20
 
 
 def test_verify_copy_sees_damage_and_another_version(place, anchor, filled, tmp_path):

@@ -5,6 +5,7 @@ A backup is a vault: the same ciphertext under the same keys, at the one commit 
 - The commit is pinned by a reader, so nothing that it reaches is overwritten or unlinked meanwhile. Its slot is read
   first, then the data files, then the blocks of `meta`, in that order; slots of other commits are left out of the copy,
   since what they name need not be in it.
+- No more of a file is copied than the commit says it needs: whoever holds the disk can make it as long as they like.
 - What is put in place of a vault is a copy of the backup, made beside the vault and verified there: whoever holds the
   medium of the backup cannot exchange it between the check and the use. What was there is kept under another name.
 - The anchor moves last. A crash before that leaves a vault that the anchor refuses, and the same call mends it.
@@ -22,9 +23,9 @@ from strongroom.errors import FormatError, LockedError, StrongroomError, Tampere
 from strongroom.sealed import NO_FRESHNESS, Anchor, FileAnchor, MemoryAnchor, NoFreshness, Root
 from strongroom.sealed.layout import SLOT_SIZE, SLOTS_SIZE, block_cipher, open_slot, parse_header
 from strongroom.storage import LOCKS_AT, Directory, LocalDirectory, Storage
-from strongroom.vault.access import VaultKey
+from strongroom.vault.access import VaultKey, unlock
 from strongroom.vault.check import find_problems
-from strongroom.vault.engine import META
+from strongroom.vault.engine import MAX_LOG, META
 from strongroom.vault.files import parse_data_name
 from strongroom.vault.journal import LOG
 from strongroom.vault.keys import KEYS
@@ -38,6 +39,7 @@ Progress = Callable[[str, int], None]
 _CHUNK: Final = 1 << 20
 _ZEROS: Final = memoryview(bytes(_CHUNK))
 _ATTEMPTS: Final = 5
+_MAX_KEYS: Final = 16 << 20  # far more than that file may have; who reads it says so
 _HIGHEST_BYTE: Final = (1 << 63) - 1
 
 
@@ -86,11 +88,11 @@ def backup(
 
 
 def _copy_pinned(vault: Vault, slots: bytes, target: Directory, progress: Progress | None) -> None:
-    for name in _data_names(vault):
-        _copy(vault.directory, target, name, progress)
-    _copy(vault.directory, target, META, progress, head=slots)
+    for name, size in sorted(_data_sizes(vault).items()):
+        _copy(vault.directory, target, name, size, progress)
+    _copy(vault.directory, target, META, _meta_size(vault._key, slots), progress, head=slots)
     if KEYS in vault.directory.list():
-        _copy(vault.directory, target, KEYS, progress)
+        _copy(vault.directory, target, KEYS, _MAX_KEYS, progress)
     target.sync()
 
 
@@ -122,21 +124,43 @@ def _is_of(vault: Vault, slot: bytes, root: Root) -> bool:
     return commit.root(header).version == root.version
 
 
-def _data_names(vault: Vault) -> list[str]:
-    names = {pack[0].hex() for pack in vault._state.packs()}
-    names |= {inode.body.file.hex() for _, inode in walk_vault(vault, ROOT_INODE) if isinstance(inode.body, Tree)}
-    return sorted(names)
+def _data_sizes(vault: Vault) -> dict[str, int]:
+    """The data files of a commit by name, and how much of each it reaches."""
+    sizes = {pack[0].hex(): pack[1] for pack in vault._state.packs()}
+    for _, inode in walk_vault(vault, ROOT_INODE):
+        if isinstance(body := inode.body, Tree):
+            name = body.file.hex()
+            sizes[name] = max(sizes.get(name, 0), body.version.places * body.block_size)
+    return sizes
 
 
-def _copy(source: Directory, target: Directory, name: str, progress: Progress | None, *, head: bytes = b"") -> None:
-    """Copy a file; its first bytes are `head` in the copy."""
+def _meta_size(key: bytes, slots: bytes) -> int:
+    """How much of `meta` the commits in its slots reach, and the older versions that they retain."""
+    size = SLOTS_SIZE
+    for at in range(0, SLOTS_SIZE, SLOT_SIZE):
+        slot = slots[at : at + SLOT_SIZE]
+        try:
+            header = parse_header(slot)
+            if header is None or not header.check_key(key):
+                continue
+            commit = open_slot(block_cipher(key, header.file_id), slot)
+        except (FormatError, TamperedError):
+            continue
+        size = max(size, header.block_size * max([commit.places, *(older.places for older in commit.retained)]))
+    return size
+
+
+def _copy(
+    source: Directory, target: Directory, name: str, limit: int, progress: Progress | None, *, head: bytes = b""
+) -> None:
+    """Copy at most `limit` bytes of a file; its first bytes are `head` in the copy."""
     old = source.open(name, "r", shared=True)
     try:
         new = target.open(name, "x", shared=True)
         try:
             if head:
                 new.write_at(0, head)
-            _copy_bytes(old, new, len(head), name, progress)
+            _copy_bytes(old, new, len(head), limit, name, progress)
             new.sync()
         finally:
             new.close()
@@ -144,9 +168,9 @@ def _copy(source: Directory, target: Directory, name: str, progress: Progress | 
         old.close()
 
 
-def _copy_bytes(old: Storage, new: Storage, at: int, name: str, progress: Progress | None) -> None:
+def _copy_bytes(old: Storage, new: Storage, at: int, limit: int, name: str, progress: Progress | None) -> None:
     buffer = memoryview(bytearray(_CHUNK))
-    while count := old.read_into(at, buffer):
+    while at < limit and (count := old.read_into(at, buffer[: limit - at])):
         if buffer[:count] != _ZEROS[:count]:
             new.write_at(at, buffer[:count])
         else:
@@ -220,7 +244,7 @@ def restore(
     new = _free_name(old, "restoring")
     old.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _copy_tree(top, new, progress)
+        _copy_tree(top, new, key, progress)
         root = verify_copy(new, key, progress=progress)
         replaced = _swap(old, new)
     except BaseException:
@@ -234,12 +258,27 @@ def restore(
     return restored, replaced
 
 
-def _copy_tree(top: Path, new: Path, progress: Progress | None) -> None:
+def _copy_tree(top: Path, new: Path, key: VaultKey, progress: Progress | None) -> None:
     source, target = LocalDirectory(top), LocalDirectory(new)
     new.mkdir(mode=0o700)
-    for name in source.list():
-        if name in (META, LOG, KEYS) or parse_data_name(name):
-            _copy(source, target, name, progress)
+    names = source.list()
+    if KEYS in names:
+        _copy(source, target, KEYS, _MAX_KEYS, progress)
+    slots = bytearray(SLOTS_SIZE)
+    storage = source.open(META, "r", shared=True)
+    try:
+        storage.read_into(0, slots)
+    finally:
+        storage.close()
+    _copy(source, target, META, _meta_size(unlock(target, key).key, bytes(slots)), progress)
+    with open_vault(new, "r", key=key, anchor=NO_FRESHNESS) as copy:
+        sizes = _data_sizes(copy)
+        if LOG in names:
+            _copy(source, target, LOG, 2 * MAX_LOG, progress)
+            if copy._journal.pending():  # what it takes in may reach more
+                sizes = {name: LOCKS_AT for name in names if parse_data_name(name)}
+    for name in sorted(sizes.keys() & set(names)):
+        _copy(source, target, name, sizes[name], progress)
     target.sync()
 
 
