@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from strongroom import vault
 from strongroom.data import Batch, SealedDataset, collate, seal_arrays
 from strongroom.data.buffers import Buffers
 from strongroom.errors import (
@@ -199,11 +200,35 @@ def test_tf_face():
         wanted = list(dataset.batches(64, seed=3, epoch=epoch))
         for (x, y), (x_wanted, y_wanted) in zip(face, wanted, strict=True):
             assert np.array_equal(x.numpy(), x_wanted) and np.array_equal(y.numpy(), y_wanted)
-    single = SealedDataset(world.sealed(world.encode("seal_arrays", values)), fields=["y"]).to_tf(50, drop_last=True)
-    assert single.element_spec.shape == (50,)
+    assert int(face.cardinality()) == len(wanted) == 5
+    single = SealedDataset(world.sealed(world.encode("seal_arrays", values)), fields=["y"]).to_tf(70, drop_last=True)
+    assert single.element_spec.shape == (70,)
+    assert int(single.cardinality()) == len(list(single)) == 4
+
+
+def test_keras_has_its_fill_in_each_epoch():
+    keras = pytest.importorskip("tensorflow").keras
+    dataset = SealedDataset(world.sealed(world.encode("seal_arrays", world.arrays())))
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(dataset.to_tf(64), epochs=3, verbose=0, shuffle=False)  # a warning is an error
+    assert int(model.optimizer.iterations) == 15
 
 
 # Keys, anchors, and a disk that lies.
+
+
+def test_a_file_of_a_vault_and_the_vault_itself(tmp_path):
+    place, content = tmp_path / "a.vault", world.encode("npy", {"x": np.arange(10)})
+    how = {"key": world.KEY, "anchor": NO_FRESHNESS}
+    with vault.open(place, "x", **how) as made, made.open("x.npy", "wb") as file:
+        file.write(content)
+    for given in (how, {}):
+        with pytest.raises(UsageError, match=r"a\.vault: a directory, wanted the path of a sealed file") as refused:
+            SealedDataset(place, **given)
+        assert "vault.open(directory, ...).open(name)" in str(refused.value.hint)
+    with vault.open(place, "r", **how) as opened, opened.open("x.npy") as file:
+        assert list(SealedDataset(file)) == list(range(10))
 
 
 def test_arguments():
@@ -213,6 +238,12 @@ def test_arguments():
         import io
 
         SealedDataset(io.BytesIO())
+    with pytest.raises(UsageError, match="key: a str, wanted 32 bytes") as refused:
+        SealedDataset("nowhere", key="data.key", anchor=NO_FRESHNESS)
+    assert "load_key" in str(refused.value.hint)
+    with pytest.raises(UsageError, match="anchor: a str, wanted an anchor") as refused:
+        SealedDataset("nowhere", key=world.KEY, anchor="data.anchor")
+    assert "FileAnchor" in str(refused.value.hint)
     with pytest.raises(UsageError, match="one for several files"):
         SealedDataset({"a": "a"}, key=world.KEY, anchor=PinnedAnchor(Root(1, bytes(32))))
     with pytest.raises(UsageError, match="names no file"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.context
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class SealedDataset:
         cache: the cap, in bytes.
 
     Raises:
-        UsageError: arguments that make no sense together.
+        UsageError: arguments that make no sense together, the path of a directory, or a path for a key or an anchor.
         FormatError: the content has no known format, a malformed header, or fields of different lengths.
         IntegrityError: as `open_sealed`, which every read can raise too.
     """
@@ -311,10 +312,24 @@ def _anchor_of(anchor: AnyAnchor | Mapping[str, AnyAnchor] | None, name: str) ->
 def _open_source(place: Place, key: bytes | None, anchor: AnyAnchor | None, name: str) -> Source:
     if not isinstance(place, (str, os.PathLike)):
         return Source(place)
+    if Path(place).is_dir():
+        raise UsageError(
+            f"{os.fspath(place)}: a directory, wanted the path of a sealed file",
+            hint="a file in a vault: SealedDataset(vault.open(directory, ...).open(name))",
+        )
     if key is None or anchor is None:
         raise UsageError(
             f"{name or os.fspath(place)}: a path without key or anchor, wanted both",
             hint="anchor=NO_FRESHNESS accepts any authentic version, however old",
+        )
+    if isinstance(key, str | os.PathLike):
+        raise UsageError(
+            f"key: a {type(key).__name__}, wanted 32 bytes", hint="strongroom.sealed.load_key(path) reads a key file"
+        )
+    if isinstance(anchor, str | os.PathLike):
+        raise UsageError(
+            f"anchor: a {type(anchor).__name__}, wanted an anchor or NO_FRESHNESS",
+            hint="strongroom.FileAnchor(path) is the anchor in a file",
         )
     return Source(open_sealed(place, "r", key=key, anchor=anchor), owned=True)
 

@@ -28,9 +28,12 @@ def to_tf(
         tf.TensorSpec((rows, *shape), tf.dtypes.as_dtype(dtype))
         for shape, dtype in zip(dataset.shapes, dataset.dtypes, strict=True)
     )
+    batches = len(dataset.batch_sampler(size, drop_last=drop_last))
     epochs = itertools.count(epoch)
 
     def one_epoch() -> Iterator[Any]:
         return dataset.batches(size, shuffle=shuffle, seed=seed, epoch=next(epochs), window=window, drop_last=drop_last)
 
-    return tf.data.Dataset.from_generator(one_epoch, output_signature=signature if len(signature) > 1 else signature[0])
+    made = tf.data.Dataset.from_generator(one_epoch, output_signature=signature if len(signature) > 1 else signature[0])
+    # A generator has no length that tf.data knows; Keras then counts the first epoch and warns at its end.
+    return made.apply(tf.data.experimental.assert_cardinality(batches))
