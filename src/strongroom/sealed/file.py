@@ -64,7 +64,7 @@ class SealedFile(Commits):
         self._cache = cache
         self._write_early = write_early and not shared  # free places are known only while nobody else commits
         pins = Pins(storage, what)
-        self._history = History(storage, key, anchor, pins, what=what, log=shared)
+        self._history = History(storage, key, anchor, pins, what=what, log=shared, reader=mode == "r")
         if mode == "r":
             if slots.is_new(storage):
                 pins.check_no_writer()

@@ -52,7 +52,15 @@ class History:
     """
 
     def __init__(
-        self, storage: Storage, key: bytes, anchor: Anchor | NoFreshness, pins: Pins, *, what: str, log: bool
+        self,
+        storage: Storage,
+        key: bytes,
+        anchor: Anchor | NoFreshness,
+        pins: Pins,
+        *,
+        what: str,
+        log: bool,
+        reader: bool,
     ) -> None:
         self._storage = storage
         self._key = key
@@ -60,6 +68,7 @@ class History:
         self._pins = pins
         self._what = what
         self._log = log
+        self._reader = reader
         self._nonces = NonceSource()
         self._slots: Slots
         self.generation = 0  # of the key that is written with
@@ -134,7 +143,13 @@ class History:
             root = commit.root(found.header)
             try:
                 anchored = slots.check_fresh(
-                    root, commit.previous, self._anchor, self._what, since=commit.since, log=self._log
+                    root,
+                    commit.previous,
+                    self._anchor,
+                    self._what,
+                    since=commit.since,
+                    log=self._log,
+                    reader=self._reader,
                 )
             except (RollbackError, ConflictError):
                 # A writer may have committed since the slots were read. Whatever it wrote lies in them by now.

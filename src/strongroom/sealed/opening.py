@@ -8,7 +8,7 @@ from pathlib import Path
 from strongroom.crypto import KEY_SIZE
 from strongroom.errors import UsageError
 from strongroom.sealed import layout
-from strongroom.sealed.anchor import Anchor, NoFreshness, Root
+from strongroom.sealed.anchor import NO_FRESHNESS, Anchor, NoFreshness, Root
 from strongroom.sealed.file import DEFAULT_CACHE, SealedFile
 from strongroom.sealed.layout import DEFAULT_BLOCK
 from strongroom.sealed.stream import Mode
@@ -59,8 +59,8 @@ def open_sealed(
     """
     if mode not in ("r", "w", "x", "r+"):
         raise UsageError(f"mode: {mode!r}, wanted r, r+, w or x")
-    if len(key) != KEY_SIZE:
-        raise UsageError(f"sealing key: {len(key)} bytes, wanted {KEY_SIZE}")
+    check_key(key)
+    check_anchor(anchor)
     layout.check_block_size(block_size)
     if at is not None and mode != "r":
         raise UsageError(f"mode: {mode!r}, wanted r: an older version can only be read")
@@ -68,7 +68,8 @@ def open_sealed(
         return SealedFile(
             file, mode, key, anchor, block_size, what="sealed file", encrypted=encrypted, at=at, cache=cache
         )
-    path = Path(file)
+    # A link of the caller's own is followed; below, none is: in a directory of sealed files somebody else made it.
+    path = Path(os.path.realpath(file))
     return open_in(
         LocalDirectory(path.parent),
         path.name,
@@ -76,11 +77,30 @@ def open_sealed(
         key,
         anchor,
         block_size,
-        what=str(path),
+        what=os.fspath(file),
         encrypted=encrypted,
         at=at,
         cache=cache,
     )
+
+
+def check_key(key: object) -> None:
+    """Raises UsageError unless it is one."""
+    if not isinstance(key, (bytes, bytearray, memoryview)):
+        raise UsageError(
+            f"sealing key: {type(key).__name__}, wanted {KEY_SIZE} bytes", hint="load_key reads a key file"
+        )
+    if len(key) != KEY_SIZE:
+        raise UsageError(f"sealing key: {len(key)} bytes, wanted {KEY_SIZE}")
+
+
+def check_anchor(anchor: object) -> None:
+    """Raises UsageError unless it is one, or `NO_FRESHNESS`."""
+    if anchor is not NO_FRESHNESS and not (hasattr(anchor, "read") and hasattr(anchor, "advance")):
+        raise UsageError(
+            f"anchor: {type(anchor).__name__}, wanted an anchor or NO_FRESHNESS",
+            hint="FileAnchor(path) is one in a file",
+        )
 
 
 def open_in(

@@ -174,6 +174,7 @@ def check_fresh(
     *,
     since: Sequence[bytes] = (),
     log: bool = False,
+    reader: bool = False,
 ) -> Root | None:
     """Compare the newest commit with the anchor, and advance the anchor if the commit reached the disk but not it.
 
@@ -188,6 +189,7 @@ def check_fresh(
         root: of the newest commit.
         previous, since: of the same commit.
         log: the caller looks for the log position of the result in the log that lies beside the file.
+        reader: an empty anchor is refused: it is more likely the wrong one than that of a first commit cut short.
 
     Returns:
         What the anchor holds now; None under NO_FRESHNESS. With `log` the caller MUST find its (lsn, tag) in the log,
@@ -205,6 +207,11 @@ def check_fresh(
         raise RollbackError(
             f"{what}: has log number {root.lsn}, wanted {latest.lsn} with the anchor's tag",
             hint="the log was cut or replaced; restore the latest version",
+        )
+    if latest is None and reader:
+        raise RollbackError(
+            f"{what}: root {root}, but the anchor is empty",
+            hint="give the anchor of this data; if a crash came right after it was made, open it once for writing",
         )
     if not follows(root, previous, since, latest):  # (b), (c), (d)
         raise RollbackError(

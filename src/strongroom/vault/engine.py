@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from strongroom.errors import CasError, ConflictError, LockedError, RollbackError, StrongroomError, UsageError
 from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.layout import MIN_BLOCK
-from strongroom.sealed.opening import open_in
+from strongroom.sealed.opening import check_anchor, open_in
 from strongroom.storage import Directory, is_full
 from strongroom.vault.files import Files
 from strongroom.vault.journal import COMMIT_BYTE, LOG_BYTE, Journal
@@ -60,6 +60,7 @@ class Engine:
         log: bool = False,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        check_anchor(anchor)
         self._directory = directory
         self._mode = mode
         self._key = key
