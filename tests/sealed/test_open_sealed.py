@@ -527,3 +527,30 @@ def test_file_anchor(tmp_path: Path):
     (tmp_path / "anchor").write_text("1:abc\n")
     with pytest.raises(FormatError, match="not an anchor file"):
         anchor.read()
+
+
+def test_a_link_of_the_callers_own_is_followed(tmp_path):
+    (tmp_path / "store").mkdir()
+    anchor = FileAnchor(tmp_path / "anchor")
+    with open_sealed(tmp_path / "store" / "file", "x", key=bytes(32), anchor=anchor) as file:
+        file.write(b"content")
+    (tmp_path / "link").symlink_to("store/file")
+    with open_sealed(tmp_path / "link", key=bytes(32), anchor=anchor) as file:
+        assert file.read() == b"content"
+        assert file.name == str(tmp_path / "link")
+
+
+def test_an_anchor_of_something_else_is_not_begun_by_a_reader(tmp_path):
+    anchor = FileAnchor(tmp_path / "anchor")
+    with open_sealed(tmp_path / "file", "x", key=bytes(32), anchor=anchor) as file:
+        file.write(b"content")
+    with pytest.raises(RollbackError, match="the anchor is empty"):
+        open_sealed(tmp_path / "file", key=bytes(32), anchor=FileAnchor(tmp_path / "mistyped"))
+    assert not (tmp_path / "mistyped").exists()
+
+
+@pytest.mark.parametrize(("key", "anchor"), [("k.key", MemoryAnchor()), (bytes(32), "anchor"), (bytes(32), None)])
+def test_arguments_of_other_types(tmp_path, key, anchor):
+    with pytest.raises(UsageError, match="wanted") as caught:
+        open_sealed(tmp_path / "file", "x", key=key, anchor=anchor)
+    assert caught.value.hint
