@@ -54,7 +54,7 @@ _HEADER = struct.Struct("<8sHHIQQQ8x16s")
 _RANGE = struct.Struct("<QQ")
 _DIGEST_SIZE = 32
 _HEAD = 64 << 10  # of each object fetched at once: its table, and often all of it
-_NUMBER = re.compile(r"\.(\d{10})")
+_NUMBER = re.compile(r"\.([0-9]{10})")
 _HINT = "something changed it; restore the objects from a copy"
 
 
