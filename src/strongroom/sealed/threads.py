@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
 _CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# Often half of the processors are second threads of a core, which share its AES unit. On a machine of two, a second
-# thread made transfers no faster, and up to doubled the processor time that they took.
-_THREADS: Final = min(4, max(1, _CORES // 2))
+# Often half of the processors are second threads of a core, which share its AES unit. Two even on a machine of two: the
+# second gains nothing while another program has that processor, and nearly half of the time while it is idle.
+_THREADS: Final = min(4, max(min(2, _CORES), _CORES // 2))
 _LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
 _SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
 _SLICE: Final = 1 << 20  # bytes that a thread takes on at once
