@@ -11,7 +11,7 @@ from typing import Final
 
 _CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # Often half of the processors are second threads of a core, which share its AES unit. Two even on a machine of two: the
-# second gains nothing while another program has that processor, and nearly half of the time while it is idle.
+# second can gain only while nothing else has that processor.
 _THREADS: Final = min(4, max(min(2, _CORES), _CORES // 2))
 _LONG: Final = 1 << 20  # bytes of a transfer that is worth splitting
 _SMALL_BLOCK: Final = 16 << 10  # of smaller blocks the interpreter's own work is most, which threads cannot share
