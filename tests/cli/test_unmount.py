@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from strongroom.cli import output
 from strongroom.cli.mount_log import ServerLog
 from strongroom.cli.unmount import _source
 from tests.cli.test_mount import place, strongroom
@@ -116,3 +118,45 @@ def test_it_says_how_it_ends_and_who_uses_it(place: Path, monkeypatch) -> None:
     said = strongroom("mount", "--read-only", "v.vault", "m")
     assert "ends it" in said and "commits" not in said
     strongroom("unmount", "m")
+
+
+def test_names_that_are_no_utf8_come_in_and_out_through_a_mount(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    Path("s").mkdir()
+    name = os.fsdecode(b"bad\xff")
+    Path("s", name).write_bytes(b"content")
+    said = strongroom("seal", "s", "v.vault", status=2)
+    assert r"'bad\xff', wanted UTF-8" in said and "through a mount" in said
+    strongroom("mount", "--create", "v.vault", "m")
+    Path("m", name).write_bytes(b"content")
+    strongroom("unmount", "m")
+    strongroom("unseal", "v.vault", "out")
+    assert Path("out", name).read_bytes() == b"content"
+    strongroom("vault", "cp", f"v.vault:{name}", "copy")
+    assert Path("copy").read_bytes() == b"content"
+
+
+def test_a_damaged_block_is_explained(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    Path("s").mkdir()
+    Path("s/big").write_bytes(os.urandom(500_000))
+    strongroom("seal", "s", "v.vault")
+    data = max(Path("v.vault").iterdir(), key=lambda path: path.stat().st_size)
+    with data.open("r+b") as file:
+        file.seek(200_000)
+        file.write(b"damaged")
+    said = strongroom("vault", "verify", "v.vault", status=23)
+    assert said.count("big") == 1 and "damaged: 1 path;" in said
+    strongroom("mount", "v.vault", "m")
+    with pytest.raises(OSError) as caught:
+        Path("m/big").read_bytes()
+    assert caught.value.errno == errno.EIO
+    said = strongroom("unmount", "m")
+    assert "something failed while it was mounted" in said and "block" in said
+
+
+def test_what_the_library_logs_has_the_prefix(capsys) -> None:
+    output.show_log()
+    output.show_log()
+    logging.getLogger("strongroom.vault").warning("%s: was mended", "v")
+    assert capsys.readouterr().err == "strongroom: v: was mended\n"

@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # A service manager's SIGTERM ends a command as Ctrl-C does: every `finally` runs.
     signal.signal(signal.SIGTERM, _terminate)
+    output.show_log()
     try:
         return verb.run(args)
     except StrongroomError as error:

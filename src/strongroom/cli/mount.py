@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import subprocess
@@ -153,7 +152,6 @@ def _until_told(mounted: files.MountedVault, told: int | None) -> None:
         signal.signal(each, end)
     try:
         if told is None:
-            logging.basicConfig(format="strongroom: %(message)s")
             output.note("whoever owns this machine sees the plaintext of what is mounted")
             output.note(f"mounted at {mounted.path}; Ctrl-C commits and ends it")
         else:

@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 
+from strongroom.cli import output
+
 NAME = "strongroom-mount"
 COMMITTED = "strongroom: everything is committed"
 _ERROR = "strongroom: error: "
@@ -21,7 +23,7 @@ def begin() -> None:
     descriptor = os.memfd_create(NAME)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    logging.getLogger("strongroom").addHandler(_Lines())
+    output.set_log_handler(_Lines())
 
 
 def committed() -> None:

@@ -6,6 +6,7 @@ The voice: a prefix, lower case, no full stop, one hint.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from argparse import ArgumentParser
 
@@ -36,6 +37,24 @@ def result(value: object) -> None:
 def note(message: str) -> None:
     """Tell the person at the terminal something that is not the result."""
     stderr.print(f"strongroom: {printable(message)}", markup=False, soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+        if record.exc_info:
+            stderr.print(logging.Formatter().formatException(record.exc_info), markup=False, soft_wrap=True)
+
+
+def show_log() -> None:
+    """Print the library's warnings as notes, in place of whatever handled them."""
+    set_log_handler(_Notes())
+
+
+def set_log_handler(handler: logging.Handler) -> None:
+    """Have `handler` alone get what the library logs."""
+    logger = logging.getLogger("strongroom")
+    logger.handlers[:] = [handler]
 
 
 def warn(message: str) -> None:

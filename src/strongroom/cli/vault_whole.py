@@ -97,12 +97,18 @@ def verify(args: argparse.Namespace) -> int:
         output.result({"paths": files, "bytes": size, "root": str(root), "problems": listed, "exit_status": status})
         return status
     for problem in problems:
-        output.error(type(problem.error)(f"{problem.path}: {problem.error.message}"))
+        what = problem.error.message.removeprefix(f"{problem.path}: ")
+        output.error(type(problem.error)(f"{problem.path}: {what}"))
     if problems:
-        output.note(f"{len(problems)} of {files:,} paths are damaged; `strongroom vault restore` puts a backup back")
+        output.note(f"damaged: {_paths(len(problems))}; `strongroom vault restore` puts a backup back")
     else:
-        output.stdout.print(f"{files:,} paths, {_bytes(size)}: all as committed, root {root}", soft_wrap=True)
+        found = f"{_paths(files)}, {_bytes(size)}: all" if files else "an empty vault:"
+        output.stdout.print(f"{found} as committed, root {root}", soft_wrap=True)
     return status
+
+
+def _paths(count: int) -> str:
+    return f"{count:,} path{'s' * (count != 1)}"
 
 
 def _status(errors: list[StrongroomError]) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from strongroom.crypto import KEY_SIZE, random_key
 from strongroom.errors import FormatError, TamperedError, UsageError, WrongKeyError
 from strongroom.sealed import Root
-from strongroom.storage import Directory
+from strongroom.storage import Directory, LocalDirectory
 from strongroom.vault.keys import KEYS, AgeRecipient, Holder, KeyFile, KeyRing, Passphrase, Secret, SourceKey
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ VaultKey = bytes | Secret | Holder
 """What a vault is opened with, or made for."""
 
 _REMEMBERED: Final = "keys"
+_META: Final = "meta"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -38,6 +39,18 @@ class Unlocked:
 
     key: bytes
     ring: KeyRing | None
+
+
+def find_key(directory: Directory, key: VaultKey, *, new: bool) -> Unlocked:
+    """As `enroll` for a new vault, else as `unlock`; raises FormatError, FileNotFoundError if no vault is there."""
+    if new:
+        return enroll(directory, key)
+    if isinstance(directory, LocalDirectory):
+        if directory.path.is_file():
+            raise FormatError(f"{directory.path}: is a file, not a vault", hint="open_sealed opens sealed files")
+        if not (directory.path / _META).exists():
+            raise FileNotFoundError(f"{directory.path}: no vault is there")
+    return unlock(directory, key)
 
 
 def unlock(directory: Directory, key: VaultKey) -> Unlocked:

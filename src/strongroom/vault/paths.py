@@ -20,7 +20,10 @@ def check_path(path: str) -> str:
         if len(path.encode()) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts):
             problem = f"wanted at most {MAX_PATH} bytes, and {MAX_NAME} between slashes"
     except UnicodeEncodeError:
-        problem = "wanted UTF-8"
+        raw = path[:100].encode("utf-8", "surrogateescape")
+        raise UsageError(
+            f"path in vault: {ascii(raw)[1:]}, wanted UTF-8", hint="rename it, or copy it through a mount"
+        ) from None
     if "\0" in path:
         problem = "contains NUL"
     elif any(part in ("", ".", "..") for part in parts):

@@ -201,9 +201,7 @@ def _put_link(vault: Vault, path: str, target: str) -> None:
 def _set_attributes(vault: Vault, path: str, status: os.stat_result) -> None:
     link = stat.S_ISLNK(status.st_mode)
     number = vault.stat(path, follow=False).inode
-    vault.change(
-        number, mode=None if link else stat.S_IMODE(status.st_mode) & MODE_BITS, mtime=max(0, status.st_mtime_ns)
-    )
+    vault.change(number, mode=None if link else stat.S_IMODE(status.st_mode) & MODE_BITS, mtime=status.st_mtime_ns)
 
 
 def unpack(

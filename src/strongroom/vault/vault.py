@@ -14,7 +14,7 @@ from strongroom.errors import FormatError, UsageError
 from strongroom.sealed import Anchor, NoFreshness
 from strongroom.sealed.layout import DEFAULT_BLOCK, MIN_BLOCK, check_block_size
 from strongroom.storage import Directory, LocalDirectory
-from strongroom.vault.access import VaultKey, check_ring, enroll, unlock
+from strongroom.vault.access import VaultKey, check_ring, find_key
 from strongroom.vault.inodes import Inodes, failure
 from strongroom.vault.paths import check_path, show, split
 from strongroom.vault.rows import ROOT_INODE, Inode
@@ -78,7 +78,7 @@ def open(  # noqa: A001  # used as `vault.open`
         if any(Path(path).iterdir()):
             raise FileExistsError(f"{os.fspath(path)}: is not empty")
         LocalDirectory(Path(path).absolute().parent).sync()
-    unlocked = enroll(directory, key) if mode == "x" else unlock(directory, key)
+    unlocked = find_key(directory, key, new=mode == "x")
     vault = Vault(directory, mode, unlocked.key, anchor, what=what)
     try:
         check_ring(vault, unlocked.ring)
