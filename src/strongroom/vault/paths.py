@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from strongroom.errors import UsageError
 from strongroom.vault.rows import MAX_NAME
 
@@ -20,9 +22,9 @@ def check_path(path: str) -> str:
         if len(path.encode()) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts):
             problem = f"wanted at most {MAX_PATH} bytes, and {MAX_NAME} between slashes"
     except UnicodeEncodeError:
-        raw = path[:100].encode("utf-8", "surrogateescape")
+        shown = re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", ascii(path[:100]))  # the bytes that stand behind them
         raise UsageError(
-            f"path in vault: {ascii(raw)[1:]}, wanted UTF-8", hint="rename it, or copy it through a mount"
+            f"path in vault: {shown}, wanted UTF-8", hint="rename it, or copy it through a mount"
         ) from None
     if "\0" in path:
         problem = "contains NUL"
