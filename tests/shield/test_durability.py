@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -205,7 +206,7 @@ def test_changes_of_another_process_become_visible(places: Places) -> None:
 
 def until(true: object) -> None:
     """Ask again and again, as a program that waits for another's file does."""
-    for _ in range(100_000):
-        if true():  # type: ignore[operator]
-            return
-    raise AssertionError("it never came")
+    deadline = time.monotonic() + 60
+    while not true():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise AssertionError("it never came")

@@ -89,3 +89,20 @@ def test_a_commit_that_finds_the_disk_full_can_be_done_again(log, after):
         "small": b"s" * 6000,
         "more": b"m" * 3000,
     }
+
+
+def test_removing_what_filled_the_disk_makes_room():
+    disk, anchor, opened = world(log=False)
+    file = opened.open("new", "xb")
+    names = set(disk.list())
+    with pytest.raises(OSError, match="No space"):
+        file.write(OLD)
+        fill(disk)
+        file.write(OLD * 20)
+    assert len(set(disk.list()) - names) == 1
+    file.close()
+    opened.remove("new")
+    assert set(disk.list()) == names
+    make_room(disk)
+    opened.close()
+    assert sorted(contents(disk, anchor)) == ["big", "small"]

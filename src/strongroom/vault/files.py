@@ -122,16 +122,18 @@ class Files:
 
     def drop(self, number: int) -> None:
         """Remove an inode that nothing leads to and nobody has open."""
+        inode = self.state.find(number)
+        files = {inode.body.file} if inode and isinstance(inode.body, Tree) else set()
         if node := self.nodes.get(number):
             if node._file:
+                files.add(node._file[0])
                 self.unsynced.pop(node._file[0], None)
             node.unload()
             self._forget(node)
-        inode = self.state.find(number)
         if inode:
             self.state.drop(number)
-            if isinstance(inode.body, Tree) and inode.body.file in self._fresh:
-                self._remove(inode.body.file)
+        for file in files & self._fresh:  # no commit names it, and none will: that is room at once
+            self._remove(file)
 
     def lock_inode(self, node: Node) -> None:
         """Keep other processes from writing to the file until a commit holds what is written here.
