@@ -154,5 +154,6 @@ def service(cas: Cas, loaded=None, *, attestation=None, identity=None, **options
 
 
 def client(server: Server, cas: Cas, **options) -> Client:
-    options = {"cas_root": cas.root, "policy": POLICY, "reference": reference()} | options
+    # The clock stands where the documents were made: the tests before this one may take longer than these are valid.
+    options = {"cas_root": cas.root, "policy": POLICY, "reference": reference(), "clock": lambda: NOW} | options
     return Client(f"https://127.0.0.1:{server.port}", **options)

@@ -22,10 +22,12 @@ from typing import Final
 
 import pyfuse3
 
+from strongroom.errors import FormatError, IntegrityError
 from strongroom.shield._answers import Answers, answer
 from strongroom.shield._places import FOREVER, SHORTLY, Place, Places, Shown, absent, attributes, made_up_top
 from strongroom.vault import Vault
 from strongroom.vault.node import Node
+from strongroom.vault.paths import show
 from strongroom.vault.rows import MAX_NAME, Inode
 
 _CHUNK: Final = 512
@@ -337,9 +339,19 @@ class VaultOperations(Answers):
             self._view = memoryview(self._buffer)
         view = self._view[:size]
         with vault._lock:
-            count = node.read_at(offset, view)
+            try:
+                count = node.read_at(offset, view)
+            except (IntegrityError, FormatError) as error:
+                raise type(error)(f"{self._name(vault, node)}: {error.message}", hint=error.hint) from None
         # The reply copies it before the next request is looked at.
         return view[:count]  # type: ignore[return-value]
+
+    def _name(self, vault: Vault, node: Node) -> str:
+        """The name by which the kernel came to a file, for a person."""
+        for _, place in self.places.known():
+            if place.shown.vault is vault and place.number == node.number:
+                return show(place.name)
+        return f"inode {node.number}"
 
     @answer
     def write(self, fh: int, offset: int, data: bytes) -> int:
