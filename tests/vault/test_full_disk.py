@@ -5,9 +5,10 @@ import os
 
 import pytest
 
-from strongroom.errors import StrongroomError
+from strongroom.errors import ConflictError, StrongroomError
 from strongroom.sealed import MemoryAnchor
 from strongroom.testing.storage import FaultyDirectory
+from strongroom.vault.journal import COMMIT_BYTE
 from strongroom.vault.vault import Vault
 
 KEY = bytes(range(32))
@@ -106,3 +107,31 @@ def test_removing_what_filled_the_disk_makes_room():
     make_room(disk)
     opened.close()
     assert sorted(contents(disk, anchor)) == ["big", "small"]
+
+
+def test_a_commit_done_again_is_on_top_of_the_newest_or_not_at_all():
+    """Full within `meta`, then another process commits: nothing of it is lost when the first one tries again."""
+    disk, anchor, opened = world(log=False)
+    opened.write_bytes("mine", b"m")
+    prepare = opened._meta._content.prepare
+
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opened._meta._content.prepare = full
+    with pytest.raises(OSError, match="No space"):
+        opened.commit()
+    opened._meta._content.prepare = prepare
+    with Vault(disk, "r+", KEY, anchor, what="vault") as other:
+        other.write_bytes("theirs", b"t")
+    held = []
+    finish = opened._finish
+    locks = disk.open("meta", "r", shared=True).locks
+    opened._finish = lambda: (held.extend(locks.holders(COMMIT_BYTE, COMMIT_BYTE)), finish())[1]
+    with pytest.raises(ConflictError):
+        opened.write_bytes("more", b"")
+    assert held == [COMMIT_BYTE]
+    with pytest.raises(StrongroomError, match="commits no more"):
+        opened.commit()
+    opened.discard()
+    assert sorted(contents(disk, anchor)) == ["big", "small", "theirs"]

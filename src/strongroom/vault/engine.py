@@ -198,6 +198,12 @@ class Engine:
         self._log_behind = False
         return root
 
+    def _decide(self) -> None:
+        """Do again what a full disk or a silent anchor prevented: perhaps the slot is still to be written."""
+        spared = self._breaking(spared=lambda: self._undecided and not self._meta.poisoned)
+        with spared, self._holding(COMMIT_BYTE) if self._locks else contextlib.nullcontext():
+            self._finish()
+
     @contextlib.contextmanager
     def _breaking(self, *, spared: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """What fails in here leaves nothing that could be committed later.
@@ -556,7 +562,7 @@ class Engine:
         if to_write and self._process != os.getpid():
             raise UsageError(f"{self._what}: opened by the process that this one was forked from", hint="open it here")
         if to_write and self._undecided and not self._broken:
-            self._finish()  # nothing is changed before the anchor has answered for what there is
+            self._decide()  # nothing is changed before the anchor has answered for what there is
         if to_write and self._broken:
             raise StrongroomError(
                 f"{self._what}: an earlier write or commit failed, so this opening commits no more",
