@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 from strongroom.errors import ConflictError, UsageError
@@ -46,13 +47,13 @@ class Commits(Stream):
         self._released: set[int] = set()
         self._at: Root | None = None
 
+    @abstractmethod
     def _take(self, version: Version | None) -> None:
         """Make the content that of a committed version; what was not committed is dropped."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _writing(self) -> None:
         """Raises unless something can be written."""
-        raise NotImplementedError
 
     @property
     def poisoned(self) -> bool:

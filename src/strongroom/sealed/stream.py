@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import threading
-from typing import TYPE_CHECKING, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
@@ -16,9 +17,14 @@ Mode = Literal["r", "w", "x", "r+"]
 
 
 class Stream(io.BufferedIOBase):
-    """The base of `SealedFile`, which has the bytes; here is the position. Any thread may call its methods."""
+    """The base of `SealedFile` and of a vault's files, which have the bytes; here is the position.
 
-    def __init__(self, mode: Mode) -> None:
+    Any thread may call its methods, which hold `_lock`.
+    """
+
+    _MODES: ClassVar[dict[str, str]] = {"r": "rb", "w": "wb", "x": "xb", "r+": "rb+", "r+b": "rb+"}
+
+    def __init__(self, mode: str) -> None:
         self._lock = threading.RLock()
         self._mode = mode
         self._position = 0
@@ -26,32 +32,37 @@ class Stream(io.BufferedIOBase):
     # What subclasses have.
 
     @property
+    @abstractmethod
     def length(self) -> int:
-        raise NotImplementedError
+        """In bytes, with what is not committed yet."""
 
+    @abstractmethod
     def read_at(self, offset: int, buffer: Buffer) -> int:
-        raise NotImplementedError
+        """Fill `buffer` from `offset` on, whatever the position is; the count is smaller only at the end."""
 
+    @abstractmethod
     def write_at(self, offset: int, data: Buffer) -> None:
-        raise NotImplementedError
+        """Write all of `data` at `offset`, whatever the position is."""
 
+    @abstractmethod
     def discard(self) -> None:
-        raise NotImplementedError
+        """Close without committing."""
 
+    @abstractmethod
     def _usable(self) -> None:
-        raise NotImplementedError
+        """Raises ValueError if it is closed."""
 
     # What it is.
 
     @property
     def mode(self) -> str:
-        return {"r": "rb", "w": "wb", "x": "xb", "r+": "rb+"}[self._mode]
+        return self._MODES.get(self._mode, self._mode)
 
     def readable(self) -> bool:
         return True
 
     def writable(self) -> bool:
-        return self._mode != "r"
+        return self.mode != "rb"
 
     def seekable(self) -> bool:
         return True
@@ -70,8 +81,8 @@ class Stream(io.BufferedIOBase):
         with self._lock:
             left = max(0, self.length - self._position)
             buffer = bytearray(left if size is None or size < 0 else min(size, left))
-            self.readinto(buffer)
-            return bytes(buffer)
+            count = self.readinto(buffer)
+            return bytes(buffer) if count == len(buffer) else bytes(buffer[:count])
 
     def read1(self, size: int = -1) -> bytes:
         return self.read(size)
