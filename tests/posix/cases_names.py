@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-from tests.posix.script import Script, bind, case, opened, read, renameat2, sorted_names, touch
+from tests.posix.script import Script, bind, case, opened, read, renameat2, sorted_names, syncfs, touch
 
 
 @case
@@ -82,6 +82,33 @@ def unlinking(s: Script) -> None:
     s.do(os.unlink, "f")
     s.look("f")
     s.do(sorted_names, ".")
+
+
+@case
+def gone_but_known(s: Script) -> None:
+    for name in ("unlinked", "replaced", "renamed", "linked"):
+        touch(name, b"was here", 0o640)
+    os.mkdir("directory", 0o750)
+    names = ("unlinked", "replaced", "linked", "directory")
+    held = {name: os.open(name, os.O_PATH) for name in names}
+    os.link("linked", "link")
+    whole = os.open(".", os.O_RDONLY)
+    os.unlink("unlinked")
+    os.rename("renamed", "replaced")
+    os.unlink("linked")
+    inside = os.open("directory", os.O_RDONLY)
+    os.rmdir("directory")
+    s.do(os.fchmod, inside, 0o700)
+    for name, fd in held.items():
+        found = os.fstat(fd)
+        s.note(name, (oct(found.st_mode), found.st_nlink if name != "directory" else None))
+        os.close(fd)
+    os.close(inside)
+    os.fsync(whole)
+    os.close(whole)
+    s.do(syncfs, ".")
+    s.do(read, "replaced")
+    s.look("link")
 
 
 @case

@@ -87,6 +87,16 @@ def renameat2(old: str, new: str, flags: int) -> None:
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
+def syncfs(path: str) -> None:
+    """Sync the whole file system, and hear of everything that failed since it was opened."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if _libc.syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), "syncfs")
+    finally:
+        os.close(fd)
+
+
 def opened(path: str, flags: int, mode: int = 0o777) -> str:
     fd = os.open(path, flags, mode)
     os.close(fd)

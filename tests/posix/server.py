@@ -72,7 +72,9 @@ def served(directory: Path, point: Path, *options: str) -> Iterator[Server]:
             assert process.returncode == 0 and "failure: None" in said, said
     finally:
         if process.poll() is None:
-            server.kill()
+            process.kill()
+            process.wait()
+        detach(point)  # whatever happened: nobody could remove the directory
         process.stdout.close()
 
 

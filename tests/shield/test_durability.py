@@ -65,6 +65,39 @@ def test_unmounting_from_outside_commits(places: Places) -> None:
         assert found.read_bytes("f") == b"1" * 300_000
 
 
+def test_the_last_request_may_be_one_that_the_end_cuts_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel then says "aborted" where it else says that the mount is gone; once in some thousand ends it does."""
+    pyfuse3 = pytest.importorskip("pyfuse3")
+    from strongroom.shield._loop import Loop
+
+    async def main(number: int) -> None:
+        raise OSError(number, "fuse_session_receive_buf failed")
+
+    loop = Loop(None)
+    monkeypatch.setattr(pyfuse3, "main", lambda **options: main(errno.ECONNABORTED))
+    loop.run()
+    monkeypatch.setattr(pyfuse3, "main", lambda **options: main(errno.EIO))
+    with pytest.raises(OSError, match="receive_buf"):
+        loop.run()
+    loop.close()
+
+
+def test_an_aborted_connection_commits_and_is_a_failure(places: Places) -> None:
+    connections = Path("/sys/fs/fuse/connections")
+    with served(*places) as server:
+        write_synced(server.point / "f", b"synced")
+        number = os.minor(server.point.stat().st_dev)
+        abort = connections / str(number) / "abort"
+        if not os.access(abort, os.W_OK):
+            pytest.skip(f"{abort} cannot be written")
+        abort.write_text("1")
+        server.process.wait(60)
+        assert server.process.stdout is not None
+        assert "ConnectionAbortedError" in server.process.stdout.read()
+    with opened(places) as found:
+        assert found.read_bytes("f") == b"synced"
+
+
 def test_what_was_synced_survives_a_kill(places: Places) -> None:
     with served(*places) as server:
         point = server.point

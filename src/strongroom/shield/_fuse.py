@@ -166,15 +166,21 @@ class VaultOperations(Answers):
     @answer
     def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         place = self._parent(parent)
-        place.shown.vault.unlink_at(place.number, name)
+        self._removed(place.shown, place.shown.vault.unlink_at(place.number, name))
 
     @answer
     def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         place = self._parent(parent)
-        inode = place.shown.vault.lookup(place.number, name)
-        place.shown.vault.rmdir_at(place.number, name)
-        if (known := self.places.get(inode.id ^ place.shown.mask)) is not None:
-            known.removed = replace(inode, links=0)
+        self._removed(place.shown, place.shown.vault.rmdir_at(place.number, name))
+
+    def _removed(self, shown: Shown, inode: Inode) -> None:
+        """Remember what lost a name for as long as the kernel does, if that was its last.
+
+        The kernel goes on to ask about it, and after a name is gone it hands over times; an error would be one of the
+        whole file system to the next `syncfs`.
+        """
+        if not inode.links and (known := self.places.get(inode.id ^ shown.mask)) is not None:
+            known.removed = inode
 
     @answer
     def rename(
@@ -186,10 +192,14 @@ class VaultOperations(Answers):
         if place.shown is not above.shown:
             raise OSError(errno.EXDEV, "")
         vault = place.shown.vault
-        inode = vault.rename_at(place.number, name, above.number, new_name, flags)
+        inode, other = vault.rename_at(place.number, name, above.number, new_name, flags)
         self._renamed(place.shown, inode, (parent, name), (new_parent, new_name))
+        if other is None:
+            return
         if flags & pyfuse3.RENAME_EXCHANGE:
-            self._renamed(place.shown, vault.lookup(place.number, name), (new_parent, new_name), (parent, name))
+            self._renamed(place.shown, other, (new_parent, new_name), (parent, name))
+        else:
+            self._removed(place.shown, other)
 
     def _renamed(self, shown: Shown, inode: Inode, old: tuple[int, bytes], new: tuple[int, bytes]) -> None:
         ino = inode.id ^ shown.mask
@@ -209,7 +219,13 @@ class VaultOperations(Answers):
         if place is None and ino == pyfuse3.ROOT_INODE:
             return made_up_top(self._owner, self._began)
         place = self.places[ino]
-        return attributes(place.shown, place.removed or place.shown.vault.inode(place.number))
+        return attributes(place.shown, self._gone(place) or place.shown.vault.inode(place.number))
+
+    @staticmethod
+    def _gone(place: Place) -> Inode | None:
+        """What an inode was that has no name any more, and that nobody has open."""
+        removed = place.removed
+        return None if removed is None or place.shown.vault.has_inode(place.number) else removed
 
     @answer
     def getattr(self, ino: int, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
@@ -224,7 +240,9 @@ class VaultOperations(Answers):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        place = self._parent(ino)
+        if self.places.get(ino) is None and ino == pyfuse3.ROOT_INODE:
+            raise OSError(errno.EROFS, "")
+        place = self.places[ino]
         shown, vault = place.shown, place.shown.vault
         changes: dict[str, int] = {}
         if fields.update_mode:
@@ -239,6 +257,10 @@ class VaultOperations(Answers):
             changes["atime"] = attr.st_atime_ns
         if fields.update_mtime:
             changes["mtime"] = attr.st_mtime_ns
+        if (gone := self._gone(place)) is not None:
+            changes["mode"] = stat.S_IFMT(gone.mode) | changes.get("mode", stat.S_IMODE(gone.mode))
+            place.removed = replace(gone, **changes)  # type: ignore[arg-type]  # of the numbers among its fields
+            return attributes(shown, place.removed)
         return attributes(shown, vault.change(place.number, **changes))
 
     # Directories.

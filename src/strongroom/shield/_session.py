@@ -80,6 +80,7 @@ class Session:
     def _run(self) -> None:
         try:
             self._loop.run()
+            self._check_unmounted()
         except BaseException as error:
             self._failed("serving", error)
         finally:
@@ -92,6 +93,16 @@ class Session:
                 self._failed("the last commit", error)
                 self._error = error
             self._done.set()
+
+    def _check_unmounted(self) -> None:
+        """Raises if what ended was not the mount but its connection, so that the kernel lost what it still held."""
+        if self._ended:
+            return  # by `end`: then the mount may even be alive, and would want an answer from this thread
+        try:
+            os.statvfs(self._mountpoint)  # of which the kernel remembers nothing
+        except OSError as error:
+            if error.errno == errno.ENOTCONN:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "somebody aborted the connection") from None
 
     def _failed(self, what: str, error: BaseException) -> None:
         self._operations.fail(error)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _DEVICE = "/dev/fuse"
 _MNT_DETACH = 2
 _READAHEAD_KIB = 1024
-_DIRTY_PERCENT = 20
+_DIRTY_PERCENT = 3
 _one_mount = threading.Lock()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strongroom.errors import FormatError, LockedError, UsageError
+from strongroom.storage import background
 from strongroom.storage.locks import OPEN_BYTE, OfdLocks, ofd_locks
 from strongroom.storage.protocols import LOCKS_AT, OpenMode, Storage
 
@@ -93,6 +94,7 @@ class FileStorage:
         self.path = os.fspath(path)
         self._fd = _open_regular(self.path, flags)
         self._seek_lock = threading.Lock()
+        self._written = 0  # bytes, since the kernel was asked to write them out; several threads may miss some
         self.locks: OfdLocks | None = None
         try:
             self.locks = ofd_locks(self._fd, owned=False)
@@ -142,10 +144,19 @@ class FileStorage:
 
     def write_at(self, offset: int, data: Buffer) -> None:
         view = memoryview(data)
+        self._written += len(view)
         while view:
-            count = self._write(offset, view)
+            try:
+                count = self._write(offset, view)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not background.freed():
+                    raise
+                count = self._write(offset, view)
             offset += count
             view = view[count:]
+        if self._written >= background.WRITE_OUT:
+            self._written = 0
+            background.write_out(self._fd)
 
     def _write(self, offset: int, view: memoryview) -> int:
         if hasattr(os, "pwrite"):
@@ -239,7 +250,7 @@ class LocalDirectory:
         self._at(old).replace(self._at(new))
 
     def unlink(self, name: str) -> None:
-        self._at(name).unlink()
+        background.unlink(self._at(name))
 
     def list(self) -> list[str]:
         with os.scandir(self.path) as entries:

@@ -46,6 +46,12 @@ class Inodes(Engine):
                 raise failure(errno.ESTALE)
             return found
 
+    def has_inode(self, number: int) -> bool:
+        """Whether there is one, be it only because somebody has it open."""
+        with self._lock:
+            self._usable()
+            return self._state.find(number) is not None
+
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode that a name leads to. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
         with self._lock:
@@ -143,8 +149,11 @@ class Inodes(Engine):
             self._touch_directory(above, now)
             return inode
 
-    def unlink_at(self, parent: int, name: bytes) -> None:
-        """Take a name from a file; the last name takes the file with it, once nobody has it open. Raises EISDIR."""
+    def unlink_at(self, parent: int, name: bytes) -> Inode:
+        """Take a name from a file; the last name takes the file with it, once nobody has it open. Raises EISDIR.
+
+        Returns the inode, which has as many links as there are names left.
+        """
         with self._lock:
             self._usable(to_write=True)
             inode = self.lookup(parent, name)
@@ -154,9 +163,10 @@ class Inodes(Engine):
             self._state.unlink(parent, name)
             self._unnamed(inode, now)
             self._touch_directory(self.inode(parent), now)
+            return inode
 
-    def rmdir_at(self, parent: int, name: bytes) -> None:
-        """Remove an empty directory. Raises ENOTDIR, ENOTEMPTY."""
+    def rmdir_at(self, parent: int, name: bytes) -> Inode:
+        """Remove an empty directory; the inode that it had. Raises ENOTDIR, ENOTEMPTY."""
         with self._lock:
             self._usable(to_write=True)
             inode = self.lookup(parent, name)
@@ -168,11 +178,14 @@ class Inodes(Engine):
             self._state.unlink(parent, name)
             self._unnamed(inode, now)
             self._touch_directory(self.inode(parent), now)
+            return inode
 
-    def rename_at(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> Inode:
-        """Give what has a name another, replacing what has that, as renameat2(2) does with NOREPLACE and EXCHANGE; it.
+    def rename_at(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+    ) -> tuple[Inode, Inode | None]:
+        """Give what has a name another, replacing what has that, as renameat2(2) does with NOREPLACE and EXCHANGE.
 
-        The content of the file is durable no later than its new name.
+        The content of the file is durable no later than its new name. Returns it, and what had the new name.
         """
         with self._lock:
             self._usable(to_write=True)
@@ -192,7 +205,7 @@ class Inodes(Engine):
             if other is not None and other.is_dir and parent != new_parent and self._is_below(parent, other.id):
                 raise failure(errno.EINVAL if flags & RENAME_EXCHANGE else errno.ENOTEMPTY, new_name)
             if other is inode:
-                return inode
+                return inode, inode
             now = self._clock()
             if flags & RENAME_EXCHANGE and other is not None:
                 self._state.link(parent, name, other.id)
@@ -211,7 +224,7 @@ class Inodes(Engine):
             self._touch_directory(above, now)
             if parent != new_parent:
                 self._touch_directory(new_above, now)
-            return inode
+            return inode, other
 
     def _check_replaceable(self, inode: Inode, other: Inode, name: bytes) -> None:
         if other.is_dir:
