@@ -33,6 +33,7 @@ from strongroom.vault.rows import MAX_NAME, Inode
 _CHUNK: Final = 512
 _DOTS: Final = 2
 _MAX_REQUEST: Final = 1 << 20
+_SAME_TIME: Final = 10_000_000  # ns by which the kernel and we may tell the time of one request differently
 _ROOM: Final = 1 << 50  # what a storage that cannot tell has left
 
 
@@ -97,17 +98,12 @@ class VaultOperations(Answers):
         place = self.places.get(parent)
         if place is None:
             return self._lookup_top(parent, name)
-        try:
-            inode = place.shown.vault.lookup(place.number, name)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            if name in (b".", b".."):
-                return self._lookup_dot(place, parent, name)
-            if len(name) > MAX_NAME:
-                raise OSError(errno.ENAMETOOLONG, "") from None
-            return self._absent
-        return self._told(place.shown, inode, parent, name)
+        inode = place.shown.vault.find(place.number, name)
+        if inode is not None:
+            return self._told(place.shown, inode, parent, name)
+        if name in (b".", b".."):
+            return self._lookup_dot(place, parent, name)
+        return self._absent
 
     def _lookup_dot(self, place: Place, ino: int, name: bytes) -> pyfuse3.EntryAttributes:
         if name == b".." and (above := self.places.get(place.parent)) is not None:
@@ -261,6 +257,10 @@ class VaultOperations(Answers):
             changes["mode"] = stat.S_IFMT(gone.mode) | changes.get("mode", stat.S_IMODE(gone.mode))
             place.removed = replace(gone, **changes)  # type: ignore[arg-type]  # of the numbers among its fields
             return attributes(shown, place.removed)
+        if fields.update_ctime and len(changes) == 1 and "mtime" in changes:
+            inode = vault.inode(place.number)
+            if inode.mtime == attr.st_mtime_ns and abs(inode.ctime - attr.st_ctime_ns) < _SAME_TIME:
+                return attributes(shown, inode)  # of what was linked, renamed, or lost a name just now
         return attributes(shown, vault.change(place.number, **changes))
 
     # Directories.

@@ -54,14 +54,19 @@ class Inodes(Engine):
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode that a name leads to. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
+        found = self.find(parent, name)
+        if found is None:
+            raise failure(errno.ENOENT, name)
+        return found
+
+    def find(self, parent: int, name: bytes) -> Inode | None:
+        """As `lookup`, but None if the directory has no such name."""
         with self._lock:
             self._directory_inode(parent)
             if len(name) > MAX_NAME:
                 raise failure(errno.ENAMETOOLONG, name[:100])
             number = self._state.entry(parent, name)
-            if number is None:
-                raise failure(errno.ENOENT, name)
-            return self.inode(number)
+            return None if number is None else self.inode(number)
 
     def entries(self, parent: int, after: bytes = b"", limit: int = -1) -> list[tuple[bytes, Inode]]:
         """The names behind `after` in a directory, sorted, with their inodes."""
