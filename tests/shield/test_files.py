@@ -182,7 +182,7 @@ def test_a_handler_that_fails_is_an_input_output_error(mounted, opened, monkeypa
     def broken(*arguments):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(opened, "lookup", broken)
+    monkeypatch.setattr(opened, "find", broken)
     with pytest.raises(OSError) as caught:
         (mounted.path / "big").stat()
     assert caught.value.errno == errno.EIO

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _DEVICE = "/dev/fuse"
 _MNT_DETACH = 2
 _READAHEAD_KIB = 1024
-_DIRTY_PERCENT = 3
 _one_mount = threading.Lock()
 
 
@@ -168,16 +167,15 @@ def check_beside(mountpoint: Path, *needed: Path) -> None:
 
 
 def _tune(path: Path) -> None:
-    """Ask for larger reads, and for more room for what is not written back yet, where the sandbox lets one.
+    """Ask for larger reads, where the sandbox lets one: most of the time of a request goes into the request itself.
 
-    Most of the time of a request goes into the request itself; and the kernel makes a program that writes wait for the
-    mount once a hundredth of the memory is dirty, which leaves two of three idle in turns.
+    That the kernel begins to hand over what was written once a hundredth of the memory is dirty is left as it is: so
+    programs write, and we encrypt, at the same time.
     """
     with contextlib.suppress(OSError):
         device = path.stat().st_dev
         bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
         (bdi / "read_ahead_kb").write_text(str(_READAHEAD_KIB))
-        (bdi / "max_ratio").write_text(str(_DIRTY_PERCENT))
 
 
 def _check_device() -> None:
