@@ -1,0 +1,539 @@
+"""The mirror of a training state: one sealed file, one commit a step, several of them kept.
+
+Invariants:
+
+- A commit is one of the sealed file's: after a crash at any instant, what restores is the last commit that was
+  acknowledged, or the one that was under way, whole.
+- What a commit holds is the state at the moment of the call: overlapped ones copy it before the call returns.
+- At most one commit is under way. A failure of it is raised by the next call, and never taken for success.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from strongroom.errors import StrongroomError, UsageError
+from strongroom.mirror import region
+from strongroom.mirror.manifest import MAX_STEP, Layout, Manifest, Wanted, arrange, unique
+from strongroom.mirror.restored import Restored, read_manifest
+from strongroom.mirror.state import encode
+from strongroom.sealed import NO_FRESHNESS, Anchor, Grouped, NoFreshness, Root
+from strongroom.sealed.file import SealedFile
+from strongroom.sealed.layout import DEFAULT_BLOCK, check_block_size
+from strongroom.sealed.opening import check_anchor, check_key, open_in
+from strongroom.storage import Directory, LocalDirectory, is_full
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+_logger = logging.getLogger("strongroom.mirror")
+
+MAX_KEPT: Final = 14  # of the 16 versions that a slot lists; two are left to readers
+_COMPARED: Final = 1 << 20  # bytes compared at once, about what the second-level cache holds
+_LAZY_COMMITS: Final = 64
+_LAZY_SECONDS: Final = 5.0
+
+Bytes = npt.NDArray[np.uint8]
+Mode = Literal["synchronous", "overlapped"]
+Durability = Literal["power", "process"]
+
+
+class MirrorWarning(UserWarning):
+    """A commit was left out, and training went on without it."""
+
+
+class Commit:
+    """One commit: first the place to put the state, then, once its ``with`` block ended, what became of it.
+
+    Attributes:
+        step: the step it is of.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self._state: dict[str, object] = {}
+        self._future: Future[Root] | None = None
+
+    def __setitem__(self, name: str, value: object) -> None:
+        """Put a part of the state: arrays, numbers, text, bytes, and lists, tuples and dicts of them.
+
+        Nothing is copied before the ``with`` block ends.
+        """
+        self._state[name] = value
+
+    def update(self, state: Mapping[str, object]) -> None:
+        """Put several parts."""
+        self._state.update(state)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is decided, one way or the other."""
+        return self._future is not None and self._future.done()
+
+    def durable(self, timeout: float | None = None) -> Root:
+        """Wait until it is on the disk, as durably as the mirror was asked to be; its root.
+
+        Raises:
+            UsageError: its ``with`` block has not ended, or ended by an exception.
+            TimeoutError: not within `timeout` seconds.
+            OSError, StrongroomError: it failed. The commit before it is the newest.
+        """
+        if self._future is None:
+            raise UsageError(f"commit of step {self.step}: was not made, wanted one whose with block ended")
+        return self._future.result(timeout)
+
+
+class Mirror:
+    """A mirror that is open for writing. Made by `open`; used by one thread at a time."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        name: str,
+        *,
+        key: bytes,
+        anchor: Anchor | NoFreshness,
+        keep: int,
+        mode: Mode,
+        delta: bool,
+        when_full: Literal["warn", "raise"],
+        block_size: int,
+        what: str,
+        where: region.Region,
+        clock: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._name = name
+        self._key = key
+        self._anchor = anchor
+        self._keep = keep
+        self._overlapped = mode == "overlapped"
+        self._delta = delta
+        self._when_full = when_full
+        self._what = what
+        self._clock = clock
+        self.region = where
+        self.missed = 0  # commits left out since the last one that was made
+        self.written = 0  # bytes of arrays that the last commit had to write
+        self._file = self._open_file("r+" if _holds(directory, name) else "x", block_size)
+        self._manifest = read_manifest(self._file) if self._file.root else None
+        self._kept: list[tuple[int, int]] = []  # (step, sequence) of what is retained, the oldest first
+        if self._manifest and self._file.root:
+            sequences = {root.sequence for root in self._file.retained}
+            mine = (*self._manifest.kept, (self._manifest.step, self._file.root.sequence))
+            self._kept = [one for one in mine if one[1] in sequences]
+        self._layout = self._manifest.layout if self._manifest else None
+        self._future_kept: list[tuple[int, int]] = []  # of steps behind the one that was restored
+        self._went_back: int | None = None  # the version that was restored, if it is not the newest
+        # What the file holds at each place, if that is known; a copy of the state, if commits overlap.
+        self._known: Bytes | None = None
+        self._copy: Bytes | None = None
+        self._known_layout: Layout | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mirror") if self._overlapped else None
+        self._under_way: Commit | None = None
+        self._process = os.getpid()
+        self._closed = False
+
+    def _open_file(self, mode: Any, block_size: int = DEFAULT_BLOCK, *, at: int | None = None) -> SealedFile:
+        return open_in(
+            self._directory,
+            self._name,
+            mode,
+            self._key,
+            self._anchor,
+            block_size,
+            what=self._what,
+            at=at,
+            cache=1 << 20,
+        )
+
+    # Looking.
+
+    @property
+    def step(self) -> int | None:
+        """The step of the newest commit that is acknowledged; None before the first."""
+        return self._manifest.step if self._manifest else None
+
+    @property
+    def root(self) -> Root | None:
+        """The root of that commit."""
+        return self._file.root
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that can be restored, the oldest first."""
+        kept = [step for step, _ in self._kept if self.step is None or step < self.step]
+        return kept if self.step is None else [*kept, self.step]
+
+    # Committing.
+
+    @contextlib.contextmanager
+    def begin(self, step: int) -> Iterator[Commit]:
+        """A commit of `step`: ``with mirror.begin(step) as commit: commit["model"] = arrays``.
+
+        It is made when the block ends, and not at all if that raises. A synchronous one is durable then; of an
+        overlapped one a copy was taken, and `Commit.durable` waits for it.
+
+        Args:
+            step: above that of the commit before.
+
+        Raises:
+            UsageError: the step does not rise; a value that cannot be kept, by name.
+            OSError: the disk failed, now or, overlapped, in the commit before. A full disk does so only if
+                ``when_full="raise"``; else it is a `MirrorWarning`, and the commit before stays the newest.
+            ConflictError: another writer, or another anchor than this mirror's.
+        """
+        self._settle()
+        self._check(step)
+        commit = Commit(step)
+        yield commit
+        self._make(commit)
+
+    def commit(self, step: int, state: Mapping[str, object]) -> Commit:
+        """As `begin`, in one call."""
+        with self.begin(step) as commit:
+            commit.update(state)
+        return commit
+
+    def _check(self, step: int) -> None:
+        if self._closed:
+            raise ValueError(f"{self._what}: is closed")
+        if self._process != os.getpid():
+            raise UsageError(f"{self._what}: opened by the process that this one was forked from", hint="open it here")
+        newest = self.step
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= MAX_STEP:
+            raise UsageError(f"step: {step!r}, wanted a number from 0 to 2^63 - 1")
+        if newest is not None and step <= newest:
+            raise UsageError(
+                f"step: {step}, wanted one above {newest}", hint="restore() says where to go on; step=N goes back"
+            )
+
+    def _make(self, commit: Commit) -> None:
+        values, found = encode(commit._state)
+        names = unique([path for path, _ in found])
+        arrays = [array for _, array in found]
+        wanted = [
+            Wanted(name, array.kind, array.dtype, array.shape, memoryview(array.data).nbytes)
+            for name, array in zip(names, arrays, strict=True)
+        ]
+        layout = arrange(wanted, self._file.block_size, self._layout)
+        if self._layout and layout == self._layout:
+            layout = self._layout
+        views = [
+            np.frombuffer(array.data, np.uint8) if wanted[i].nbytes else _NOTHING for i, array in enumerate(arrays)
+        ]
+        tail = self._tail(layout, views)
+        whole = [(entry.offset, view[: entry.whole]) for entry, view in zip(layout.entries, views, strict=True)]
+        whole = [(offset, view) for offset, view in whole if len(view)]
+        if self._pool is None:
+            commit._future = Future()
+            try:
+                commit._future.set_result(self._seal(commit, layout, values, whole, tail))
+            except BaseException as error:
+                commit._future.set_exception(error)
+                self._settle_with(commit)
+            return
+        image = self._take_copy(layout, whole)
+        pieces = [(offset, image[offset : offset + len(view)]) for offset, view in whole]
+        commit._state = {}
+        commit._future = self._pool.submit(self._seal, commit, layout, values, pieces, tail)
+        self._under_way = commit
+
+    @staticmethod
+    def _tail(layout: Layout, views: list[Bytes]) -> Bytes:
+        tail = np.zeros(layout.rest, np.uint8)
+        for entry, view in zip(layout.entries, views, strict=True):
+            tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
+        return tail
+
+    def _take_copy(self, layout: Layout, whole: list[tuple[int, Bytes]]) -> Bytes:
+        if self._copy is None or len(self._copy) != layout.area:
+            self._copy = None  # first give back what there was
+            self._copy = np.empty(layout.area, np.uint8)
+        for offset, view in whole:
+            self._copy[offset : offset + len(view)] = view
+        return self._copy
+
+    # In the thread that seals, or in the caller's own.
+
+    def _seal(self, commit: Commit, layout: Layout, values: Any, whole: list[tuple[int, Bytes]], tail: Bytes) -> Root:
+        file = self._file
+        known = self._known if self._known_layout == layout else None
+        self._known_layout = None  # until this is committed nobody knows what the file holds
+        if layout != self._layout or self._manifest is None:
+            self._punch(layout)
+        self.written = 0
+        if self._delta and known is not None:
+            for offset, view in whole:
+                self._write_changed(offset, view, known)
+        else:
+            if self._delta:
+                known = np.empty(layout.area, np.uint8) if known is None else known
+            for offset, view in whole:
+                file.write_at(offset, view)
+                self.written += len(view)
+                if known is not None:
+                    known[offset : offset + len(view)] = view
+        kept = self._plan_kept()
+        manifest = Manifest(commit.step, float(self._clock()), layout, values, tuple(kept))
+        end = tail.tobytes() + manifest.to_bytes()
+        self.written += len(tail)
+        file.write_at(layout.area, end)
+        file.truncate(layout.area + len(end))
+        root = file.commit(retain=self._keep > 1)
+        self._manifest, self._layout = manifest, layout
+        self._kept = [*kept, (commit.step, root.sequence)] if self._keep > 1 else []
+        self._future_kept, self._went_back = [], None
+        self._known, self._known_layout = (known, layout) if self._delta else (None, None)
+        return root
+
+    def _punch(self, layout: Layout) -> None:
+        """What lies between the arrays now was another's: holes take no room."""
+        at = 0
+        for entry in sorted(layout.entries, key=lambda entry: entry.offset):
+            if entry.whole:
+                if entry.offset > at:
+                    self._file.punch(at, entry.offset - at)
+                at = max(at, entry.offset + entry.whole)
+
+    def _write_changed(self, offset: int, view: Bytes, known: Bytes) -> None:
+        """Write the blocks of `view` that differ from what is known, and know them from now on."""
+        block = self._file.block_size
+        step = max(block, _COMPARED // block * block)
+        for at in range(0, len(view), step):
+            new = view[at : at + step]
+            old = known[offset + at : offset + at + len(new)]
+            if np.array_equal(new.view(np.uint64), old.view(np.uint64)):
+                continue
+            changed = (new.reshape(-1, block).view(np.uint64) != old.reshape(-1, block).view(np.uint64)).any(axis=1)
+            for first, stop in _runs(np.flatnonzero(changed)):
+                self._file.write_at(offset + at + first * block, new[first * block : stop * block])
+                self.written += (stop - first) * block
+            old[:] = new
+
+    def _plan_kept(self) -> list[tuple[int, int]]:
+        """What stays retained beside the commit that is being made; the rest is released with it."""
+        retained = {root.sequence for root in self._file.retained}
+        for _, sequence in self._future_kept:
+            if sequence in retained:
+                self._file.release(sequence)
+                retained.discard(sequence)
+        dead = {sequence for _, sequence in self._future_kept}
+        kept = [one for one in self._kept if one[1] in retained and one[1] not in dead]
+        for _, sequence in kept[: max(0, len(kept) - (self._keep - 1))]:
+            self._file.release(sequence)
+        return kept[max(0, len(kept) - (self._keep - 1)) :] if self._keep > 1 else []
+
+    # What became of it.
+
+    def _settle(self) -> None:
+        """Wait for the commit under way; raises if it failed."""
+        commit, self._under_way = self._under_way, None
+        if commit is not None and commit._future is not None:
+            if commit._future.exception() is None:
+                self.missed = 0
+                return
+            self._settle_with(commit)
+
+    def _settle_with(self, commit: Commit) -> None:
+        assert commit._future is not None  # noqa: S101  # it failed
+        error = commit._future.exception()
+        self.missed += 1
+        self._known_layout = None
+        if isinstance(error, OSError) and is_full(error) and self._when_full == "warn" and not self._file.poisoned:
+            message = f"{self._what}: no room for step {commit.step}; step {self.step} stays the newest that restores"
+            _logger.warning("%s", message)
+            warnings.warn(message, MirrorWarning, stacklevel=5)
+            return
+        if error is not None:
+            raise error
+
+    # Restoring.
+
+    def restore(self, step: int | None = None) -> Restored | None:
+        """The state of the newest commit, or of an older one that is kept; None if there is none yet.
+
+        What is committed next follows the step restored: commits of later steps are then given up.
+
+        Raises:
+            UsageError: that step is not kept.
+            IntegrityError: a block is not what was committed.
+            RollbackError: what lies there is older than the anchor.
+        """
+        self._settle()
+        self._check(0 if self.step is None else self.step + 1)
+        if self._manifest is None:
+            if step is not None:
+                raise UsageError(f"step: {step}, and {self._what} has none yet")
+            return None
+        if step in (None, self.step):
+            return self._restored_at(self._went_back)
+        for kept, sequence in self._kept:
+            if kept == step:
+                restored = self._restored_at(sequence)
+                self._go_back(restored.manifest, sequence)
+                return restored
+        raise UsageError(f"step: {step} is not kept, wanted one of {', '.join(map(str, self.steps))}")
+
+    def _restored_at(self, sequence: int | None) -> Restored:
+        if sequence is None:
+            assert self._manifest is not None  # noqa: S101  # there is a commit
+            return Restored(self._file, self._manifest, owned=False)
+        reader = self._open_file("r", at=sequence)
+        try:
+            return Restored(reader, read_manifest(reader), owned=True)
+        except BaseException:
+            reader.discard()
+            raise
+
+    def _go_back(self, manifest: Manifest, sequence: int) -> None:
+        self._future_kept += [one for one in self._kept if one[0] > manifest.step]
+        self._kept = [one for one in self._kept if one[0] <= manifest.step]
+        self._manifest, self._went_back = manifest, sequence
+        self._known_layout = None
+
+    # The end.
+
+    def close(self) -> None:
+        """Wait for the commit under way, and give back the file. Closing twice is fine.
+
+        Raises:
+            as the commit under way, if it failed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._settle()
+        finally:
+            if self._pool:
+                self._pool.shutdown()
+            try:
+                if not self._file.poisoned and self._file.root is not None:
+                    self._file.close()
+                    if isinstance(self._directory, region.LazyDirectory):
+                        self._directory.flush()
+            finally:
+                self._file.discard()
+                self._copy = self._known = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError, StrongroomError):  # the block's own exception says more
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Mirror {self._what!r} step={self.step}>"
+
+
+_NOTHING: Final = np.empty(0, np.uint8)
+
+
+def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
+    path: str | os.PathLike[str] | Directory,
+    *,
+    key: bytes,
+    anchor: Anchor | NoFreshness,
+    keep: int = 2,
+    mode: Mode = "synchronous",
+    delta: bool = False,
+    durability: Durability = "power",
+    when_full: Literal["warn", "raise"] = "warn",
+    block_size: int = DEFAULT_BLOCK,
+    clock: Callable[[], float] = time.time,
+) -> Mirror:
+    """Open the mirror at a path, or make a new one there.
+
+    Args:
+        path: of its file; or a directory of the storage seam, in which the file is ``mirror``.
+        key: 32 bytes.
+        anchor: where the latest root is remembered, or `NO_FRESHNESS` to accept any authentic version, however old.
+        keep: 1 to 14 commits that can be restored; each takes the room of what has changed since.
+        mode: ``synchronous``: a commit is durable when its ``with`` block ends. ``overlapped``: a copy is taken then,
+            and sealed in a thread while training goes on; memory of one more state.
+        delta: seal only blocks that differ from the commit before; memory of one more state. Worth it where much stays
+            the same, such as frozen layers.
+        durability: ``power``: a commit survives a power cut. ``process``: it survives the process; it is synced when
+            the anchor moves, every 64 commits or 5 seconds, and when the mirror is closed.
+        when_full: whether a full disk is a `MirrorWarning`, and training goes on, or an error.
+        block_size: of a new file.
+        clock: seconds since 1970.
+
+    Raises:
+        LockedError: another process has it open for writing.
+        FormatError: the file is no mirror.
+        WrongKeyError, TamperedError, RollbackError: as `open_sealed`.
+    """
+    check_key(key)
+    check_anchor(anchor)
+    check_block_size(block_size)
+    for what, value, choices in (
+        ("mode", mode, ("synchronous", "overlapped")),
+        ("durability", durability, ("power", "process")),
+        ("when_full", when_full, ("warn", "raise")),
+    ):
+        if value not in choices:
+            raise UsageError(f"{what}: {value!r}, wanted {' or '.join(choices)}")
+    if not 1 <= keep <= MAX_KEPT:
+        raise UsageError(f"keep: {keep} commits, wanted 1 to {MAX_KEPT}")
+    if isinstance(path, (str, os.PathLike)):
+        real = Path(os.path.realpath(path))
+        where = region.look(real, durability)
+        what, name = os.fspath(path), real.name
+        directory: Directory = LocalDirectory(real.parent, mapped=where.kind == "dax")
+        if durability == "process":
+            lazy = region.LazyDirectory(real.parent)
+            directory = lazy
+            if anchor is not NO_FRESHNESS:
+                inner = region.SyncFirst(anchor, lazy)
+                anchor = Grouped(inner, every_commits=_LAZY_COMMITS, every_seconds=_LAZY_SECONDS, clock=time.monotonic)
+    else:
+        directory, name, what = path, "mirror", "mirror"
+        where = region.Region("other", durability, "the storage's own")
+    return Mirror(
+        directory,
+        name,
+        key=key,
+        anchor=anchor,
+        keep=keep,
+        mode=mode,
+        delta=delta,
+        when_full=when_full,
+        block_size=block_size,
+        what=what,
+        where=where,
+        clock=clock,
+    )
+
+
+def _holds(directory: Directory, name: str) -> bool:
+    return name in directory.list()
+
+
+def _runs(blocks: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """(first, behind the last) of each run of consecutive numbers."""
+    if not len(blocks):
+        return
+    breaks = np.flatnonzero(np.diff(blocks) != 1)
+    firsts = [int(blocks[0]), *(int(blocks[i + 1]) for i in breaks)]
+    lasts = [*(int(blocks[i]) for i in breaks), int(blocks[-1])]
+    yield from ((first, last + 1) for first, last in zip(firsts, lasts, strict=True))

@@ -1,0 +1,41 @@
+"""Spot instances: cheap machines that are taken away when their price rises. What does a mirror save there?
+
+`read` takes a trace of prices or of availability, `simulate` runs a training job along it, `sweep` and `best` choose a
+bid and an interval between commits together. Needs NumPy only; `strongroom.mirror.spot.plot` draws.
+"""
+
+from strongroom.mirror.spot.simulate import (
+    Comparison,
+    Job,
+    Mirror,
+    Outcome,
+    Sweep,
+    best,
+    compare,
+    daly,
+    daly_steps,
+    simulate,
+    sweep,
+    young,
+)
+from strongroom.mirror.spot.traces import Trace, parse, parse_aws, parse_csv, read
+
+__all__ = [
+    "Comparison",
+    "Job",
+    "Mirror",
+    "Outcome",
+    "Sweep",
+    "Trace",
+    "best",
+    "compare",
+    "daly",
+    "daly_steps",
+    "parse",
+    "parse_aws",
+    "parse_csv",
+    "read",
+    "simulate",
+    "sweep",
+    "young",
+]

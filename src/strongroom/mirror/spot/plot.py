@@ -1,0 +1,241 @@
+"""Pictures of a simulated job: in plain text for a terminal, and as PNG through matplotlib, which is optional."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from strongroom.errors import MissingDependencyError, UsageError
+from strongroom.mirror.spot.simulate import Outcome
+from strongroom.mirror.spot.traces import Floats, Trace
+
+_LABEL: Final = 9  # characters left of the text picture's axis
+_FEW: Final = 20  # interruptions that get a line each
+_WIDE: Final = 8.0  # from this ratio of prices on, a logarithmic scale
+
+
+class _Columns(NamedTuple):
+    """The trace up to `end` seconds in equal columns: lowest, median and highest price, share of time with an
+    instance."""
+
+    low: Floats
+    middle: Floats
+    high: Floats
+    up: Floats
+
+
+def text(trace: Trace, ways: Mapping[str, Outcome], *, width: int = 80, height: int = 11) -> str:
+    """The price, the bid, and how far the job was, without colour and in ASCII.
+
+    Args:
+        ways: outcomes under their names, of which 8 characters are shown. The bid and the interruptions shown are those
+            of the first.
+        width: of a line, at least 40 characters.
+        height: lines for the price, at least 3.
+
+    Raises:
+        UsageError: there is no outcome, or no room.
+    """
+    if not ways or width < 40 or height < 3:
+        raise UsageError(f"plot: {len(ways)} outcomes, {width} x {height} characters, wanted 1, 40 x 3 or more")
+    end, columns = _end(trace, ways), width - _LABEL - 2
+    edges = np.linspace(0, end, columns + 1)
+    first = next(iter(ways.values()))
+    parts = _columns(trace, edges, first.bid)
+    lines = []
+    if trace.prices.any():
+        lines += _price_lines(parts, first.bid, height)
+    lines.append(_line("runs", "".join(" .:#"[math.ceil(share * 3 - 1e-9)] for share in parts.up)))
+    counts = np.histogram(first.stops, edges)[0]
+    lines.append(_line("stops", "".join(" " if not n else str(n) if n < 10 else "+" for n in counts)))
+    for name, outcome in ways.items():
+        lines.append(_line(name[:8], _tenths(outcome, edges)))
+    unit, length = _unit(end)
+    lines.append(" " * _LABEL + "+" + "-" * columns)
+    axis, right = f"0 {unit}", f"{end / length:.4g} {unit}"
+    lines.append(" " * (_LABEL + 1) + axis + right.rjust(columns - len(axis)))
+    lines.append("runs: # all the time, : . part of it.  stops: interruptions, + ten or more.")
+    lines.append("below: tenths of the job that are done, * all of it.")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _price_lines(parts: _Columns, bid: float | None, height: int) -> list[str]:
+    low, high = float(parts.low.min()), float(parts.high.max())
+    if bid is not None:
+        low, high = min(low, bid or low), max(high, bid)
+    if high <= low:
+        high = low * 1.1 or 1.0
+    scale = np.log if low > 0 and high / low >= _WIDE else np.asarray
+
+    def row(price: Any) -> Any:  # 0 is the lowest; for one price and for arrays of them
+        share = (scale(np.maximum(price, low)) - scale(low)) / (scale(high) - scale(low))
+        return np.rint(share * (height - 1)).astype(int)
+
+    grid = [[" "] * len(parts.low) for _ in range(height)]
+    if bid is not None:
+        grid[int(row(bid))] = ["-"] * len(parts.low)
+    lows, middles, highs = row(parts.low), row(parts.middle), row(parts.high)
+    for column in range(len(parts.low)):
+        for at in range(lows[column], highs[column] + 1):
+            grid[at][column] = "+" if grid[at][column] == "-" else ":"
+        grid[middles[column]][column] = "o"
+    labels = {height - 1: f"{high:.4g}", 0: f"{low:.4g}"}
+    if bid is not None:
+        labels[int(row(bid))] = f"bid {bid:.4g}"[: _LABEL - 1]
+    head = "USD/h" + (" (log)" if scale is np.log else "") + ": o median, : range"
+    return [" " * (_LABEL + 1) + head, *(_line(labels.get(at, ""), "".join(grid[at])) for at in range(height)[::-1])]
+
+
+def _line(label: str, cells: str) -> str:
+    return f"{label:>{_LABEL - 1}} |{cells}"
+
+
+def _tenths(outcome: Outcome, edges: Floats) -> str:
+    total = _total(outcome)
+    cells = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        if outcome.finished and stop >= outcome.wall_seconds:
+            cells.append("*" if start < outcome.wall_seconds else " ")
+        else:
+            cells.append(str(min(9, int(10 * _done(outcome, float(stop)) / total + 1e-9))))
+    return "".join(cells)
+
+
+def _total(outcome: Outcome) -> float:
+    """Steps of the whole job. An outcome knows those it did; the rest is as good as hidden, unless it finished."""
+    return float(max(1, outcome.job_steps))
+
+
+def _done(outcome: Outcome, moment: float) -> float:
+    """Steps done at a moment. Where two points share it, the later one, after an interruption, counts."""
+    times = outcome.curve[:, 0] if len(outcome.curve) else np.zeros(0)
+    after = int(np.searchsorted(times, moment, side="right"))
+    if after == 0:
+        return 0.0
+    if after == len(times):
+        return float(outcome.curve[-1, 1])
+    (t0, s0), (t1, s1) = outcome.curve[after - 1], outcome.curve[after]
+    return float(s0 + (s1 - s0) * (moment - t0) / (t1 - t0))
+
+
+def _columns(trace: Trace, edges: Floats, bid: float | None) -> _Columns:
+    up = trace.up(bid)
+    run = np.concatenate(([0.0], np.cumsum(np.diff(trace.times) * up)))
+    share = np.diff(np.interp(edges, trace.times, run)) / np.diff(edges)
+    first = np.searchsorted(trace.times, edges[:-1], side="right") - 1
+    last = np.searchsorted(trace.times, edges[1:], side="left")
+    rows = [trace.prices[a:b] for a, b in zip(first, np.maximum(last, first + 1), strict=True)]
+    return _Columns(
+        np.array([one.min() for one in rows]),
+        np.array([np.median(one) for one in rows]),
+        np.array([one.max() for one in rows]),
+        np.clip(share, 0, 1),
+    )
+
+
+def _end(trace: Trace, ways: Mapping[str, Outcome]) -> float:
+    """The seconds worth drawing: until every way ended, and a little."""
+    return min(trace.seconds, 1.03 * max(outcome.wall_seconds for outcome in ways.values()))
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    for name, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 3 * length:
+            return name, length
+    return "seconds", 1.0
+
+
+def check_matplotlib() -> None:
+    """Raises:
+    MissingDependencyError: matplotlib is not installed, so that `png` would fail.
+    """
+    _matplotlib("figure")
+
+
+def _matplotlib(module: str) -> Any:
+    try:
+        return importlib.import_module(f"matplotlib.{module}")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"plot: python package {error.name} cannot be imported", hint="pip install 'strongroom[plot]'"
+        ) from None
+
+
+_INK, _FAINT, _BID, _STOP = "#333333", "#9aa5b1", "#c4570a", "#b3261e"
+_LINES: Final = ("#1f6fb2", "#7a7a7a", "#2e8b57", "#8a4fae")
+
+
+def png(trace: Trace, ways: Mapping[str, Outcome], *, title: str = "") -> bytes:
+    """The same as a PNG: above price, bid, and when the instance ran; below how much of the job was done, each way.
+
+    The bid, the interruptions and the shade are those of the first outcome.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        UsageError: there is no outcome.
+    """
+    if not ways:
+        raise UsageError("plot: no outcome, wanted at least one")
+    figure = _matplotlib("figure").Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
+    _matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
+    end = _end(trace, ways)
+    unit, length = _unit(end)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
+    _draw_price(above, trace, next(iter(ways.values())), end, length)
+    for (name, outcome), colour in zip(ways.items(), _LINES * len(ways), strict=False):
+        _draw_progress(below, name, outcome, length, colour)
+    below.set_ylabel("steps done (%)")
+    below.set_xlabel(f"time ({unit})")
+    below.set_ylim(0, 104)
+    below.set_xlim(0, end / length)
+    below.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=4, frameon=False, fontsize=9, borderaxespad=0)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_FAINT)
+        axes.tick_params(colors=_INK, labelsize=9)
+    if title:
+        above.set_title(title, loc="left", fontsize=11, color=_INK)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _draw_price(axes: Any, trace: Trace, outcome: Outcome, end: float, length: float) -> None:
+    stop = int(np.searchsorted(trace.times, end, side="left"))
+    times = np.minimum(trace.times[: stop + 1], end) / length
+    prices, up = trace.prices[:stop], trace.up(outcome.bid)[:stop]
+    axes.fill_between(
+        times, np.append(up, up[-1]).astype(float), step="post", transform=axes.get_xaxis_transform(),
+        color=_LINES[0], alpha=0.13, linewidth=0,
+    )  # fmt: skip
+    axes.step(times, np.append(prices, prices[-1]), where="post", color=_INK, linewidth=0.6)
+    if prices.min() > 0 and prices.max() / prices.min() >= _WIDE:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_matplotlib("ticker").FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(_matplotlib("ticker").NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_ylabel("price (USD an hour)")
+    note = f"shaded: runs; {outcome.interruptions:,} interruption{'' if outcome.interruptions == 1 else 's'}"
+    if outcome.bid is not None:
+        axes.axhline(outcome.bid, color=_BID, linewidth=1.2)
+        axes.text(
+            1.0, outcome.bid, f" bid\n {outcome.bid:g}", transform=axes.get_yaxis_transform(), color=_BID, fontsize=9,
+            va="center", ha="left", clip_on=False,
+        )  # fmt: skip
+    if outcome.interruptions <= _FEW:
+        axes.vlines(outcome.stops / length, 0, 1, transform=axes.get_xaxis_transform(), color=_STOP, linewidth=0.8)
+        note = note.replace("; ", "; red: ")
+    axes.text(1.0, 1.02, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=_INK)
+
+
+def _draw_progress(axes: Any, name: str, outcome: Outcome, length: float, colour: str) -> None:
+    curve = np.concatenate((np.zeros((1, 2)), outcome.curve))
+    axes.plot(curve[:, 0] / length, curve[:, 1] / _total(outcome) * 100, color=colour, linewidth=1.3, label=name)
+    if outcome.finished:
+        axes.plot([outcome.wall_seconds / length], [100], "o", color=colour, markersize=4, clip_on=False)

@@ -1,0 +1,183 @@
+"""A training state as a tree of plain values, and arrays taken out of it: nothing in it is ever code.
+
+Values are None, bool, int, float, str, bytes, list, tuple, dict (keys: str, int, bool, None, float, bytes, tuple of
+such) and arrays. Everything comes back as it was, bit for bit and type for type; anything else is refused by name.
+
+In JSON a value that JSON has is itself (float: finite ones, whose shortest decimal form is exact), and an object with
+one key is one that JSON has not: ``t`` tuple, ``d`` dict as pairs, ``b`` bytes in base64, ``f`` a float that is not
+finite, ``a`` an array as [kind, index into the arrays].
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from strongroom.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
+
+MAX_DEPTH: Final = 64
+_NOT_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+# What NumPy lacks, by the names of ml_dtypes; kept and given back as unsigned integers of that size.
+EXTENSION_TYPES: Final = {
+    "bfloat16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array of a kind that NumPy is not: its bytes in C order, and what to make of them.
+
+    Attributes:
+        kind: who knows what it is: ``numpy``, or an adapter's name.
+        dtype: NumPy's name of it, as ``<f4``, or one of `EXTENSION_TYPES`.
+        data: its bytes, contiguous.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+
+Found = tuple[str, Array]  # the path by which an array is listed, and the array
+Make = Callable[[str, int], object]  # kind and index -> what stands in the tree
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element. Raises FormatError for a type that cannot be stored."""
+    if dtype in EXTENSION_TYPES:
+        return EXTENSION_TYPES[dtype]
+    try:
+        found = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError, RecursionError):
+        found = np.dtype(object)
+    if found.kind not in "?biufcmMSU" or found.str != dtype or not found.itemsize:
+        raise FormatError(f"array type: {dtype[:40]!r}, wanted a plain one as NumPy writes it, such as <f4")
+    return found.itemsize
+
+
+def numpy_type(dtype: str) -> np.dtype[Any]:
+    """What NumPy holds an array of that type in: for `EXTENSION_TYPES` an unsigned integer."""
+    return np.dtype(f"<u{EXTENSION_TYPES[dtype]}" if dtype in EXTENSION_TYPES else dtype)
+
+
+def of_numpy(array: npt.NDArray[Any], path: str) -> Array:
+    """Raises UsageError for an array of Python objects or of records."""
+    if array.dtype.name in EXTENSION_TYPES:
+        name = array.dtype.name
+        array = np.ascontiguousarray(array).view(f"<u{EXTENSION_TYPES[name]}")
+    else:
+        name = array.dtype.str
+    try:
+        item_size(name)
+    except FormatError:
+        raise UsageError(f"{path}: an array of {array.dtype}, wanted numbers, bools, times or strings") from None
+    shape = array.shape
+    array = np.ascontiguousarray(array)
+    return Array("numpy", name, shape, array.reshape(-1).view(np.uint8).data if array.size else b"")
+
+
+def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
+    """A tree as JSON values, and its arrays in order.
+
+    Raises:
+        UsageError: a value that is none of those above, naming where it is.
+    """
+    arrays: list[Found] = []
+
+    def walk(value: object, path: str, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{path}: deeper than {MAX_DEPTH} levels")
+        if value is None or isinstance(value, (bool, str)):
+            return value if not isinstance(value, str) else str(value)
+        if isinstance(value, np.generic):
+            arrays.append((path, of_numpy(np.asarray(value), path)))
+            return {"a": ["scalar", len(arrays) - 1]}
+        if isinstance(value, int):
+            return int(value)
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else {"f": repr(float(value))}
+        if isinstance(value, (bytes, bytearray)):
+            return {"b": base64.b64encode(value).decode()}
+        if isinstance(value, np.ndarray):
+            value = of_numpy(value, path)
+        if isinstance(value, Array):
+            arrays.append((path, value))
+            return {"a": [value.kind, len(arrays) - 1]}
+        if isinstance(value, list):
+            return [walk(part, f"{path}/{i}", depth + 1) for i, part in enumerate(value)]
+        if isinstance(value, tuple):
+            return {"t": [walk(part, f"{path}/{i}", depth + 1) for i, part in enumerate(value)]}
+        if isinstance(value, Mapping):
+            return {
+                "d": [
+                    [walk(key, f"{path} key", depth + 1), walk(part, f"{path}/{key}" if path else f"{key}", depth + 1)]
+                    for key, part in value.items()
+                ]
+            }
+        raise UsageError(
+            f"{path or 'state'}: a {type(value).__name__}, wanted numbers, text, bytes, lists, dicts and arrays",
+            hint="turn it into its state_dict, or leave it out",
+        )
+
+    return walk(dict(tree), "", 0), arrays
+
+
+def decode(value: object, make: Make) -> Any:
+    """What `encode` made, with `make` for each array.
+
+    Raises:
+        FormatError: it is not what `encode` makes.
+    """
+
+    def walk(value: object, depth: int) -> Any:
+        if depth > MAX_DEPTH + 1:
+            raise FormatError(f"mirror state: deeper than {MAX_DEPTH} levels")
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, list):
+            return [walk(part, depth + 1) for part in value]
+        if isinstance(value, dict) and len(value) == 1:
+            tag, content = next(iter(value.items()))
+            if tag == "t" and isinstance(content, list):
+                return tuple(walk(part, depth + 1) for part in content)
+            if tag == "d" and isinstance(content, list):
+                return _dictionary(content, depth)
+            if tag == "f" and isinstance(content, str) and content in _NOT_FINITE:
+                return _NOT_FINITE[content]
+            if tag == "b" and isinstance(content, str):
+                try:
+                    return base64.b64decode(content, validate=True)
+                except (binascii.Error, ValueError):
+                    pass
+            if tag == "a" and isinstance(content, list) and len(content) == 2:
+                kind, index = content
+                if isinstance(kind, str) and isinstance(index, int) and not isinstance(index, bool):
+                    return make(kind, index)
+        raise FormatError(f"mirror state: {json.dumps(value)[:60]}, wanted a value of the format")
+
+    def _dictionary(pairs: Sequence[object], depth: int) -> dict[object, object]:
+        made: dict[object, object] = {}
+        for pair in pairs:
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise FormatError("mirror state: a dict's entry, wanted a key and a value")
+            key = walk(pair[0], depth + 1)
+            try:
+                made[key] = walk(pair[1], depth + 1)
+            except TypeError:
+                raise FormatError(f"mirror state: a dict's key of type {type(key).__name__}") from None
+        return made
+
+    return walk(value, 0)

@@ -1,0 +1,246 @@
+"""PyTorch training under a mirror: everything that decides how it goes on, bit for bit.
+
+::
+
+    with mirror.open("run.mirror", key=key, anchor=anchor) as opened:
+        training = Training(opened, model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
+        training.restore()
+        for epoch, batches in training.epochs(10):
+            for inputs, labels in batches:
+                ...  # a step of the training
+                training.commit()
+
+What it holds: each part's ``state_dict``; the random generators of PyTorch (CPU and CUDA), NumPy and Python; the place
+in the data. What it cannot hold: generators of the program's own that are no part (pass them: a `torch.Generator` is
+taken), state in threads and processes of the program's, and kernels that are not deterministic (see
+`torch.use_deterministic_algorithms`). "Bit for bit" is among runs with the same versions, threads and world size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from strongroom.errors import FormatError, UsageError
+from strongroom.mirror.cursor import Cursor
+from strongroom.mirror.manifest import Entry
+from strongroom.mirror.mirror import Commit, Mirror
+from strongroom.mirror.pace import BUDGET, Pace
+from strongroom.mirror.state import Array
+
+_TYPES = {
+    torch.float64: "<f8", torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "bfloat16",
+    torch.int64: "<i8", torch.int32: "<i4", torch.int16: "<i2", torch.int8: "|i1",
+    torch.uint8: "|u1", torch.uint16: "<u2", torch.uint32: "<u4", torch.uint64: "<u8",
+    torch.bool: "|b1", torch.complex64: "<c8", torch.complex128: "<c16",
+    torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2",
+    torch.float8_e4m3fnuz: "float8_e4m3fnuz", torch.float8_e5m2fnuz: "float8_e5m2fnuz",
+}  # fmt: skip
+_NAMES = {name: dtype for dtype, name in _TYPES.items()}
+
+
+def to_array(tensor: torch.Tensor, path: str = "tensor") -> Array:
+    """A tensor as the mirror keeps it; of one in CPU memory that is contiguous, nothing is copied.
+
+    Raises:
+        UsageError: it is sparse, quantised, on no device, or of a type that cannot be kept.
+    """
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in _TYPES:
+        raise UsageError(f"{path}: a tensor of {tensor.dtype} ({tensor.layout}), wanted a dense one with values")
+    shape = tuple(tensor.shape)
+    flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+    return Array("torch", _TYPES[tensor.dtype], shape, data.data)
+
+
+def to_tensor(entry: Entry, array: npt.NDArray[Any]) -> torch.Tensor:
+    """What `to_array` was given, in CPU memory; the mirror's array is its memory."""
+    dtype = _NAMES.get(entry.dtype)
+    if dtype is None:
+        raise FormatError(f"array {entry.name}: type {entry.dtype}, wanted one of PyTorch's")
+    if not array.size:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(entry.shape)
+
+
+CONVERT = {"torch": to_tensor}
+
+
+def pack(value: Any, path: str = "state") -> Any:
+    """A ``state_dict`` with every tensor in it as `to_array` has it."""
+    if isinstance(value, torch.Tensor):
+        return to_array(value, path)
+    if isinstance(value, Mapping):
+        return {key: pack(part, f"{path}/{key}") for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        made = [pack(part, f"{path}/{i}") for i, part in enumerate(value)]
+        return made if isinstance(value, list) else tuple(made)
+    return value
+
+
+# Random generators.
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the global generators of PyTorch, NumPy and Python."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": (version, np.array(words, np.uint64), gauss),
+        "numpy": np.random.get_state(),  # the global one is what programs use
+        "torch": to_array(torch.get_rng_state()),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call,unused-ignore]
+        state["cuda"] = [to_array(one) for one in torch.cuda.get_rng_state_all()]
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators back to what `random_state` gave, as the mirror restores it or as it is."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(int(word) for word in words), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(_tensor(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([_tensor(one) for one in state["cuda"]])
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    if isinstance(value, Array):
+        return torch.frombuffer(bytearray(value.data), dtype=torch.uint8)
+    found = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+    return found.clone()
+
+
+class Training:
+    """A training whose state is mirrored.
+
+    Args:
+        mirror: that is open.
+        loader: what gives the batches: a `DataLoader`, whose place is kept also with workers and shuffling, or one with
+            a ``state_dict`` of its own, such as torchdata's `StatefulDataLoader`.
+        every: steps between two commits, or ``auto``: as often as `budget` allows.
+        budget: the share of the time that training may wait for commits.
+        parts: everything else that has a state, by name: modules, optimizers, schedulers, a `GradScaler`, metrics,
+            `torch.Generator`\\ s. Whatever has ``state_dict`` and ``load_state_dict`` will do.
+
+    Attributes:
+        step: of the last call of `commit`, or the one restored; 0 in the beginning.
+        values: what the last commit was told besides, or the one restored.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        *,
+        loader: Iterable[Any] | None = None,
+        every: int | Literal["auto"] = 1,
+        budget: float = BUDGET,
+        **parts: Any,
+    ) -> None:
+        for name, part in parts.items():
+            if not isinstance(part, torch.Generator) and not hasattr(part, "load_state_dict"):
+                raise UsageError(
+                    f"{name}: a {type(part).__name__}, wanted something with state_dict and load_state_dict",
+                    hint="numbers and arrays go into commit(name=value)",
+                )
+        self._mirror = mirror
+        self._parts = parts
+        self._cursor = None if loader is None else Cursor(loader, random_state, set_random_state)
+        self.pace = Pace(every, budget=budget)
+        self.step = 0
+        self.values: dict[str, Any] = {}
+
+    # Committing.
+
+    def state(self) -> dict[str, Any]:
+        """The whole state as it is now; tensors in CPU memory are not copied."""
+        state = {name: pack(_state_of(part), name) for name, part in self._parts.items()}
+        return {
+            "parts": state,
+            "data": pack(self._cursor.state()) if self._cursor else None,
+            "random": random_state(),
+            "values": pack(self.values),
+        }
+
+    def commit(self, *, force: bool = False, **values: Any) -> Commit | None:
+        """Note that a step is done, and mirror the state if it is time; None if it is not.
+
+        Args:
+            force: mirror it in any case: at the end, or before something that may fail.
+            values: numbers and arrays that the program wants back, such as the losses so far.
+
+        Raises:
+            as `Mirror.begin`.
+        """
+        self.step += 1
+        self.values = values
+        if not self.pace.due() and not force:
+            return None
+        commit = self._mirror.commit(self.step, self.state())
+        self.pace.committed()
+        return commit
+
+    # Restoring.
+
+    def restore(self, step: int | None = None) -> int:
+        """Put everything back to the newest commit, or to an older one that is kept; the step that it is of.
+
+        0 if there is none yet: then nothing is changed.
+
+        Raises:
+            UsageError: the commit holds other parts than this training has.
+            as `Mirror.restore`.
+        """
+        restored = self._mirror.restore(step)
+        if restored is None:
+            return 0
+        try:
+            parts = restored.part("parts", CONVERT)
+            data, values = restored.part("data", CONVERT), restored.part("values", CONVERT)
+            generators = restored.part("random", CONVERT)
+        except KeyError as error:
+            raise UsageError(f"mirror: holds no {error}, wanted one that a Training committed") from None
+        finally:
+            restored.close()
+        if parts.keys() != self._parts.keys():
+            raise UsageError(
+                f"parts: {', '.join(self._parts)}, and the mirror holds {', '.join(parts)}",
+                hint="name the same ones, or start another mirror",
+            )
+        if (data is None) != (self._cursor is None):
+            raise UsageError(f"loader: {'missing' if self._cursor is None else 'not in the mirror'}")
+        for name, part in self._parts.items():
+            _put_back(part, parts[name])
+        if self._cursor:
+            self._cursor.go_to(data)
+        set_random_state(generators)
+        self.step, self.values = restored.step, values
+        return self.step
+
+    # The data.
+
+    def epochs(self, count: int) -> Iterator[tuple[int, Iterator[Any]]]:
+        """(number, batches) of each epoch up to `count`, from the place of the last commit on.
+
+        An epoch's number is given to a sampler's ``set_epoch`` where there is one.
+        """
+        if self._cursor is None:
+            raise UsageError("epochs: this training has no loader, wanted Training(..., loader=...)")
+        return self._cursor.epochs(count)
+
+
+def _state_of(part: Any) -> Any:
+    return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+
+
+def _put_back(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    else:
+        part.load_state_dict(state)
