@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from strongroom.errors import FormatError
-from strongroom.mirror.state import item_size
+from strongroom.mirror.state import MAX_DIMENSIONS, item_size
 
 MAGIC: Final = b"SRMIRROR"
 VERSION: Final = 1
@@ -145,6 +145,7 @@ class Manifest:
             },
             separators=(",", ":"),
             allow_nan=False,
+            ensure_ascii=False,  # two surrogates that are no pair would come back as one character
         ).encode("utf-8", "surrogatepass")
         if len(body) > MAX_MANIFEST:
             raise FormatError(f"mirror manifest: {len(body)} bytes, wanted at most {MAX_MANIFEST}")
@@ -170,7 +171,7 @@ def parse_footer(data: bytes, length: int) -> tuple[int, int]:
 def parse_manifest(body: bytes, *, area: int, length: int, block_size: int) -> Manifest:
     """Raises FormatError for what `Manifest.to_bytes` does not make, and for places outside of the file."""
     try:
-        raw = json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        raw = json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_refuse, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         raise FormatError("mirror manifest: no JSON") from None
     names = {"step", "time", "rest", "arrays", "values", "kept"}
@@ -183,6 +184,8 @@ def parse_manifest(body: bytes, *, area: int, length: int, block_size: int) -> M
     if area % block_size or area + rest + len(body) + FOOTER.size != length:
         raise FormatError(f"mirror manifest: {area} and {rest} bytes of arrays in {length} bytes")
     entries = tuple(_entry(one, area, rest, block_size) for one in _list(raw["arrays"], "arrays"))
+    if rest > len(entries) * block_size:  # each leaves less than a block, so that no more need be read than is used
+        raise FormatError(f"mirror manifest: {rest} bytes for the rest of {len(entries)} arrays")
     if len({entry.name for entry in entries}) != len(entries):
         raise FormatError("mirror manifest: two arrays of one name")
     kept = tuple(_kept(one) for one in _list(raw["kept"], "kept"))
@@ -193,7 +196,10 @@ def _entry(raw: object, area: int, rest: int, block_size: int) -> Entry:
     if not isinstance(raw, list) or len(raw) != 6 or not all(isinstance(part, str) for part in raw[:3]):
         raise FormatError("mirror manifest: an array, wanted name, kind, type, shape, offset and tail")
     name, kind, dtype = raw[:3]
-    shape = tuple(_count(size, "shape") for size in _list(raw[3], "shape"))
+    sizes = _list(raw[3], "shape")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise FormatError(f"mirror manifest: an array of {len(sizes)} dimensions, wanted at most {MAX_DIMENSIONS}")
+    shape = tuple(_count(size, "shape") for size in sizes)
     offset, tail = _count(raw[4], "offset"), _count(raw[5], "tail")
     nbytes = math.prod(shape) * item_size(dtype)
     whole = nbytes // block_size * block_size
@@ -218,6 +224,13 @@ def _count(raw: object, what: str) -> int:
     if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw <= MAX_STEP:
         raise FormatError(f"mirror manifest: {what}, wanted a number from 0 to 2^63 - 1")
     return raw
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("two members of one name")
+    return made
 
 
 def _refuse(constant: str) -> float:

@@ -65,6 +65,7 @@ class Commit:
         self.step = step
         self._state: dict[str, object] = {}
         self._future: Future[Root] | None = None
+        self._told = False  # that it failed
 
     def __setitem__(self, name: str, value: object) -> None:
         """Put a part of the state: arrays, numbers, text, bytes, and lists, tuples and dicts of them.
@@ -92,7 +93,13 @@ class Commit:
         """
         if self._future is None:
             raise UsageError(f"commit of step {self.step}: was not made, wanted one whose with block ended")
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        except TimeoutError:
+            raise
+        except BaseException:
+            self._told = True
+            raise
 
 
 class Mirror:
@@ -243,7 +250,7 @@ class Mirror:
                 commit._future.set_result(self._seal(commit, layout, values, whole, tail))
             except BaseException as error:
                 commit._future.set_exception(error)
-                self._settle_with(commit)
+            self._settle_with(commit)
             return
         image = self._take_copy(layout, whole)
         pieces = [(offset, image[offset : offset + len(view)]) for offset, view in whole]
@@ -341,15 +348,15 @@ class Mirror:
     def _settle(self) -> None:
         """Wait for the commit under way; raises if it failed."""
         commit, self._under_way = self._under_way, None
-        if commit is not None and commit._future is not None:
-            if commit._future.exception() is None:
-                self.missed = 0
-                return
+        if commit is not None:
             self._settle_with(commit)
 
     def _settle_with(self, commit: Commit) -> None:
-        assert commit._future is not None  # noqa: S101  # it failed
+        assert commit._future is not None  # noqa: S101  # it was made
         error = commit._future.exception()
+        if error is None:
+            self.missed = 0
+            return
         self.missed += 1
         self._known_layout = None
         if isinstance(error, OSError) and is_full(error) and self._when_full == "warn" and not self._file.poisoned:
@@ -357,7 +364,7 @@ class Mirror:
             _logger.warning("%s", message)
             warnings.warn(message, MirrorWarning, stacklevel=5)
             return
-        if error is not None:
+        if not commit._told:
             raise error
 
     # Restoring.

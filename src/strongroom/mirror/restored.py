@@ -60,7 +60,7 @@ class Restored(Mapping[str, Any]):
             raise FormatError("mirror state: wanted named parts")
         self._parts: dict[str, object] = {}
         for pair in raw:
-            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or pair[0] in self._parts:
                 raise FormatError("mirror state: a part, wanted a name and a value")
             self._parts[pair[0]] = pair[1]
         self._by_name = {entry.name: entry for entry in manifest.layout.entries}
@@ -100,7 +100,9 @@ class Restored(Mapping[str, Any]):
             entry = entries[index]
             array = self._load(entry)
             if kind == "scalar":
-                return array.reshape(-1)[0]
+                if array.shape:
+                    raise FormatError(f"array {entry.name[:80]!r}: of shape {array.shape}, wanted a scalar")
+                return array[()]
             return convert[kind](entry, array) if kind in convert else array
 
         return decode(self._parts[name], make)
@@ -142,7 +144,10 @@ class Restored(Mapping[str, Any]):
     def _load(self, entry: Entry) -> npt.NDArray[Any]:
         data = np.empty(entry.nbytes, np.uint8)
         self._read(entry, data)
-        return data.view(numpy_type(entry.dtype)).reshape(entry.shape)
+        try:
+            return data.view(numpy_type(entry.dtype)).reshape(entry.shape)
+        except ValueError:  # the empty one of a shape that NumPy cannot have
+            raise FormatError(f"array {entry.name[:80]!r}: of shape {entry.shape}, which NumPy has not") from None
 
     def _read(self, entry: Entry, out: npt.NDArray[np.uint8]) -> None:
         if self._file.root != self._root and self._file.root is not None and not self._owned:

@@ -5,7 +5,7 @@ such) and arrays. Everything comes back as it was, bit for bit and type for type
 
 In JSON a value that JSON has is itself (float: finite ones, whose shortest decimal form is exact), and an object with
 one key is one that JSON has not: ``t`` tuple, ``d`` dict as pairs, ``b`` bytes in base64, ``f`` a float that is not
-finite, ``a`` an array as [kind, index into the arrays].
+finite (a NaN other than the usual one by its bits in hexadecimal), ``a`` an array as [kind, index into the arrays].
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import base64
 import binascii
 import json
 import math
+import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
 
 MAX_DEPTH: Final = 64
-_NOT_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+MAX_DIMENSIONS: Final = 64  # NumPy's own limit
+MAX_INT_BITS: Final = 8192  # below the 4300 digits that Python's parser takes
+_NOT_FINITE: Final = ("nan", "inf", "-inf")
+_DOUBLE: Final = struct.Struct(">d")
+_NAN_BITS: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 # What NumPy lacks, by the names of ml_dtypes; kept and given back as unsigned integers of that size.
 EXTENSION_TYPES: Final = {
@@ -74,7 +80,10 @@ def numpy_type(dtype: str) -> np.dtype[Any]:
 
 
 def of_numpy(array: npt.NDArray[Any], path: str) -> Array:
-    """Raises UsageError for an array of Python objects or of records."""
+    """Raises UsageError for an array of Python objects or of records, and for a masked one."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise UsageError(f"{path}: a masked array, wanted its data and its mask apart")
+    shape = array.shape
     if array.dtype.name in EXTENSION_TYPES:
         name = array.dtype.name
         array = np.ascontiguousarray(array).view(f"<u{EXTENSION_TYPES[name]}")
@@ -84,9 +93,19 @@ def of_numpy(array: npt.NDArray[Any], path: str) -> Array:
         item_size(name)
     except FormatError:
         raise UsageError(f"{path}: an array of {array.dtype}, wanted numbers, bools, times or strings") from None
-    shape = array.shape
     array = np.ascontiguousarray(array)
     return Array("numpy", name, shape, array.reshape(-1).view(np.uint8).data if array.size else b"")
+
+
+def _check_size(array: Array, path: str) -> None:
+    size, wanted = memoryview(array.data).nbytes, math.prod(array.shape) * item_size(array.dtype)
+    if size != wanted or len(array.shape) > MAX_DIMENSIONS:
+        raise UsageError(f"{path}: an array of {size} bytes, wanted {wanted} for {array.dtype} of shape {array.shape}")
+
+
+def _not_finite(value: float) -> str:
+    bits = _DOUBLE.pack(value)
+    return next((name for name in _NOT_FINITE if _DOUBLE.pack(float(name)) == bits), bits.hex())
 
 
 def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
@@ -100,20 +119,23 @@ def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
     def walk(value: object, path: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise UsageError(f"{path}: deeper than {MAX_DEPTH} levels")
-        if value is None or isinstance(value, (bool, str)):
-            return value if not isinstance(value, str) else str(value)
-        if isinstance(value, np.generic):
+        if isinstance(value, np.generic):  # first: NumPy's strings and floats are Python's too
             arrays.append((path, of_numpy(np.asarray(value), path)))
             return {"a": ["scalar", len(arrays) - 1]}
+        if value is None or isinstance(value, (bool, str)):
+            return value if not isinstance(value, str) else str(value)
         if isinstance(value, int):
+            if value.bit_length() > MAX_INT_BITS:
+                raise UsageError(f"{path}: a number of {value.bit_length()} bits, wanted at most {MAX_INT_BITS}")
             return int(value)
         if isinstance(value, float):
-            return float(value) if math.isfinite(value) else {"f": repr(float(value))}
+            return float(value) if math.isfinite(value) else {"f": _not_finite(value)}
         if isinstance(value, (bytes, bytearray)):
             return {"b": base64.b64encode(value).decode()}
         if isinstance(value, np.ndarray):
             value = of_numpy(value, path)
         if isinstance(value, Array):
+            _check_size(value, path)
             arrays.append((path, value))
             return {"a": [value.kind, len(arrays) - 1]}
         if isinstance(value, list):
@@ -145,7 +167,11 @@ def decode(value: object, make: Make) -> Any:
     def walk(value: object, depth: int) -> Any:
         if depth > MAX_DEPTH + 1:
             raise FormatError(f"mirror state: deeper than {MAX_DEPTH} levels")
-        if value is None or isinstance(value, (bool, int, float, str)):
+        if value is None or isinstance(value, (bool, str)):
+            return value
+        if isinstance(value, int) and value.bit_length() <= MAX_INT_BITS:
+            return value
+        if isinstance(value, float) and math.isfinite(value):  # 1e999 is none that was written
             return value
         if isinstance(value, list):
             return [walk(part, depth + 1) for part in value]
@@ -155,8 +181,11 @@ def decode(value: object, make: Make) -> Any:
                 return tuple(walk(part, depth + 1) for part in content)
             if tag == "d" and isinstance(content, list):
                 return _dictionary(content, depth)
-            if tag == "f" and isinstance(content, str) and content in _NOT_FINITE:
-                return _NOT_FINITE[content]
+            if tag == "f" and isinstance(content, str):
+                if content in _NOT_FINITE:
+                    return float(content)
+                if _NAN_BITS.fullmatch(content) and math.isnan(nan := _DOUBLE.unpack(bytes.fromhex(content))[0]):
+                    return nan
             if tag == "b" and isinstance(content, str):
                 try:
                     return base64.b64decode(content, validate=True)
@@ -175,9 +204,12 @@ def decode(value: object, make: Make) -> Any:
                 raise FormatError("mirror state: a dict's entry, wanted a key and a value")
             key = walk(pair[0], depth + 1)
             try:
-                made[key] = walk(pair[1], depth + 1)
+                known = key in made
             except TypeError:
                 raise FormatError(f"mirror state: a dict's key of type {type(key).__name__}") from None
+            if known:
+                raise FormatError("mirror state: a dict with two entries of one key")
+            made[key] = walk(pair[1], depth + 1)
         return made
 
     return walk(value, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -14,7 +15,7 @@ from strongroom.errors import MissingDependencyError, UsageError
 from strongroom.mirror.spot.simulate import Outcome
 from strongroom.mirror.spot.traces import Floats, Trace
 
-_LABEL: Final = 9  # characters left of the text picture's axis
+_LABEL: Final = 12  # characters left of the text picture's axis
 _FEW: Final = 20  # interruptions that get a line each
 _WIDE: Final = 8.0  # from this ratio of prices on, a logarithmic scale
 
@@ -46,9 +47,9 @@ def text(trace: Trace, ways: Mapping[str, Outcome], *, width: int = 80, height: 
     end, columns = _end(trace, ways), width - _LABEL - 2
     edges = np.linspace(0, end, columns + 1)
     first = next(iter(ways.values()))
-    parts = _columns(trace, edges, first.bid)
+    parts = _columns(trace, edges, first)
     lines = []
-    if trace.prices.any():
+    if first.bid is not None or np.ptp(trace.prices) > 0:
         lines += _price_lines(parts, first.bid, height)
     lines.append(_line("runs", "".join(" .:#"[math.ceil(share * 3 - 1e-9)] for share in parts.up)))
     counts = np.histogram(first.stops, edges)[0]
@@ -59,8 +60,8 @@ def text(trace: Trace, ways: Mapping[str, Outcome], *, width: int = 80, height: 
     lines.append(" " * _LABEL + "+" + "-" * columns)
     axis, right = f"0 {unit}", f"{end / length:.4g} {unit}"
     lines.append(" " * (_LABEL + 1) + axis + right.rjust(columns - len(axis)))
-    lines.append("runs: # all the time, : . part of it.  stops: interruptions, + ten or more.")
-    lines.append("below: tenths of the job that are done, * all of it.")
+    lines.append("runs: # with an instance, : . part of it; stops: interruptions, + from ten;")
+    lines.append("both of the first row below them. rows: tenths of the job done, * the end")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -96,23 +97,18 @@ def _line(label: str, cells: str) -> str:
 
 
 def _tenths(outcome: Outcome, edges: Floats) -> str:
-    total = _total(outcome)
+    total = outcome.job.steps
     cells = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges.tolist()):
         if outcome.finished and stop >= outcome.wall_seconds:
             cells.append("*" if start < outcome.wall_seconds else " ")
         else:
-            cells.append(str(min(9, int(10 * _done(outcome, float(stop)) / total + 1e-9))))
+            cells.append(str(min(9, int(10 * _done(outcome, (start + stop) / 2) / total + 1e-9))))
     return "".join(cells)
 
 
-def _total(outcome: Outcome) -> float:
-    """Steps of the whole job. An outcome knows those it did; the rest is as good as hidden, unless it finished."""
-    return float(max(1, outcome.job_steps))
-
-
 def _done(outcome: Outcome, moment: float) -> float:
-    """Steps done at a moment. Where two points share it, the later one, after an interruption, counts."""
+    """Steps done at a moment; where two points share it, as after an interruption, those of the later one."""
     times = outcome.curve[:, 0] if len(outcome.curve) else np.zeros(0)
     after = int(np.searchsorted(times, moment, side="right"))
     if after == 0:
@@ -123,10 +119,10 @@ def _done(outcome: Outcome, moment: float) -> float:
     return float(s0 + (s1 - s0) * (moment - t0) / (t1 - t0))
 
 
-def _columns(trace: Trace, edges: Floats, bid: float | None) -> _Columns:
-    up = trace.up(bid)
-    run = np.concatenate(([0.0], np.cumsum(np.diff(trace.times) * up)))
-    share = np.diff(np.interp(edges, trace.times, run)) / np.diff(edges)
+def _columns(trace: Trace, edges: Floats, outcome: Outcome) -> _Columns:
+    run = np.concatenate(([0.0], np.cumsum(np.diff(trace.times) * trace.up(outcome.bid))))
+    # After the job's end there is no instance.
+    share = np.diff(np.interp(np.minimum(edges, outcome.wall_seconds), trace.times, run)) / np.diff(edges)
     first = np.searchsorted(trace.times, edges[:-1], side="right") - 1
     last = np.searchsorted(trace.times, edges[1:], side="left")
     rows = [trace.prices[a:b] for a, b in zip(first, np.maximum(last, first + 1), strict=True)]
@@ -186,7 +182,7 @@ def png(trace: Trace, ways: Mapping[str, Outcome], *, title: str = "") -> bytes:
     end = _end(trace, ways)
     unit, length = _unit(end)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
-    _draw_price(above, trace, next(iter(ways.values())), end, length)
+    _draw_price(above, trace, *next(iter(ways.items())), end, length)
     for (name, outcome), colour in zip(ways.items(), _LINES * len(ways), strict=False):
         _draw_progress(below, name, outcome, length, colour)
     below.set_ylabel("steps done (%)")
@@ -205,23 +201,23 @@ def png(trace: Trace, ways: Mapping[str, Outcome], *, title: str = "") -> bytes:
     return file.getvalue()
 
 
-def _draw_price(axes: Any, trace: Trace, outcome: Outcome, end: float, length: float) -> None:
+def _draw_price(axes: Any, trace: Trace, name: str, outcome: Outcome, end: float, length: float) -> None:
     stop = int(np.searchsorted(trace.times, end, side="left"))
     times = np.minimum(trace.times[: stop + 1], end) / length
     prices, up = trace.prices[:stop], trace.up(outcome.bid)[:stop]
     axes.fill_between(
-        times, np.append(up, up[-1]).astype(float), step="post", transform=axes.get_xaxis_transform(),
+        np.minimum(times, outcome.wall_seconds / length), np.append(up, up[-1]).astype(float), step="post", transform=axes.get_xaxis_transform(),
         color=_LINES[0], alpha=0.13, linewidth=0,
     )  # fmt: skip
     axes.step(times, np.append(prices, prices[-1]), where="post", color=_INK, linewidth=0.6)
     if prices.min() > 0 and prices.max() / prices.min() >= _WIDE:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(_matplotlib("ticker").LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(_matplotlib("ticker").FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(_matplotlib("ticker").NullFormatter())
-    else:
-        axes.set_ylim(bottom=0)
+    axes.margins(y=0.12)
     axes.set_ylabel("price (USD an hour)")
-    note = f"shaded: runs; {outcome.interruptions:,} interruption{'' if outcome.interruptions == 1 else 's'}"
+    note = f"shaded: {name} runs; {outcome.interruptions:,} interruption{'' if outcome.interruptions == 1 else 's'}"
     if outcome.bid is not None:
         axes.axhline(outcome.bid, color=_BID, linewidth=1.2)
         axes.text(
@@ -236,6 +232,6 @@ def _draw_price(axes: Any, trace: Trace, outcome: Outcome, end: float, length: f
 
 def _draw_progress(axes: Any, name: str, outcome: Outcome, length: float, colour: str) -> None:
     curve = np.concatenate((np.zeros((1, 2)), outcome.curve))
-    axes.plot(curve[:, 0] / length, curve[:, 1] / _total(outcome) * 100, color=colour, linewidth=1.3, label=name)
+    axes.plot(curve[:, 0] / length, curve[:, 1] / outcome.job.steps * 100, color=colour, linewidth=1.3, label=name)
     if outcome.finished:
         axes.plot([outcome.wall_seconds / length], [100], "o", color=colour, markersize=4, clip_on=False)

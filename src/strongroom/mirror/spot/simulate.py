@@ -90,6 +90,7 @@ class Outcome:
     """What became of a job. All times are seconds, money is USD.
 
     Attributes:
+        job: what was to be done.
         bid: USD an hour; None for any price.
         every: steps between commits; None without a mirror.
         finished: whether the job ended before the trace did.
@@ -107,6 +108,7 @@ class Outcome:
         curve: of shape (points, 2): at that second that many steps were done, straight between the points.
     """
 
+    job: Job
     bid: float | None
     every: int | None
     finished: bool
@@ -137,13 +139,13 @@ class Sweep:
     """A job under every pair of bid and interval. Of shape (bids, intervals); infinite where the trace was too short.
 
     Attributes:
-        bids: USD an hour.
+        bids: USD an hour; None for any price.
         intervals: steps between commits.
         wall_seconds: until the job ended.
         cost: in USD.
     """
 
-    bids: tuple[float, ...]
+    bids: tuple[float | None, ...]
     intervals: tuple[int, ...]
     wall_seconds: Floats
     cost: Floats
@@ -168,7 +170,7 @@ def simulate(
     taken = np.array(stops[: run.interruptions], np.float64)
     waiting = max(0.0, run.wall - run.up)
     return Outcome(
-        bid, mirror.every if mirror else None, run.finished, run.steps, run.starts, run.interruptions,
+        job, bid, mirror.every if mirror else None, run.finished, run.steps, run.starts, run.interruptions,
         run.wall, waiting, run.starting, run.useful, run.lost, run.stall, run.cost,
         taken, np.array(log, np.float64).reshape(-1, 2),
     )  # fmt: skip
@@ -190,7 +192,7 @@ def sweep(
     trace: Trace,
     job: Job,
     mirror: Mirror,
-    bids: Sequence[float],
+    bids: Sequence[float | None],
     intervals: Sequence[int],
     *,
     first_hour_free: bool = False,
@@ -213,10 +215,10 @@ def sweep(
             run = _walk(starts, stops, paid, trace, job, way, first_hour_free, None)
             if run.finished:
                 wall[row, column], cost[row, column] = run.wall, run.cost
-    return Sweep(tuple(float(bid) for bid in bids), tuple(way.every for way in ways), wall, cost)
+    return Sweep(tuple(bids), tuple(way.every for way in ways), wall, cost)
 
 
-def best(tried: Sweep, *, deadline: float | None = None, budget: float | None = None) -> tuple[float, int]:
+def best(tried: Sweep, *, deadline: float | None = None, budget: float | None = None) -> tuple[float | None, int]:
     """The bid and the interval that cost least, or with a budget alone those that take the least time within it.
 
     Args:

@@ -329,7 +329,7 @@ def _even(prices: Floats, available: Flags, interval: float) -> Trace:
 def _timed(times: Floats, prices: Floats, available: Flags, what: str, first: int) -> Trace:
     if len(times) < 2:
         raise FormatError(
-            f"trace: {len(times)} rows with times, wanted at least two", hint="the last row says when the trace ends"
+            f"trace: rows with times: {len(times)}, wanted at least two", hint="the last row says when the trace ends"
         )
     wrong = np.flatnonzero(np.diff(times - times[0]) <= 0)
     if len(wrong):

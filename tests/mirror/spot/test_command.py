@@ -1,0 +1,124 @@
+"""`strongroom spot simulate`, as a user types it."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from strongroom.cli.main import VERBS, main
+
+
+@pytest.fixture
+def do(tmp_path, monkeypatch, capfd):
+    """Runs a command in a directory with a trace of 10 hours; its standard output, of which `errors` has the rest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(VERBS, "spot", VERBS.get("spot", "train on spot instances"))
+    (tmp_path / "trace.csv").write_text(("0.1\n" * 50 + "0.3\n" * 10) * 10)
+
+    def run(*argv, status=0):
+        assert main(["spot", *argv]) == status, capfd.readouterr()
+        out, run.errors = capfd.readouterr()
+        assert "Traceback" not in run.errors
+        return out
+
+    return run
+
+
+SIMULATE = ("simulate", "--trace", "trace.csv", "--bid", "0.2", "--steps", "3600", "--commit-seconds", "1")
+
+
+def test_table_and_picture(do):
+    out = do(*SIMULATE, "--every", "60", "--boot-seconds", "0", "--restore-seconds", "0")
+    assert out.splitlines()[:2] == [
+        "trace.csv: 600 rows, 10.00 hours, 0.1 to 0.3 USD an hour",
+        "at a bid of 0.2 USD an hour an instance runs 83.3% of the time, with 10 interruptions in the whole trace",
+    ]
+    rows = {line[:20].rstrip(): re.split(r"\s{2,}", line[20:].strip()) for line in out.splitlines()[4:15]}
+    assert rows["commit every (steps)"] == ["-", "1", "60"]
+    assert rows["interruptions"] == ["10", "2", "1"]
+    assert rows["  work that counts"] == ["0.00", "1.00", "1.00"]
+    assert rows["cost (USD)"] == ["0.83", "0.20", "0.10"]
+    assert rows["job done"] == ["no: 0 %", "yes", "yes"]
+    # What looks like an emoji's name is printed as it is.
+    assert "bid 0.2 |" in out and out.isascii()
+    assert max(map(len, out.splitlines()[3:])) <= 80
+
+
+def test_json_with_the_best(do):
+    facts = json.loads(do(*SIMULATE, "--best", "--json"))
+    assert facts["trace"] == {
+        "rows": 600, "seconds": 36000, "lowest_price": 0.1, "highest_price": 0.3,
+        "share": pytest.approx(5 / 6), "interruptions": 10,
+    }  # fmt: skip
+    ways = facts["ways"]
+    assert list(ways) == ["without_mirror", "every_step", "mirror", "best"]
+    assert ways["mirror"]["every"] == facts["daly_every"]
+    assert ways["best"]["finished"]
+    assert ways["best"]["cost_usd"] <= min(ways["mirror"]["cost_usd"], ways["every_step"]["cost_usd"])
+
+
+def test_deadline_and_budget_choose(do):
+    def chosen(*argv):
+        return json.loads(do(*SIMULATE, "--json", *argv))["ways"]["best"]
+
+    assert chosen("--deadline", "1.1")["wall_seconds"] <= 1.1 * 3600
+    assert chosen("--budget", "0.2")["cost_usd"] <= 0.2
+    assert chosen("--budget", "0.2")["wall_seconds"] <= chosen("--best")["wall_seconds"]
+    do(*SIMULATE, "--deadline", "0.5", status=2)
+    assert "no bid and interval keep within 0.5 hours" in do.errors and "hint: the fastest takes" in do.errors
+
+
+def test_where_rows_say_only_whether_there_was_an_instance(do, tmp_path):
+    (tmp_path / "trace.csv").write_text("time,available\n0,1\n3000,0\n4000,1\n9000,1\n")
+    out = do("simulate", "--trace", "trace.csv", "--steps", "4000")
+    assert "cost (USD)                        -              -              -" in out
+    assert "at any price an instance runs 88.9% of the time, with 1 interruption in" in out
+    assert "best" not in out and "USD/h" not in out
+    assert (
+        json.loads(do("simulate", "--trace", "trace.csv", "--steps", "4000", "--best", "--json"))["ways"]["best"]["bid"]
+        is None
+    )
+
+
+def test_start(do):
+    assert "trace.csv: 60 rows, 1.00 hours" in do(*SIMULATE, "--start", "9")
+    do(*SIMULATE, "--start", "10", status=2)
+    assert "start: 36000 s, wanted 0 to less than the trace's 36000 s" in do.errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (("--trace", "missing.csv"), 2, "missing.csv: no such file"),
+        (("--bid", "nan"), 2, "bid: nan, wanted 0 or more"),
+        (("--every", "0"), 2, "every: 0, wanted 1"),
+        (("--deadline", "-1"), 2, "deadline: -1, wanted more than 0"),
+        (("--interval", "0"), 2, "interval: 0 s, wanted more than 0"),
+        (("--plot", "x.pdf"), 2, "plot: x.pdf, wanted a name that ends in .png"),
+        (("--zone", "us-west-1a"), 2, "a CSV trace has none of them"),
+    ],
+)
+def test_refusals(do, argv, status, message):
+    assert do(*SIMULATE, *argv, status=status) == ""
+    assert message in do.errors
+
+
+def test_a_trace_that_is_none(do, tmp_path):
+    (tmp_path / "trace.csv").write_text("0.1\noops\n")
+    do(*SIMULATE, status=10)
+    assert "strongroom: error: line 2: price: oops, wanted a number" in do.errors
+
+
+def test_plot_without_matplotlib(do, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert do(*SIMULATE, "--plot", "x.png", status=3) == ""
+    assert "hint: pip install 'strongroom[plot]'" in do.errors
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_plot(do, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    do(*SIMULATE, "--best", "--plot", "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert "strongroom: drawn in x.png" in do.errors
