@@ -13,7 +13,7 @@ from strongroom.cli import output
 from strongroom.errors import UsageError
 
 if TYPE_CHECKING:
-    from strongroom.mirror.spot import Job, Mirror, Outcome, Trace
+    from strongroom.mirror.spot import Job, Outcome, Saving, Trace
 
 # What each action is, the module that does it, and an example.
 ACTIONS: Final = {
@@ -105,9 +105,9 @@ def simulate(args: argparse.Namespace) -> int:
     )  # fmt: skip
     trace = whole.since(args.start * 3600) if args.start else whole
     job = spot.Job(args.steps, args.step_seconds, args.boot_seconds)
-    mirror = spot.Mirror(1, args.commit_seconds, args.restore_seconds)
+    mirror = spot.Saving(1, args.commit_seconds, args.restore_seconds)
     daly = spot.daly_steps(trace, args.bid, job, mirror)
-    mirror = spot.Mirror(daly if args.every is None else args.every, args.commit_seconds, args.restore_seconds)
+    mirror = spot.Saving(daly if args.every is None else args.every, args.commit_seconds, args.restore_seconds)
     without, mirrored, each = spot.compare(trace, args.bid, job, mirror, first_hour_free=args.first_hour_free)
     ways = {"without mirror": without, "every step": each, "mirror": mirrored}
     if args.best or args.deadline is not None or args.budget is not None:
@@ -138,7 +138,7 @@ def simulate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _best(args: argparse.Namespace, trace: Trace, job: Job, mirror: Mirror, daly: int) -> Outcome:
+def _best(args: argparse.Namespace, trace: Trace, job: Job, mirror: Saving, daly: int) -> Outcome:
     from strongroom.mirror import spot
 
     bids: list[float | None] = [None]
@@ -150,7 +150,7 @@ def _best(args: argparse.Namespace, trace: Trace, job: Job, mirror: Mirror, daly
     )  # fmt: skip
     deadline = None if args.deadline is None else args.deadline * 3600
     bid, every = spot.best(tried, deadline=deadline, budget=args.budget)
-    chosen = spot.Mirror(every, mirror.commit_seconds, mirror.restore_seconds)
+    chosen = spot.Saving(every, mirror.commit_seconds, mirror.restore_seconds)
     return spot.simulate(trace, bid, job, chosen, first_hour_free=args.first_hour_free)
 
 

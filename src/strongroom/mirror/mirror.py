@@ -179,6 +179,16 @@ class Mirror:
         return self._file.root
 
     @property
+    def keep(self) -> int:
+        """How many commits can be restored, once there are as many."""
+        return self._keep
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write or sync failed, so that this opening commits no more."""
+        return self._file.poisoned
+
+    @property
     def steps(self) -> list[int]:
         """The steps that can be restored, the oldest first."""
         kept = [step for step, _ in self._kept if self.step is None or step < self.step]
@@ -360,12 +370,16 @@ class Mirror:
         self.missed += 1
         self._known_layout = None
         if isinstance(error, OSError) and is_full(error) and self._when_full == "warn" and not self._file.poisoned:
-            message = f"{self._what}: no room for step {commit.step}; step {self.step} stays the newest that restores"
-            _logger.warning("%s", message)
-            warnings.warn(message, MirrorWarning, stacklevel=5)
+            self.warn(commit.step, "no room")
             return
         if not commit._told:
             raise error
+
+    def warn(self, step: int, why: str) -> None:
+        """Say that the commit of a step was left out."""
+        message = f"{self._what}: {why} for step {step}; step {self.step} stays the newest that restores"
+        _logger.warning("%s", message)
+        warnings.warn(message, MirrorWarning, stacklevel=3)
 
     # Restoring.
 
@@ -410,6 +424,12 @@ class Mirror:
         self._kept = [one for one in self._kept if one[0] <= manifest.step]
         self._manifest, self._went_back = manifest, sequence
         self._known_layout = None
+
+    def forget(self) -> None:
+        """As if there were no commit yet: the next one may be of any step, and gives up all there are."""
+        self._settle()
+        self._future_kept += self._kept
+        self._kept, self._manifest, self._went_back, self._known_layout = [], None, None, None
 
     # The end.
 

@@ -98,6 +98,8 @@ class Restored(Mapping[str, Any]):
             if not 0 <= index < len(entries):
                 raise FormatError(f"mirror state: array {index}, wanted 0 to {len(entries) - 1}")
             entry = entries[index]
+            if kind not in ("scalar", entry.kind):
+                raise FormatError(f"array {entry.name[:80]!r}: of kind {entry.kind[:40]!r}, and the state says another")
             array = self._load(entry)
             if kind == "scalar":
                 if array.shape:

@@ -26,11 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import ChannelError, FormatError, UsageError
 from strongroom.mirror.cursor import Cursor
 from strongroom.mirror.manifest import Entry
 from strongroom.mirror.mirror import Commit, Mirror
 from strongroom.mirror.pace import BUDGET, Pace
+from strongroom.mirror.ranks import RankedMirror
+from strongroom.mirror.restored import Convert
 from strongroom.mirror.state import Array
 
 _TYPES = {
@@ -69,12 +71,38 @@ def to_tensor(entry: Entry, array: npt.NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(entry.shape)
 
 
-CONVERT = {"torch": to_tensor}
+class _Local:
+    """This rank's part of a tensor that is distributed."""
+
+    def __init__(self, part: torch.Tensor) -> None:
+        self.part = part
+
+    def like(self, template: Any) -> Any:
+        """The distributed tensor, laid out as `template`, which may be another of the same shape."""
+        from torch.distributed.tensor import DTensor
+
+        if not isinstance(template, DTensor) or template.to_local().shape != self.part.shape:
+            shape = tuple(template.shape) if isinstance(template, torch.Tensor) else None
+            raise UsageError(
+                f"mirror: a distributed tensor whose part is {tuple(self.part.shape)}, and the training has {shape}",
+                hint="distribute the model as it was when it was committed",
+            )
+        part = self.part.to(template.device)
+        return DTensor.from_local(
+            part, template.device_mesh, template.placements, run_check=False,
+            shape=template.shape, stride=template.stride(),
+        )  # fmt: skip
+
+
+CONVERT: dict[str, Convert] = {"torch": to_tensor, "local": lambda entry, array: _Local(to_tensor(entry, array))}
 
 
 def pack(value: Any, path: str = "state") -> Any:
     """A ``state_dict`` with every tensor in it as `to_array` has it."""
     if isinstance(value, torch.Tensor):
+        if hasattr(value, "to_local"):  # a DTensor, of which this rank has a part
+            local = to_array(value.to_local(), path)
+            return Array("local", local.dtype, local.shape, local.data)
         return to_array(value, path)
     if isinstance(value, Mapping):
         return {key: pack(part, f"{path}/{key}") for key, part in value.items()}
@@ -121,7 +149,7 @@ class Training:
     """A training whose state is mirrored.
 
     Args:
-        mirror: that is open.
+        mirror: that is open; a `RankedMirror` where several processes train together.
         loader: what gives the batches: a `DataLoader`, whose place is kept also with workers and shuffling, or one with
             a ``state_dict`` of its own, such as torchdata's `StatefulDataLoader`.
         every: steps between two commits, or ``auto``: as often as `budget` allows.
@@ -136,7 +164,7 @@ class Training:
 
     def __init__(
         self,
-        mirror: Mirror,
+        mirror: Mirror | RankedMirror,
         *,
         loader: Iterable[Any] | None = None,
         every: int | Literal["auto"] = 1,
@@ -242,5 +270,40 @@ def _state_of(part: Any) -> Any:
 def _put_back(part: Any, state: Any) -> None:
     if isinstance(part, torch.Generator):
         part.set_state(state)
-    else:
-        part.load_state_dict(state)
+        return
+    if isinstance(part, torch.nn.Module):
+        template = part.state_dict()
+        state = {name: one.like(template.get(name)) if isinstance(one, _Local) else one for name, one in state.items()}
+    elif isinstance(part, torch.optim.Optimizer):
+        parameters = [one for group in part.param_groups for one in group["params"]]
+        for number, slots in state["state"].items():
+            for name, one in slots.items():
+                if isinstance(one, _Local):
+                    slots[name] = one.like(parameters[number])
+    part.load_state_dict(state)
+
+
+class TorchRanks:
+    """The ranks of `torch.distributed`, for a `RankedMirror`. Every rank makes one, at the same place.
+
+    Raises:
+        UsageError: `torch.distributed` is not initialised.
+    """
+
+    def __init__(self) -> None:
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            raise UsageError("ranks: torch.distributed is not initialised", hint="call init_process_group first")
+        self.rank = torch.distributed.get_rank()
+        self.count = torch.distributed.get_world_size()
+        # In CPU memory, whatever the training's own back end is.
+        self._group = torch.distributed.new_group(backend="gloo")
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Raises ChannelError if a rank is gone."""
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        heard = [torch.empty_like(mine) for _ in range(self.count)]
+        try:
+            torch.distributed.all_gather(heard, mine, group=self._group)
+        except RuntimeError as error:
+            raise ChannelError(f"ranks: one is gone: {str(error).splitlines()[0][:200]}") from None
+        return [one.numpy().tobytes() for one in heard]

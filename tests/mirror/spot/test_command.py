@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,9 @@ def test_plot(do, tmp_path):
     do(*SIMULATE, "--best", "--plot", "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert "strongroom: drawn in x.png" in do.errors
+
+
+def test_the_example_of_the_page_runs():
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "spot.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(example, "docs/how-to/spot.md", "exec"), {})  # noqa: S102

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom.errors import MissingDependencyError, UsageError
-from strongroom.mirror.spot import Job, Mirror, parse_csv, plot, simulate
+from strongroom.mirror.spot import Job, Saving, parse_csv, plot, simulate
 
 # 30 minutes, two of them too dear.
 TRACE = parse_csv("1\n" * 10 + "3\n" + "1\n" * 10 + "30\n" + "1\n" * 8)
@@ -15,7 +15,7 @@ TRACE = parse_csv("1\n" * 10 + "3\n" + "1\n" * 10 + "30\n" + "1\n" * 8)
 
 def ways(trace=TRACE, bid=2.0, steps=10):
     job = Job(steps, 60)
-    return {"mirror": simulate(trace, bid, job, Mirror()), "without": simulate(trace, bid, job)}
+    return {"mirror": simulate(trace, bid, job, Saving()), "without": simulate(trace, bid, job)}
 
 
 def test_text():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom.errors import UsageError
-from strongroom.mirror.spot import Job, Mirror, best, compare, daly, daly_steps, parse_csv, simulate, sweep, young
+from strongroom.mirror.spot import Job, Saving, best, compare, daly, daly_steps, parse_csv, simulate, sweep, young
 
 fuzz = settings(max_examples=200, deadline=None)
 
@@ -38,14 +38,14 @@ def test_without_a_mirror_by_hand():
 def test_with_a_mirror_by_hand():
     """A commit every 2 steps. First spell: boot 10, steps 100, commit 10, then 50 s of step 3 and 10 s of step 4: lost.
     Second spell: boot and restore 15, steps 100, commit 10, step 50 s, last commit 10: ends 185 s after its start."""
-    way = simulate(TINY, 120, Job(5, 50, 10), Mirror(2, 10, 5))
+    way = simulate(TINY, 120, Job(5, 50, 10), Saving(2, 10, 5))
     assert facts(way) == (True, 5, 1, 240 + 185, 60, 25, 250, 60, 30, round(3 + 185 / 60, 9))
     assert way.curve.tolist() == [[10, 0], [180, 3.2], [180, 2], [255, 2], [425, 5]]
 
 
 def test_with_a_commit_after_every_step_by_hand():
     """First spell: 2 cycles of 60 s, then 50 s of step 3, whose commit was about to begin. Second: 3 cycles."""
-    way = simulate(TINY, 120, Job(5, 50, 10), Mirror(1, 10, 5))
+    way = simulate(TINY, 120, Job(5, 50, 10), Saving(1, 10, 5))
     assert facts(way) == (True, 5, 1, 240 + 195, 60, 25, 250, 50, 50, round(3 + 195 / 60, 9))
 
 
@@ -57,7 +57,7 @@ def test_a_bid_at_the_price_runs_and_one_below_does_not():
 
 
 def test_an_instance_that_goes_while_it_boots_does_nothing_and_is_paid():
-    way = simulate(TINY, 120, Job(1, 1, 1000), Mirror())
+    way = simulate(TINY, 120, Job(1, 1, 1000), Saving())
     assert facts(way) == (False, 0, 2, 720, 120, 600, 0, 0, 0, 13)
 
 
@@ -71,7 +71,7 @@ def test_first_hour_free():
 
 def test_without_a_mirror_a_job_longer_than_any_spell_never_ends():
     trace = parse_csv(("1\n" * 9 + "3\n") * 50)
-    without, mirrored, every_step = compare(trace, 2, Job(600, 1), Mirror(10, 0.1))
+    without, mirrored, every_step = compare(trace, 2, Job(600, 1), Saving(10, 0.1))
     assert not without.finished and without.useful_seconds == 0
     assert mirrored.finished and every_step.finished
     assert mirrored.cost < every_step.cost < without.cost
@@ -89,17 +89,17 @@ def test_daly_as_in_the_paper():
     assert [round(daly(5, between), 1) for between in (1440, 360, 15)] == [116.7, 56.7, 9.1]
     assert daly(10, 4) == 4
     assert young(5, 1440) == 120
-    assert daly_steps(TINY, 120, Job(100, 1), Mirror(1, 1)) == round(daly(1, 300))
-    assert daly_steps(TINY, None, Job(100, 1), Mirror(1, 1)) == 100
-    assert daly_steps(TINY, 120, Job(100, 1), Mirror(1, 0)) == 1
+    assert daly_steps(TINY, 120, Job(100, 1), Saving(1, 1)) == round(daly(1, 300))
+    assert daly_steps(TINY, None, Job(100, 1), Saving(1, 1)) == 100
+    assert daly_steps(TINY, 120, Job(100, 1), Saving(1, 0)) == 1
 
 
 def test_best_is_what_trying_each_gives():
-    job, mirror = Job(5, 50, 10), Mirror(1, 10, 5)
+    job, mirror = Job(5, 50, 10), Saving(1, 10, 5)
     tried = sweep(TINY, job, mirror, [60, 120, 180], [1, 2, 5])
     for row, bid in enumerate(tried.bids):
         for column, every in enumerate(tried.intervals):
-            way = simulate(TINY, bid, job, Mirror(every, 10, 5))
+            way = simulate(TINY, bid, job, Saving(every, 10, 5))
             expected = (way.wall_seconds, way.cost) if way.finished else (math.inf, math.inf)
             assert (tried.wall_seconds[row, column], tried.cost[row, column]) == expected
     assert best(tried) == (60, 2)
@@ -120,12 +120,12 @@ def test_best_is_what_trying_each_gives():
         (lambda: Job(1, 0), "step seconds: 0"),
         (lambda: Job(1, math.nan), "step seconds: nan"),
         (lambda: Job(1, 1, -1), "boot seconds: -1"),
-        (lambda: Mirror(0), "every: 0"),
-        (lambda: Mirror(1, math.inf), "commit seconds: inf"),
-        (lambda: Mirror(1, 1, -1), "restore seconds: -1"),
+        (lambda: Saving(0), "every: 0"),
+        (lambda: Saving(1, math.inf), "commit seconds: inf"),
+        (lambda: Saving(1, 1, -1), "restore seconds: -1"),
         (lambda: simulate(TINY, math.nan, Job(1, 1)), "bid: nan"),
-        (lambda: sweep(TINY, Job(1, 1), Mirror(), [], [1]), "0 bids and 1 intervals"),
-        (lambda: sweep(TINY, Job(1, 1), Mirror(), [-1], [1]), "bid: -1"),
+        (lambda: sweep(TINY, Job(1, 1), Saving(), [], [1]), "0 bids and 1 intervals"),
+        (lambda: sweep(TINY, Job(1, 1), Saving(), [-1], [1]), "bid: -1"),
     ],
 )
 def test_arguments_that_make_no_sense(make, message):
@@ -141,7 +141,7 @@ traces = st.lists(st.sampled_from([0, 1, 2, 3, 9]), min_size=1, max_size=60).map
 bids = st.sampled_from([0.0, 1.0, 2.0, 2.5, 3.0, None])
 seconds = st.floats(0, 100)
 jobs = st.builds(Job, st.integers(1, 200), st.floats(0.01, 200), seconds)
-mirrors = st.builds(Mirror, st.integers(1, 50), seconds, seconds)
+mirrors = st.builds(Saving, st.integers(1, 50), seconds, seconds)
 
 
 @fuzz
@@ -193,7 +193,7 @@ def test_a_higher_bid_never_runs_less_and_never_ends_later(trace, pair, job, mir
     low, high = sorted(pair, key=lambda bid: math.inf if bid is None else bid)
     if mirror:
         saved = min(mirror.every, job.steps) * job.step_seconds + mirror.commit_seconds
-        mirror = Mirror(mirror.every, mirror.commit_seconds, min(mirror.restore_seconds, saved))
+        mirror = Saving(mirror.every, mirror.commit_seconds, min(mirror.restore_seconds, saved))
     assert trace.share(low) <= trace.share(high)
     below, above = simulate(trace, low, job, mirror), simulate(trace, high, job, mirror)
     assert above.wall_seconds <= below.wall_seconds + 1e-6
@@ -203,6 +203,51 @@ def test_a_higher_bid_never_runs_less_and_never_ends_later(trace, pair, job, mir
 @fuzz
 @given(traces, bids, jobs)
 def test_a_mirror_that_costs_nothing_never_ends_later_than_none(trace, bid, job):
-    without, mirrored, every_step = compare(trace, bid, job, Mirror(3))
+    without, mirrored, every_step = compare(trace, bid, job, Saving(3))
     assert every_step.wall_seconds <= mirrored.wall_seconds + 1e-6 <= without.wall_seconds + 2e-6
     assert every_step.lost_seconds <= mirrored.lost_seconds + 1e-6
+
+
+def tick_by_tick(trace, bid, job, saving):
+    """The same model, a second at a time: what an instance does is a queue that is thrown away when it goes."""
+    up, kept, queue, stops, cost = trace.up(bid), 0, None, 0, 0.0
+    for second in range(int(trace.seconds)):
+        row = second // 60
+        if not up[row]:
+            stops += queue is not None
+            queue = None
+            continue
+        if queue is None:
+            head = job.boot_seconds + (saving.restore_seconds if saving and kept else 0)
+            queue = [None] * int(head)
+            for step in range(kept + 1, job.steps + 1):
+                queue += [None] * int(job.step_seconds)
+                if saving and (step % saving.every == 0 or step == job.steps):
+                    queue += [None] * int(saving.commit_seconds)
+                    queue[-1] = step
+            queue[-1] = job.steps
+        cost += trace.prices[row] / 3600
+        done = queue.pop(0)
+        kept = kept if done is None else done
+        if not queue:
+            return True, second + 1, stops, kept, cost
+    stops += queue is not None and not up[-1]
+    return False, int(trace.seconds), stops, kept, cost
+
+
+whole = st.integers(0, 40)
+
+
+@fuzz
+@given(
+    traces, bids, st.builds(Job, st.integers(1, 20), st.integers(1, 90), whole),
+    st.none() | st.builds(Saving, st.integers(1, 9), whole, whole),
+)  # fmt: skip
+def test_as_when_every_second_is_walked(trace, bid, job, saving):
+    way = simulate(trace, bid, job, saving)
+    finished, wall, stops, kept, cost = tick_by_tick(trace, bid, job, saving)
+    assert (way.finished, way.wall_seconds) == (finished, wall)
+    assert way.interruptions == stops
+    assert way.cost == pytest.approx(cost)
+    # What is shown at the trace's end has steps that no commit holds.
+    assert way.steps == kept if finished else way.steps >= kept

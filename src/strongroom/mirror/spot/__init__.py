@@ -7,8 +7,8 @@ bid and an interval between commits together. Needs NumPy only; `strongroom.mirr
 from strongroom.mirror.spot.simulate import (
     Comparison,
     Job,
-    Mirror,
     Outcome,
+    Saving,
     Sweep,
     best,
     compare,
@@ -23,8 +23,8 @@ from strongroom.mirror.spot.traces import Trace, parse, parse_aws, parse_csv, re
 __all__ = [
     "Comparison",
     "Job",
-    "Mirror",
     "Outcome",
+    "Saving",
     "Sweep",
     "Trace",
     "best",

@@ -206,8 +206,8 @@ def _draw_price(axes: Any, trace: Trace, name: str, outcome: Outcome, end: float
     times = np.minimum(trace.times[: stop + 1], end) / length
     prices, up = trace.prices[:stop], trace.up(outcome.bid)[:stop]
     axes.fill_between(
-        np.minimum(times, outcome.wall_seconds / length), np.append(up, up[-1]).astype(float), step="post", transform=axes.get_xaxis_transform(),
-        color=_LINES[0], alpha=0.13, linewidth=0,
+        np.minimum(times, outcome.wall_seconds / length), np.append(up, up[-1]).astype(float), step="post",
+        transform=axes.get_xaxis_transform(), color=_LINES[0], alpha=0.13, linewidth=0,
     )  # fmt: skip
     axes.step(times, np.append(prices, prices[-1]), where="post", color=_INK, linewidth=0.6)
     if prices.min() > 0 and prices.max() / prices.min() >= _WIDE:

@@ -61,7 +61,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Mirror:
+class Saving:
     """How the state of training is saved.
 
     Attributes:
@@ -152,7 +152,7 @@ class Sweep:
 
 
 def simulate(
-    trace: Trace, bid: float | None, job: Job, mirror: Mirror | None = None, *, first_hour_free: bool = False
+    trace: Trace, bid: float | None, job: Job, mirror: Saving | None = None, *, first_hour_free: bool = False
 ) -> Outcome:
     """Run `job` along `trace` from its beginning.
 
@@ -176,13 +176,13 @@ def simulate(
     )  # fmt: skip
 
 
-def compare(trace: Trace, bid: float | None, job: Job, mirror: Mirror, *, first_hour_free: bool = False) -> Comparison:
+def compare(trace: Trace, bid: float | None, job: Job, mirror: Saving, *, first_hour_free: bool = False) -> Comparison:
     """`job` without a mirror, with `mirror`, and with a commit after every step.
 
     Raises:
         UsageError: the bid makes no sense.
     """
-    each = Mirror(1, mirror.commit_seconds, mirror.restore_seconds)
+    each = Saving(1, mirror.commit_seconds, mirror.restore_seconds)
     return Comparison(
         *(simulate(trace, bid, job, way, first_hour_free=first_hour_free) for way in (None, mirror, each))
     )
@@ -191,7 +191,7 @@ def compare(trace: Trace, bid: float | None, job: Job, mirror: Mirror, *, first_
 def sweep(
     trace: Trace,
     job: Job,
-    mirror: Mirror,
+    mirror: Saving,
     bids: Sequence[float | None],
     intervals: Sequence[int],
     *,
@@ -206,7 +206,7 @@ def sweep(
     """
     if not len(bids) or not len(intervals):
         raise UsageError(f"sweep: {len(bids)} bids and {len(intervals)} intervals, wanted at least one of each")
-    ways = [Mirror(int(every), mirror.commit_seconds, mirror.restore_seconds) for every in intervals]
+    ways = [Saving(int(every), mirror.commit_seconds, mirror.restore_seconds) for every in intervals]
     wall = np.full((len(bids), len(ways)), math.inf)
     cost = np.full((len(bids), len(ways)), math.inf)
     for row, bid in enumerate(bids):
@@ -270,7 +270,7 @@ def daly(commit_seconds: float, between: float) -> float:
     return young(commit_seconds, between) * (1 + math.sqrt(x) / 3 + x / 9) - commit_seconds
 
 
-def daly_steps(trace: Trace, bid: float | None, job: Job, mirror: Mirror) -> int:
+def daly_steps(trace: Trace, bid: float | None, job: Job, mirror: Saving) -> int:
     """Daly's interval in steps, 1 to `job.steps`, for the mean time that an instance runs in `trace` under `bid`.
 
     Raises:
@@ -313,7 +313,7 @@ def _walk(
     paid: Floats,
     trace: Trace,
     job: Job,
-    mirror: Mirror | None,
+    mirror: Saving | None,
     first_hour_free: bool,
     log: list[tuple[float, float]] | None,
 ) -> _Run:

@@ -1,0 +1,234 @@
+"""`strongroom mirror`: look into the mirror of a training, verify it, go back in it, and export from it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from strongroom.cli import output, progress
+from strongroom.errors import IntegrityError, StrongroomError, UsageError, printable
+from strongroom.mirror import export as exporting
+from strongroom.mirror import kept
+from strongroom.mirror.restored import Restored, read
+from strongroom.sealed import NO_FRESHNESS, FileAnchor, NoFreshness, load_key
+
+_EXAMPLES: Final = {
+    "ls": ("list the commits that a mirror keeps", "ls run.mirror"),
+    "show": ("list what a commit holds, or describe one array of it", "show run.mirror model/0.weight"),
+    "verify": ("read every block of every commit that is kept", "verify run.mirror"),
+    "restore": ("make an older commit the one that training goes on from", "restore run.mirror --step 4000"),
+    "export": ("write arrays in clear to a safetensors file", "export run.mirror model.safetensors --part model"),
+}
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, (summary, example) in _EXAMPLES.items():
+        action = actions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"Example: strongroom mirror {example}",
+        )
+        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        output.add_json(action)
+        action.add_argument("mirror", type=Path, metavar="MIRROR")
+        action.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: MIRROR.key)")
+        group = action.add_mutually_exclusive_group()
+        group.add_argument("--anchor", type=Path, metavar="FILE", help="the anchor file (default: MIRROR.anchor)")
+        group.add_argument(
+            "--no-anchor", action="store_true", help="accept any authentic version of the mirror, however old"
+        )
+        if name in ("show", "export"):
+            action.add_argument("--step", type=int, metavar="N", help="of the commit (default: the newest)")
+        if name == "show":
+            action.add_argument("name", nargs="?", metavar="NAME", help="an array, or a part of the state")
+        if name == "restore":
+            action.add_argument("--step", type=int, metavar="N", required=True, help="of a commit that is kept")
+        if name == "export":
+            action.add_argument("out", type=Path, metavar="OUT.safetensors")
+            action.add_argument(
+                "--part", metavar="NAME", help="a part of the state, such as model (default: all of it)"
+            )
+            action.add_argument("--skip", action="store_true", help="leave out arrays that safetensors cannot hold")
+            action.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action == "show":
+        from strongroom.cli.mirror_show import show  # which needs this module
+
+        return show(args)
+    status: int = {"ls": ls, "verify": verify, "restore": restore, "export": export}[args.action](args)
+    return status
+
+
+# What opens it.
+
+
+def opening(args: argparse.Namespace) -> tuple[bytes, FileAnchor | NoFreshness]:
+    """The key and the anchor that the arguments name.
+
+    Raises:
+        UsageError: there is no mirror, key file or anchor file.
+        FormatError: one of these files is none.
+    """
+    path: Path = args.mirror
+    if not path.exists():
+        raise UsageError(f"mirror: {path} does not exist", hint="a training makes one with strongroom.mirror.open")
+    if path.is_dir():
+        raise UsageError(f"mirror: {path} is a directory, wanted the file of a mirror")
+    key_path = args.key or path.with_name(path.name + ".key")
+    if not key_path.exists():
+        raise UsageError(f"key file: {key_path} does not exist", hint="--key FILE names another than MIRROR.key")
+    key = load_key(key_path)
+    if args.no_anchor:
+        output.warn("freshness is not checked: this may be an old version of the mirror")
+        return key, NO_FRESHNESS
+    anchor = FileAnchor(args.anchor or path.with_name(path.name + ".anchor"))
+    if anchor.read() is None:
+        raise UsageError(
+            f"anchor file: {anchor.path} does not exist",
+            hint="it says which version is the newest; --anchor FILE names another, --no-anchor accepts any version",
+        )
+    return key, anchor
+
+
+def _commits(args: argparse.Namespace) -> Iterator[tuple[int, Restored | StrongroomError]]:
+    """The commits that are kept, the oldest first, or what is wrong with one."""
+    key, anchor = opening(args)
+    with read(args.mirror, key=key, anchor=anchor) as newest:
+        for step in kept.steps(newest):
+            if step == newest.step:
+                yield step, newest
+                continue
+            try:
+                older = read(args.mirror, key=key, anchor=anchor, step=step)
+            except UsageError:
+                continue  # whoever trains has released it meanwhile
+            except StrongroomError as error:
+                yield step, error
+                continue
+            with older:
+                yield step, older
+
+
+# The verbs.
+
+
+def ls(args: argparse.Namespace) -> int:
+    listed: list[dict[str, Any]] = []
+    for step, found in _commits(args):
+        if isinstance(found, StrongroomError):
+            raise type(found)(f"step {step}: {found.message}", hint=found.hint)
+        sizes = [entry.nbytes for entry in found.arrays.values()]
+        listed.append(
+            {"step": step, "time": found.time, "bytes": sum(sizes), "arrays": len(sizes), "parts": list(found)}
+            | {"root": str(found.root)}
+        )
+    if args.json:
+        output.result(listed)
+        return 0
+    rows = [
+        [str(one["step"]), time(one["time"]), f"{one['arrays']:,}", size(one["bytes"]), ", ".join(one["parts"])]
+        for one in listed
+    ]
+    print_table(["step", "committed", "arrays", "size", "parts"], rows, right={"step", "arrays", "size"})
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    from strongroom.cli.mirror_show import values_of
+
+    listed, errors = [], []
+    for step, found in _commits(args):
+        try:
+            if isinstance(found, StrongroomError):
+                raise found
+            blocks = found.verify()
+            for _ in values_of(found):
+                pass  # the state has its form
+        except StrongroomError as error:
+            errors.append(error)
+            listed.append({"step": step, **error.to_wire()})
+            if not args.json:
+                output.error(type(error)(f"step {step}: {error.message}", hint=error.hint))
+            continue
+        listed.append({"step": step, "blocks": blocks, "root": str(found.root)})
+        if not args.json:
+            output.stdout.print(f"step {step}: {blocks:,} blocks as committed, root {found.root}", soft_wrap=True)
+    codes = {error.exit_code for error in errors}
+    status = 0 if not codes else codes.pop() if len(codes) == 1 else IntegrityError.exit_code
+    if args.json:
+        output.result({"commits": listed, "exit_status": status})
+    return status
+
+
+def restore(args: argparse.Namespace) -> int:
+    key, anchor = opening(args)
+    with read(args.mirror, key=key, anchor=anchor) as newest:
+        before, steps = newest.step, kept.steps(newest)
+    with progress.bar("restoring") as advance:
+        root = kept.go_back(args.mirror, args.step, key=key, anchor=anchor, progress=advance)
+    given_up = [step for step in steps if step > args.step]
+    if args.json:
+        output.result({"step": args.step, "before": before, "given_up": given_up, "root": str(root)})
+        return 0
+    if not given_up:
+        output.stdout.print(f"step {args.step} is the newest already", markup=False)
+        return 0
+    output.stdout.print(f"training goes on from step {args.step}, in place of {before}", markup=False)
+    output.note(f"given up: {', '.join(map(str, given_up))}; from now on the anchor refuses a copy from before")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    key, anchor = opening(args)
+    if args.out.exists() and not args.overwrite:
+        raise UsageError(f"out: {args.out} exists", hint="choose another name, or --overwrite")
+    with read(args.mirror, key=key, anchor=anchor, step=args.step) as found:
+        done = exporting.export(found, args.out, part=args.part, skip=args.skip, overwrite=args.overwrite)
+        step = found.step
+    if args.json:
+        wire = {"file": str(args.out), "step": step, "bytes": done.size, "tensors": done.names}
+        output.result(wire | {"left_out": done.left_out, "encrypted": False})
+        return 0
+    for name, reason in done.left_out.items():
+        output.note(f"left out: {name}, {reason}")
+    count = f"{len(done.names):,} tensor{'s' * (len(done.names) != 1)}"
+    output.stdout.print(f"exported {count} of step {step}, {size(done.size)}", markup=False)
+    output.warn(f"{args.out} is not encrypted")
+    return 0
+
+
+# How things are said.
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[str] = ()) -> None:
+    """Columns below their names, those of `right` flush right; lines are as long as they have to be."""
+    rows = [[printable(cell) for cell in row] for row in (names, *rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(names, row, widths, strict=True)
+        ]
+        output.stdout.print("  ".join(cells).rstrip(), markup=False, soft_wrap=True)
+
+
+def size(count: int) -> str:
+    amount, unit = float(count), 0
+    while amount >= 1024 and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{count:,} B" if unit == 0 else f"{amount:.4g} {_UNITS[unit]}"
+
+
+def time(seconds: float) -> str:
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} s"  # of a clock that was wrong

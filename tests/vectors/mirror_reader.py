@@ -1,0 +1,123 @@
+"""A second reader of mirrors, from docs/spec/mirror.md alone, over the second reader of sealed files."""
+
+import base64
+import json
+import math
+import re
+import struct
+from collections import namedtuple
+
+from tests.vectors.sealed_reader import Refused, check, open_file
+
+Array = namedtuple("Array", "kind dtype shape data")
+Commit = namedtuple("Commit", "step time kept state arrays")
+
+SIZES = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1}
+TYPE = re.compile(
+    r"(?:\|[biu]1|[<>][iu][248]|[<>]f(?:2|4|8|16)|[<>]c(?:8|16|32)|\|S[1-9]\d{0,8}|[<>]U[1-9]\d{0,8}"
+    r"|[<>][mM]8(?:\[(?:[1-9]\d*)?(?:Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)",
+    re.ASCII,
+)
+
+
+def count(value):
+    check(type(value) is int and 0 <= value < 1 << 63, "format", "count")
+    return value
+
+
+def items(value, length=None):
+    check(type(value) is list and length in (None, len(value)), "format", "list")
+    return value
+
+
+def size_of(dtype):
+    if dtype in SIZES:
+        return SIZES[dtype]
+    check(type(dtype) is str and TYPE.fullmatch(dtype), "format", "type")
+    return int(re.match(r"\d+", dtype[2:])[0]) * (4 if dtype[1] == "U" else 1)
+
+
+def member(pairs):
+    check(len(dict(pairs)) == len(pairs), "format", "two members of one name")
+    return dict(pairs)
+
+
+def load(text):
+    how = {"parse_constant": lambda constant: check(False, "format", constant), "object_pairs_hook": member}
+    try:
+        return json.loads(text.decode("utf-8", "surrogatepass"), **how)
+    except (ValueError, RecursionError):
+        raise Refused("format", "no JSON") from None
+
+
+def parse(content, block_size):
+    """The commit that a sealed file's content holds."""
+    check(len(content) >= 32, "format", "footer")
+    magic, version, zero, area, size = struct.unpack("<8sIIQQ", content[-32:])
+    check(magic == b"SRMIRROR" and version == 1 and zero == 0, "format", "footer")
+    check(size <= 256 << 20 and area + size + 32 <= len(content) and area % block_size == 0, "format", "footer")
+    manifest = load(content[-32 - size : -32])
+    names = {"step", "time", "rest", "arrays", "values", "kept"}
+    check(type(manifest) is dict and set(manifest) == names, "format", "members")
+    step, time, rest = count(manifest["step"]), manifest["time"], count(manifest["rest"])
+    check(type(time) in (int, float) and math.isfinite(time), "format", "time")
+    fine = area + rest + size + 32 == len(content) and rest <= len(items(manifest["arrays"])) * block_size
+    check(fine, "format", "length")
+    arrays = {}
+    for entry in manifest["arrays"]:
+        name, kind, dtype, shape, offset, tail = items(entry, 6)
+        check(type(name) is type(kind) is str and name not in arrays and len(items(shape)) <= 64, "format", "array")
+        length = math.prod(map(count, shape)) * size_of(dtype)
+        whole = length // block_size * block_size
+        fine = count(offset) % block_size == 0 and offset + whole <= area and count(tail) + length - whole <= rest
+        check(fine, "format", "place")
+        data = content[offset : offset + whole] + content[area + tail : area + tail + length - whole]
+        arrays[name] = Array(kind, dtype, tuple(shape), data)
+    kept = {count(items(one, 2)[0]): count(one[1]) for one in items(manifest["kept"])}
+    state = value_of(manifest["values"], list(arrays.values()), 0)
+    check(type(state) is dict and {type(name) for name in state} <= {str}, "format", "parts")
+    return Commit(step, time, kept, state, arrays)
+
+
+def value_of(value, arrays, depth):
+    check(depth <= 65, "format", "depth")
+    kind = type(value)
+    number = (kind is int and value.bit_length() <= 8192) or (kind is float and math.isfinite(value))
+    if value is None or kind in (bool, str) or number:
+        return value
+    if kind is list:
+        return [value_of(part, arrays, depth + 1) for part in value]
+    check(kind is dict and len(value) == 1, "format", "value")
+    [(tag, inner)] = value.items()
+    if tag == "t":
+        return tuple(value_of(part, arrays, depth + 1) for part in items(inner))
+    if tag == "d":
+        pairs = [[value_of(part, arrays, depth + 1) for part in items(pair, 2)] for pair in items(inner)]
+        check(all(key.__hash__ and type(key) is not Array for key, _ in pairs), "format", "key")
+        return member(pairs)
+    if tag == "a":
+        kind, index = items(inner, 2)
+        check(count(index) < len(arrays) and kind in ("scalar", arrays[index].kind), "format", "array")
+        check(kind != "scalar" or arrays[index].shape == (), "format", "scalar")
+        return arrays[index]._replace(kind=kind)
+    check(tag in ("f", "b") and type(inner) is str, "format", "tag")
+    if tag == "f" and inner in ("nan", "inf", "-inf"):
+        return float(inner)
+    if tag == "b":
+        check(re.fullmatch("(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)?", inner), "format", "base64")
+        return base64.b64decode(inner)
+    check(re.fullmatch("[0-9a-f]{16}", inner), "format", "float")
+    found = struct.unpack(">d", bytes.fromhex(inner))[0]
+    check(math.isnan(found), "format", "float")
+    return found
+
+
+def read(data, key, anchor=None, step=None):
+    """The newest commit of a mirror, or that of an older step."""
+    slot = open_file(data, key, anchor)
+    newest = parse(slot.read(), slot.block_size)
+    if step in (None, newest.step):
+        return newest
+    at = newest.kept.get(step)
+    check(at in {kept[0] for kept in slot.kept}, "usage", "not kept")
+    return parse(open_file(data, key, anchor, at=at).read(), slot.block_size)
