@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from strongroom import mirror
-from strongroom.errors import IntegrityError, RollbackError, TamperedError, TruncatedError, WrongKeyError
+from strongroom.errors import FormatError, IntegrityError, RollbackError, TamperedError, TruncatedError, WrongKeyError
 from strongroom.sealed import NO_FRESHNESS, MemoryAnchor
 from strongroom.storage import MemoryDirectory, MemoryStorage
 
@@ -36,9 +36,9 @@ def a_run(anchor, *, steps: int, run: int = 0, snapshots: list[bytes] | None = N
     return directory
 
 
-def of(data: bytes) -> MemoryDirectory:
+def of(data: bytes, name: str = "mirror") -> MemoryDirectory:
     directory = MemoryDirectory()
-    directory.files["mirror"] = MemoryStorage(data)
+    directory.files[name] = MemoryStorage(data)
     return directory
 
 
@@ -141,3 +141,34 @@ def test_nothing_of_the_state_lies_in_clear():
     with opened(directory) as made:
         made.commit(1, {marker.decode(): np.frombuffer(marker * 300, np.uint8), "text": marker.decode(), "raw": marker})
     assert marker not in bytes(directory.files["mirror"].data)
+
+
+def test_a_mirror_that_is_gone_is_no_new_one():
+    anchor = MemoryAnchor()
+    directory = a_run(anchor, steps=3)
+    with pytest.raises(RollbackError, match="is missing, and its anchor holds a commit"):
+        opened(MemoryDirectory(), MemoryAnchor(anchor.read()))
+    for data in (b"", bytes(4 * BLOCK), b"x" * 9 * BLOCK):
+        for name in ("mirror", "mirror.new"):
+            with pytest.raises((FormatError, IntegrityError)):
+                opened(of(data, name), MemoryAnchor(anchor.read()))
+    assert same(load(directory, anchor), state(3))
+
+
+@pytest.mark.parametrize("anchor", [MemoryAnchor, lambda: NO_FRESHNESS])
+def test_a_crash_before_the_first_commit_leaves_room_for_another(anchor):
+    for data in (b"", bytes(4 * BLOCK), b"torn" * 5 * BLOCK):
+        directory, held = of(data, "mirror.new"), anchor()
+        with opened(directory, held) as made:
+            assert made.restore() is None
+            made.commit(1, state(1))
+        assert directory.list() == ["mirror"]
+        assert same(load(directory, held), state(1))
+
+
+def test_what_is_no_mirror_is_not_overwritten():
+    for data in (b"", b"a file of the user's", b"x" * 9 * BLOCK):
+        directory = of(data)
+        with pytest.raises((FormatError, IntegrityError)):
+            opened(directory, MemoryAnchor())
+        assert bytes(directory.files["mirror"].data) == data

@@ -59,6 +59,10 @@ def together(disks: list, record, anchor, work: Callable[[RankedMirror, int], ob
         try:
             part = mirror.open(disks[rank], key=KEY, anchor=NO_FRESHNESS, block_size=4096)
             records = mirror.open(record, key=KEY, anchor=anchor, block_size=4096) if rank == 0 else None
+        except BaseException:
+            ranks.leave()  # the others would wait
+            raise
+        try:
             with RankedMirror(part, records, ranks.of(rank)) as ranked:
                 return work(ranked, rank)
         except (OSError, StrongroomError) as error:
@@ -202,7 +206,11 @@ def test_the_power_goes_at_any_step_of_any_rank(seed):
             explored += 1
             said = together(states[:2], states[2], held, restored_step)
             assert said[0] == said[1], said
-            assert said[0] in ({None} if not least else set()) | set(range(max(1, least), most + 1)), (said, least, most)
+            assert said[0] in ({None} if not least else set()) | set(range(max(1, least), most + 1)), (
+                said,
+                least,
+                most,
+            )
         finally:
             looking.now = False
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from strongroom.errors import StrongroomError, UsageError
+from strongroom.errors import FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
 from strongroom.mirror import region
 from strongroom.mirror.manifest import MAX_STEP, Layout, Manifest, Wanted, arrange, unique
 from strongroom.mirror.restored import Restored, read_manifest
@@ -134,7 +134,8 @@ class Mirror:
         self.region = where
         self.missed = 0  # commits left out since the last one that was made
         self.written = 0  # bytes of arrays that the last commit had to write
-        self._file = self._open_file("r+" if _holds(directory, name) else "x", block_size)
+        self._unnamed = False  # the file has its temporary name until its first commit
+        self._file = self._open_or_create(block_size)
         self._manifest = read_manifest(self._file) if self._file.root else None
         self._kept: list[tuple[int, int]] = []  # (step, sequence) of what is retained, the oldest first
         if self._manifest and self._file.root:
@@ -153,10 +154,41 @@ class Mirror:
         self._process = os.getpid()
         self._closed = False
 
-    def _open_file(self, mode: Any, block_size: int = DEFAULT_BLOCK, *, at: int | None = None) -> SealedFile:
+    def _open_or_create(self, block_size: int) -> SealedFile:
+        """The file, or a new one, whose name appears once it holds a commit: a crash leaves no half of one there."""
+        new = self._name + ".new"
+        names = self._directory.list()
+        if self._name in names:
+            return self._open_file("r+")
+        if new in names:
+            try:
+                file = self._open_file("r+", name=new)
+            except (FormatError, IntegrityError) as error:
+                if self._is_anchored():
+                    raise
+                _logger.info("%s: %s, from a crash before the first commit: begins anew", self._what, error)
+                self._directory.unlink(new)
+            else:
+                self._directory.rename(new, self._name)
+                self._directory.sync()
+                return file
+        if self._is_anchored():
+            raise RollbackError(
+                f"{self._what}: is missing, and its anchor holds a commit",
+                hint="restore it from a copy; to begin anew, use another anchor",
+            )
+        self._unnamed = True
+        return self._open_file("x", block_size, name=new)
+
+    def _is_anchored(self) -> bool:
+        return not isinstance(self._anchor, NoFreshness) and self._anchor.read() is not None
+
+    def _open_file(
+        self, mode: Any, block_size: int = DEFAULT_BLOCK, *, name: str | None = None, at: int | None = None
+    ) -> SealedFile:
         return open_in(
             self._directory,
-            self._name,
+            name or self._name,
             mode,
             self._key,
             self._anchor,
@@ -310,6 +342,10 @@ class Mirror:
         file.write_at(layout.area, end)
         file.truncate(layout.area + len(end))
         root = file.commit(retain=self._keep > 1)
+        if self._unnamed:
+            self._directory.rename(self._name + ".new", self._name)
+            self._directory.sync()
+            self._unnamed = False
         self._manifest, self._layout = manifest, layout
         self._kept = [*kept, (commit.step, root.sequence)] if self._keep > 1 else []
         self._future_kept, self._went_back = [], None
@@ -550,10 +586,6 @@ def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
         where=where,
         clock=clock,
     )
-
-
-def _holds(directory: Directory, name: str) -> bool:
-    return name in directory.list()
 
 
 def _runs(blocks: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
