@@ -4,6 +4,7 @@
 Whoever opens such a vault trusts its maker with its content, not with their own machine.
 """
 
+import contextlib
 import stat
 import struct
 
@@ -13,10 +14,11 @@ from strongroom import vault
 from strongroom.errors import FormatError, StrongroomError, TruncatedError
 from strongroom.sealed import NO_FRESHNESS
 from strongroom.storage import MemoryDirectory
+from strongroom.vault import database
 from strongroom.vault.check import describe, find_problems
 from strongroom.vault.rows import ROOT_INODE, pack_body
 from strongroom.vault.transfer import walk_vault
-from tests.attacks.vaults import BLOCK, KEY, body_of, copied, open_disk
+from tests.attacks.vaults import BLOCK, KEY, body_of, copied, flipped, open_disk
 
 FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
 
@@ -342,3 +344,15 @@ def test_what_is_no_sound_database(tmp_path, change):
         use(directory, tmp_path)
     except (StrongroomError, OSError):
         return
+
+
+def test_openings_that_fail_leave_nothing_in_memory():
+    directory = MemoryDirectory()
+    with open_disk(directory, "x") as opened:
+        opened.write_bytes("a", b"x" * 100)
+    disk = copied(directory)
+    before = len(database._vfs.files)
+    for block in range(4, len(disk["meta"]) // BLOCK):
+        with contextlib.suppress(StrongroomError):
+            open_disk(disk | {"meta": flipped(disk["meta"], block * BLOCK * 8)}, "r", NO_FRESHNESS).discard()
+    assert len(database._vfs.files) == before

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,34 +82,50 @@ def train(directory: Path, kind: str, die_at: int | None = None) -> tuple[Any, A
         return bits(estimator), bits(scaler)
 
 
-def killed(directory: Path, kind: str, die_at: int) -> None:
+def in_a_fork(function: Any, *arguments: Any) -> int:
+    """The wait status of a child that called it."""
     child = os.fork()
     if not child:
+        code = 1
         try:
-            train(directory, kind, die_at)
+            function(*arguments)
+            code = 0
         finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def run(directory: Path, kind: str) -> None:
+    """Both trainings, each in forks of this process, which itself has never started OpenMP's threads."""
+
+    def finish(name: str) -> None:
+        (directory / f"{name}.bits").write_text(repr(train(directory / name, kind)))
+
+    for name in ("alone", "killed"):
+        (directory / name).mkdir()
+    assert in_a_fork(finish, "alone") == 0
+    for die_at in (0, 5, 6, 19):
+        status = in_a_fork(train, directory / "killed", kind, die_at)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    for _ in range(2):  # the second time it is finished already
+        assert in_a_fork(finish, "killed") == 0
+        assert (directory / "killed.bits").read_text() == (directory / "alone.bits").read_text()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 @pytest.mark.parametrize("kind", KILLED)
 def test_a_killed_training_ends_as_one_left_alone(tmp_path, kind):
-    for name in ("alone", "killed"):
-        (tmp_path / name).mkdir()
-    alone = train(tmp_path / "alone", kind)
-    for die_at in (0, 5, 6, 19):
-        killed(tmp_path / "killed", kind, die_at)
-    assert train(tmp_path / "killed", kind) == alone
-    assert train(tmp_path / "killed", kind) == alone  # and a finished one is what it was
+    command = [sys.executable, "-W", "error", __file__, str(tmp_path), kind]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 PLAIN = [
     linear_model.SGDRegressor(average=True),
     linear_model.SGDOneClassSVM(average=True),
     linear_model.Perceptron(class_weight={0: 1.0, 1: 2.0, 2: 1.0}),
-    neural_network.MLPRegressor((5, 3)),
+    neural_network.MLPRegressor(hidden_layer_sizes=(5, 3)),
     neural_network.BernoulliRBM(7, random_state=1),
     naive_bayes.GaussianNB(),
     naive_bayes.MultinomialNB(),
@@ -128,7 +146,7 @@ def test_every_known_estimator_goes_on_from_a_commit(tmp_path, estimator):
     def step(one: Any, number: int) -> None:
         inputs, labels = batch(number)
         inputs = np.abs(inputs).round() if not isinstance(one, naive_bayes.GaussianNB) else inputs
-        if isinstance(one, naive_bayes._BaseNB) or isinstance(one, linear_model.Perceptron):
+        if isinstance(one, (naive_bayes._BaseNB, linear_model.Perceptron)):
             one.partial_fit(inputs, labels, classes=CLASSES)
         else:
             one.partial_fit(inputs, labels)
@@ -221,3 +239,7 @@ def test_other_names_are_refused(tmp_path):
         opened.commit(2, {"other": 1})
         with pytest.raises(UsageError, match="holds no estimators"):
             adapter.Training(opened, model=preprocessing.MinMaxScaler()).restore()
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2])

@@ -12,6 +12,7 @@ from tests.vectors.sealed_reader import Refused, check, open_file
 Array = namedtuple("Array", "kind dtype shape data")
 Commit = namedtuple("Commit", "step time kept state arrays")
 
+NAMES = ["arrays", "kept", "rest", "step", "time", "values"]
 SIZES = {"bfloat16": 2} | dict.fromkeys(("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"), 1)
 TYPE = re.compile(
     r"(?:\|[biu]1|[<>][iu][248]|[<>]f(?:2|4|8|16)|[<>]c(?:8|16|32)|\|S[1-9]\d{0,8}|[<>]U[1-9]\d{0,8}"
@@ -32,18 +33,16 @@ def items(value, length=None):
 
 def size_of(dtype):
     check(type(dtype) is str and (dtype in SIZES or TYPE.fullmatch(dtype)), "format", "type")
-    if dtype in SIZES:
-        return SIZES[dtype]
-    return int(re.match(r"\d+", dtype[2:])[0]) * (4 if dtype[1] == "U" else 1)
+    return SIZES.get(dtype) or int(re.match(r"\d+", dtype[2:])[0]) * (4 if dtype[1] == "U" else 1)
 
 
 def member(pairs):
-    check(len(dict(pairs)) == len(pairs), "format", "two members of one name")
+    check(len(dict(pairs)) == len(pairs), "format", "two of one name")
     return dict(pairs)
 
 
 def load(text):
-    how = {"parse_constant": lambda constant: check(False, "format", constant), "object_pairs_hook": member}
+    how = {"parse_constant": lambda word: check(False, "format", word), "object_pairs_hook": member}
     try:
         return json.loads(text.decode("utf-8", "surrogatepass"), **how)
     except (ValueError, RecursionError):
@@ -54,11 +53,10 @@ def parse(content, block_size):
     """The commit that a sealed file's content holds."""
     check(len(content) >= 32, "format", "footer")
     *marks, area, size = struct.unpack("<8sIIQQ", content[-32:])
-    check(marks == [b"SRMIRROR", 1, 0], "format", "footer")
-    check(size <= 256 << 20 and area + size + 32 <= len(content) and area % block_size == 0, "format", "footer")
+    fine = marks == [b"SRMIRROR", 1, 0] and size <= 256 << 20 and area % block_size == 0
+    check(fine and area + size + 32 <= len(content), "format", "footer")
     manifest = load(content[-32 - size : -32])
-    names = {"step", "time", "rest", "arrays", "values", "kept"}
-    check(type(manifest) is dict and set(manifest) == names, "format", "members")
+    check(type(manifest) is dict and sorted(manifest) == NAMES, "format", "members")
     step, time, rest = count(manifest["step"]), manifest["time"], count(manifest["rest"])
     fine = area + rest + size + 32 == len(content) and rest <= len(items(manifest["arrays"])) * block_size
     check(fine and type(time) in (int, float) and math.isfinite(time), "format", "length or time")
@@ -68,9 +66,9 @@ def parse(content, block_size):
         check(type(name) is type(kind) is str and name not in arrays and len(items(shape)) <= 64, "format", "array")
         length = math.prod(map(count, shape)) * size_of(dtype)
         whole = length // block_size * block_size
-        check(count(offset) % block_size == 0 and offset + whole <= area, "format", "offset")
-        check(count(tail) + length - whole <= rest, "format", "tail")
-        data = content[offset : offset + whole] + content[area + tail : area + tail + length - whole]
+        end, stop = count(offset) + whole, area + count(tail) + length - whole
+        check(offset % block_size == 0 and end <= area and stop <= area + rest, "format", "place")
+        data = content[offset:end] + content[area + tail : stop]
         arrays[name] = Array(kind, dtype, tuple(shape), data)
     kept = {count(items(one, 2)[0]): count(one[1]) for one in items(manifest["kept"])}
     state = value_of(manifest["values"], list(arrays.values()), 0)
@@ -91,8 +89,8 @@ def value_of(value, arrays, depth):
     if tag == "t":
         return tuple(value_of(part, arrays, depth + 1) for part in items(inner))
     if tag == "d":
-        pairs = [[value_of(part, arrays, depth + 1) for part in items(pair, 2)] for pair in items(inner)]
-        check(all(key.__hash__ and type(key) is not Array for key, _ in pairs), "format", "key")
+        pairs = [value_of(items(pair, 2), arrays, depth) for pair in items(inner)]
+        check(may_be_key(tuple(key for key, _ in pairs)), "format", "key")
         return member(pairs)
     if tag == "a":
         kind, index = items(inner, 2)
@@ -107,6 +105,10 @@ def value_of(value, arrays, depth):
         return base64.b64decode(inner)
     check(re.fullmatch("7ff[0-9a-f]{13}|fff[0-9a-f]{13}", inner) and inner[3:] != "0" * 13, "format", "float")
     return struct.unpack(">d", bytes.fromhex(inner))[0]
+
+
+def may_be_key(value):
+    return all(map(may_be_key, value)) if type(value) is tuple else type(value) not in (list, dict)
 
 
 def read(data, key, anchor=None, step=None):

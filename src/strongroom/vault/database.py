@@ -151,9 +151,11 @@ class Database:
             self._connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
             for pragma in _PRAGMAS:
                 self._connection.execute(pragma)
-        except apsw.Error as error:
+        except BaseException as error:  # those of the sealed file come through SQLite as they are
             self.close()
-            raise self._broken(error) from None
+            if isinstance(error, apsw.Error):
+                raise self._broken(error) from None
+            raise
         # One cursor for each call: a nested query must not end the one around it.
         self._run: Callable[..., Any] = self._connection.execute
 

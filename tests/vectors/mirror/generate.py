@@ -242,6 +242,7 @@ def _values(index: Index) -> None:
     bad("tuple_text", "a tuple that is no list", {"t": "ab"})
     bad("pair_of_three", "an entry of a dict with three parts", {"d": [[1, 2, 3]]})
     bad("key_list", "a key that is a list", {"d": [[[1], 2]]})
+    bad("key_list_in_tuple", "a key that is a tuple with a list in it", {"d": [[{"t": [[1]]}, 2]]})
     bad("key_twice", "two entries of one key", {"d": [[1, 2], [1, 3]]})
     bad("float_finite", "a finite float as text", {"f": "1.5"})
     bad("float_bits_finite", "bits of a number", {"f": "3ff8000000000000"})
