@@ -14,6 +14,7 @@ from strongroom.cli.mirror import _EXAMPLES, time
 from strongroom.cli.mirror_show import statistics
 from strongroom.mirror.manifest import Entry
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, create_key, load_key
+from strongroom.sealed.file import SealedFile
 from strongroom.sealed.layout import SLOTS_SIZE
 
 BLOCK = 4096
@@ -135,6 +136,7 @@ def test_what_adapters_put_in_parts_is_found_by_its_name(run, do):
     with mirror.open("other", key=run.key, anchor=FileAnchor("other.anchor")) as opened:
         opened.commit(1, {"parts": {"model": {"w": np.arange(3.0)}, "optimizer": {"lr": 1}}, "data": None})
     here = ("--key", run.key_path)
+    assert do("ls", "other", *here).endswith("model, optimizer, data\n")
     assert "mean         1\n" in do("show", "other", "model/w", *here)
     assert "parts/model/w" in do("show", "other", "model", *here)
     do("export", "other", "out.safetensors", "--part", "model", *here)
@@ -252,6 +254,32 @@ def test_restore_of_the_newest_changes_nothing(run, do):
 def test_restore_of_what_is_not_kept(run, do):
     do("restore", "run.mirror", "--step", 15, status=2)
     assert "step: 15 is not kept, wanted one of 10, 20, 30" in do.errors
+
+
+def test_a_restore_that_is_cut_short_changes_nothing(run, do, monkeypatch):
+    """At each of its writes, and before its commit; then it is done, and done wholly."""
+    real, calls, stop = SealedFile.write_at, 0, 0
+
+    def fail(self, offset, data):
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise OSError(5, "input/output error")
+        real(self, offset, data)
+
+    monkeypatch.setattr(SealedFile, "write_at", fail)
+    anchor = FileAnchor(run.anchor_path).read()
+    for number in (1, 2, 3):
+        calls, stop = 0, number
+        do("restore", "run.mirror", "--step", 10, status=1)
+        with run.read() as found:
+            assert (found.step, found.root) == (30, anchor)
+            assert np.array_equal(found["model"]["0.weight"], state_of(30)["model"]["0.weight"])
+    stop = 0
+    do("restore", "run.mirror", "--step", 10)
+    do("verify", "run.mirror")
+    with run.read() as found:
+        assert found.step == 10
 
 
 def test_restore_of_another_layout(tmp_path, do, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import threading
 import warnings
@@ -323,7 +325,7 @@ def test_a_failed_save_is_never_taken_for_success(options):
     directory.faults.fail_sync = directory.syncs + 1
     with pytest.raises(OSError, match="Input/output"):
         made.commit(2, state(2)).durable()
-    with pytest.raises(StrongroomError, match="an earlier write or commit failed"):
+    with pytest.raises(StrongroomError, match="an earlier commit failed"):
         made.commit(3, state(3)).durable()
     assert made.step == 1
     made.close()
@@ -399,3 +401,69 @@ def test_where_it_rests_is_said(tmp_path):
     with opened(tmp_path / "m") as made:
         assert made.region.kind in ("disk", "memory", "other", "dax")
         assert "power" in made.region.durability and str(made.region)
+
+
+@pytest.mark.parametrize("options", MODES)
+@pytest.mark.parametrize("failing", ["interrupt", "full"])
+def test_nothing_of_a_commit_that_failed_is_ever_committed(options, failing):
+    class Failing(MemoryDirectory):
+        countdown = -1
+
+        def open(self, name, mode, *, shared=False):
+            file = super().open(name, mode, shared=shared)
+            write = file.write_at
+
+            def written(offset, data):
+                self.countdown -= 1
+                if self.countdown == 0:
+                    raise KeyboardInterrupt if failing == "interrupt" else OSError(errno.ENOSPC, "No space left")
+                write(offset, data)
+
+            file.write_at = written
+            return file
+
+    def arrays(step: int) -> dict[str, object]:
+        return {name: np.full(5000, step) for name in ("v", "w", "x")}
+
+    directory = Failing()
+    for countdown in range(1, 6):
+        anchor = MemoryAnchor()
+        directory.files.clear()
+        directory.countdown = -1
+        with contextlib.suppress(KeyboardInterrupt), opened(directory, anchor=anchor, **options) as made:
+            made.commit(1, arrays(1)).durable()
+            directory.countdown = countdown
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", MirrorWarning)
+                made.commit(2, arrays(2))
+                made._settle()
+            directory.countdown = -1
+            if made.failed:
+                with pytest.raises(StrongroomError, match="open it again"):
+                    made.restore()
+            else:
+                restored = made.restore()
+                assert restored is not None
+                assert {(array == restored.step).all() for array in restored.values()} == {True}
+        directory.countdown = -1
+        with opened(directory, anchor=anchor) as again:
+            restored = again.restore()
+            assert restored is not None
+            assert all((array == restored.step).all() for array in restored.values())
+
+
+def test_a_state_is_not_read_while_the_next_one_is_sealed():
+    with opened(MemoryDirectory(), mode="overlapped") as made:
+        made.commit(1, state(1)).durable()
+        restored = made.restore()
+        assert restored is not None
+        made.commit(2, state(2))
+        with pytest.raises(UsageError, match="the mirror has gone on"):
+            _ = restored["model"]
+
+
+def test_the_last_step_there_can_be():
+    with opened(MemoryDirectory()) as made:
+        made.commit((1 << 63) - 1, {"a": 1})
+        restored = made.restore()
+        assert restored is not None and restored["a"] == 1

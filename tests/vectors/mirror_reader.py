@@ -1,4 +1,4 @@
-"""A second reader of mirrors, from docs/spec/mirror.md alone, over the second reader of sealed files."""
+"""A second reader of mirrors, from docs/spec/mirror.md alone: `read` for sealed files, `parse` for their content."""
 
 import base64
 import json
@@ -50,7 +50,6 @@ def load(text):
 
 
 def parse(content, block_size):
-    """The commit that a sealed file's content holds."""
     check(len(content) >= 32, "format", "footer")
     *marks, area, size = struct.unpack("<8sIIQQ", content[-32:])
     fine = marks == [b"SRMIRROR", 1, 0] and size <= 256 << 20 and area % block_size == 0
@@ -112,7 +111,6 @@ def may_be_key(value):
 
 
 def read(data, key, anchor=None, step=None):
-    """The newest commit of a mirror, or that of an older step."""
     slot = open_file(data, key, anchor)
     newest = parse(slot.read(), slot.block_size)
     if step in (None, newest.step):

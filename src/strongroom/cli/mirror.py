@@ -127,7 +127,7 @@ def ls(args: argparse.Namespace) -> int:
             raise type(found)(f"step {step}: {found.message}", hint=found.hint)
         sizes = [entry.nbytes for entry in found.arrays.values()]
         listed.append(
-            {"step": step, "time": found.time, "bytes": sum(sizes), "arrays": len(sizes), "parts": list(found)}
+            {"step": step, "time": found.time, "bytes": sum(sizes), "arrays": len(sizes), "parts": _parts(found)}
             | {"root": str(found.root)}
         )
     if args.json:
@@ -139,6 +139,14 @@ def ls(args: argparse.Namespace) -> int:
     ]
     print_table(["step", "committed", "arrays", "size", "parts"], rows, right={"step", "arrays", "size"})
     return 0
+
+
+def _parts(found: Restored) -> list[str]:
+    """The names of the parts; what adapters were given by name stands for the part that they put it in."""
+    raw = found._parts.get("parts")
+    inner = raw.get("d") if isinstance(raw, dict) else None
+    names = [str(pair[0]) for pair in inner if isinstance(pair, list) and pair] if isinstance(inner, list) else []
+    return [*names, *(name for name in found if name != "parts" or not names)]
 
 
 def verify(args: argparse.Namespace) -> int:

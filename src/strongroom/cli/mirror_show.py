@@ -31,7 +31,7 @@ def show(args: argparse.Namespace) -> int:
         values = {path: value for path, value in values_of(found) if _lies_in(path, name)}
         if name is not None and not arrays and not values:
             raise UsageError(
-                f"name: step {found.step} holds no {name}", hint="`strongroom mirror show` without it lists all"
+                f"name: step {found.step} holds no {args.name}", hint="`strongroom mirror show` without it lists all"
             )
         if args.json:
             wire = {"step": found.step, "time": found.time, "root": str(found.root)}

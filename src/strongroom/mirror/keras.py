@@ -262,6 +262,9 @@ class MirrorCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-igno
                 "fit: other data than the callback's, or steps_per_epoch, wanted the OrderedData that it was given"
             )
         if self._state is not None:
+            optimizer = self.model.optimizer
+            if optimizer is not None and not optimizer.built:  # with TensorFlow the first batch would do so
+                optimizer.build(self.model.trainable_variables)
             self._put_back(self._state)
             _recall(self._callbacks, self._state["callbacks"])
 

@@ -151,6 +151,8 @@ class Mirror:
         self._known_layout: Layout | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mirror") if self._overlapped else None
         self._under_way: Commit | None = None
+        self._changes = 0  # commits that were begun: from then on the file's content is on its way to another state
+        self._unsure = False  # which commit the file is at, after one that failed
         self._process = os.getpid()
         self._closed = False
 
@@ -218,7 +220,7 @@ class Mirror:
     @property
     def failed(self) -> bool:
         """Whether a write or sync failed, so that this opening commits no more."""
-        return self._file.poisoned
+        return self._unsure
 
     @property
     def steps(self) -> list[int]:
@@ -256,11 +258,18 @@ class Mirror:
             commit.update(state)
         return commit
 
-    def _check(self, step: int) -> None:
+    def _usable(self) -> None:
         if self._closed:
             raise ValueError(f"{self._what}: is closed")
         if self._process != os.getpid():
             raise UsageError(f"{self._what}: opened by the process that this one was forked from", hint="open it here")
+        if self._unsure:
+            raise StrongroomError(
+                f"{self._what}: an earlier commit failed, so this opening commits no more", hint="open it again"
+            )
+
+    def _check(self, step: int) -> None:
+        self._usable()
         newest = self.step
         if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= MAX_STEP:
             raise UsageError(f"step: {step!r}, wanted a number from 0 to 2^63 - 1")
@@ -270,6 +279,7 @@ class Mirror:
             )
 
     def _make(self, commit: Commit) -> None:
+        self._changes += 1
         values, found = encode(commit._state)
         names = unique([path for path, _ in found])
         arrays = [array for _, array in found]
@@ -318,6 +328,23 @@ class Mirror:
     # In the thread that seals, or in the caller's own.
 
     def _seal(self, commit: Commit, layout: Layout, values: Any, whole: list[tuple[int, Bytes]], tail: Bytes) -> Root:
+        before = self._file.root
+        try:
+            return self._seal_now(commit, layout, values, whole, tail)
+        except BaseException:
+            self._unsure = True
+            # What was written of it must never be committed: not by the next commit, nor by closing. After a write or
+            # a sync that failed even to look is wrong: what is seen may not be on the disk, and the anchor would move.
+            with contextlib.suppress(OSError, StrongroomError):
+                if not self._file.poisoned:
+                    if before is not None:
+                        self._file.reload()
+                    self._unsure = self._file.root != before
+            raise
+
+    def _seal_now(
+        self, commit: Commit, layout: Layout, values: Any, whole: list[tuple[int, Bytes]], tail: Bytes
+    ) -> Root:
         file = self._file
         known = self._known if self._known_layout == layout else None
         self._known_layout = None  # until this is committed nobody knows what the file holds
@@ -405,7 +432,7 @@ class Mirror:
             return
         self.missed += 1
         self._known_layout = None
-        if isinstance(error, OSError) and is_full(error) and self._when_full == "warn" and not self._file.poisoned:
+        if isinstance(error, OSError) and is_full(error) and self._when_full == "warn" and not self._unsure:
             self.warn(commit.step, "no room")
             return
         if not commit._told:
@@ -430,7 +457,7 @@ class Mirror:
             RollbackError: what lies there is older than the anchor.
         """
         self._settle()
-        self._check(0 if self.step is None else self.step + 1)
+        self._usable()
         if self._manifest is None:
             if step is not None:
                 raise UsageError(f"step: {step}, and {self._what} has none yet")
@@ -447,7 +474,8 @@ class Mirror:
     def _restored_at(self, sequence: int | None) -> Restored:
         if sequence is None:
             assert self._manifest is not None  # noqa: S101  # there is a commit
-            return Restored(self._file, self._manifest, owned=False)
+            made = self._changes
+            return Restored(self._file, self._manifest, owned=False, valid=lambda: self._changes == made)
         reader = self._open_file("r", at=sequence)
         try:
             return Restored(reader, read_manifest(reader), owned=True)
@@ -484,7 +512,7 @@ class Mirror:
             if self._pool:
                 self._pool.shutdown()
             try:
-                if not self._file.poisoned and self._file.root is not None:
+                if not self._unsure and self._file.root is not None:
                     self._file.close()
                     if isinstance(self._directory, region.LazyDirectory):
                         self._directory.flush()

@@ -49,9 +49,12 @@ class Restored(Mapping[str, Any]):
         root: of the commit.
     """
 
-    def __init__(self, file: SealedFile, manifest: Manifest, *, owned: bool) -> None:
+    def __init__(
+        self, file: SealedFile, manifest: Manifest, *, owned: bool, valid: Callable[[], bool] = lambda: True
+    ) -> None:
         self._file = file
         self._owned = owned
+        self._valid = valid
         self._root = file.root
         self._tail: npt.NDArray[np.uint8] | None = None
         self.manifest = manifest
@@ -152,7 +155,7 @@ class Restored(Mapping[str, Any]):
             raise FormatError(f"array {entry.name[:80]!r}: of shape {entry.shape}, which NumPy has not") from None
 
     def _read(self, entry: Entry, out: npt.NDArray[np.uint8]) -> None:
-        if self._file.root != self._root and self._file.root is not None and not self._owned:
+        if not self._valid():
             raise UsageError(f"step {self.step}: the mirror has gone on, wanted to be read before the next commit")
         if entry.whole and self._file.read_at(entry.offset, out[: entry.whole]) != entry.whole:
             raise FormatError(f"array {entry.name}: ends before its {entry.nbytes} bytes")

@@ -72,6 +72,8 @@ def _name(one: type) -> str:
 
 _HELPERS: Final = _helpers()
 
+_MAX_GAPS: Final = 16  # times the bytes of an array that is a part of a larger one
+
 # Made anew from the parameters by every partial_fit.
 _DERIVED: Final = frozenset({"_loss_function_"})
 
@@ -186,18 +188,21 @@ class _Packer:
         )
 
     def _array(self, array: npt.NDArray[Any], path: str) -> Any:
-        if not (array.flags.c_contiguous or array.flags.f_contiguous):
-            raise UsageError(f"{path}: an array with gaps, wanted a contiguous one")
+        gaps = not (array.flags.c_contiguous or array.flags.f_contiguous)
+        if gaps and (min(array.strides) <= 0 or _extent(array) > _MAX_GAPS * array.nbytes):
+            raise UsageError(f"{path}: an array of strides {array.strides}, wanted one without large gaps")
         key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
         if array.size:
             if key in self._arrays:
                 return ("same", self._arrays[key][0])
             self._arrays[key] = (path, array)
-        return array if array.flags.c_contiguous else ("columns", path, array.T)
+        if gaps:
+            return ("gaps", np.ascontiguousarray(array), array.strides)
+        return array if array.flags.c_contiguous else ("columns", array.T)
 
     def check(self) -> None:
         """Arrays that lie over one another in part would not do so when they come back."""
-        found = sorted((key[0], array.nbytes, path) for key, (path, array) in self._arrays.items())
+        found = sorted((key[0], _extent(array), path) for key, (path, array) in self._arrays.items())
         for (start, size, path), (other, _, second) in itertools.pairwise(found):
             if other < start + size:
                 raise UsageError(f"{second}: shares memory with {path}, wanted an array of its own")
@@ -230,9 +235,12 @@ class _Unpacker:
                 return tuple(self.value(part, f"{path}[{i}]") for i, part in enumerate(parts))
             case ("scalars", np.ndarray() as array):
                 return list(array)
-            case ("columns", str(), np.ndarray() as array):
+            case ("columns", np.ndarray() as array):
                 self._arrays[path] = array.T
                 return array.T
+            case ("gaps", np.ndarray() as array, tuple(strides)):
+                self._arrays[path] = _with_gaps(array, strides, path)
+                return self._arrays[path]
             case ("same", str(first)) if first in self._arrays:
                 return self._arrays[first]
             case ("same", str(first)) if first in self._made:
@@ -249,6 +257,22 @@ class _Unpacker:
                 vars(helper).update({key: self.value(part, f"{path}.{key}") for key, part in attributes.items()})
                 return helper
         raise FormatError(f"{path}: {str(value)[:60]}, wanted what pack gives")
+
+
+def _extent(array: npt.NDArray[Any]) -> int:
+    """Bytes from its first element to behind its last; strides are positive."""
+    reach = sum((count - 1) * stride for count, stride in zip(array.shape, array.strides, strict=True))
+    return reach + array.itemsize if array.size else 0
+
+
+def _with_gaps(array: npt.NDArray[Any], strides: tuple[int, ...], path: str) -> npt.NDArray[Any]:
+    if len(strides) != array.ndim or any(not 0 < stride <= _MAX_GAPS * array.nbytes for stride in strides):
+        raise FormatError(f"{path}: strides {strides} of an array of {array.nbytes} bytes")
+    reach = sum((count - 1) * stride for count, stride in zip(array.shape, strides, strict=True))
+    room = np.zeros(reach + array.itemsize, np.uint8)
+    made: npt.NDArray[Any] = np.ndarray(array.shape, array.dtype, room.data, strides=strides)
+    made[...] = array
+    return made
 
 
 def _global() -> np.random.RandomState:
