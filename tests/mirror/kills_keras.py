@@ -1,8 +1,8 @@
 """A Keras training that is killed over and over, beside one that is left alone. Run as a module, it compares them.
 
-``KERAS_BACKEND=torch python -m tests.mirror.kills_keras OPTIMIZER --kills N --seed S --directory D`` prints a line of
-JSON. Children are forked from one process that has imported everything; with ``--fresh``, which JAX and TensorFlow
-need, each is a new process. A kill falls at a random moment of a step that is a random number of steps away.
+``KERAS_BACKEND=torch python -m tests.mirror.kills_keras OPTIMIZER... --kills N --seed S --directory D`` prints a line
+of JSON for each. Children are forked from one process that has imported everything; with ``--fresh``, which JAX and
+TensorFlow need, each is a new process. A kill falls at a random moment of a step that is a random number of steps away.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from strongroom.sealed import FileAnchor
 
 KEY = bytes(range(32))
 EPOCHS = 3
-RECORDS = 90
+RECORDS = 60
 BATCH = 8
 STEPS = EPOCHS * -(-RECORDS // BATCH)
 
@@ -192,17 +192,24 @@ def _lines(log: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("optimizer", choices=OPTIMIZERS)
+    parser.add_argument("optimizers", choices=OPTIMIZERS, nargs="+")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--log", type=Path, help="only train, and write there")
     parser.add_argument("--directory", type=Path, required=True)
     args = parser.parse_args()
-    if args.log:
-        train(args.directory, args.log, args.optimizer)
-    else:
-        print(json.dumps(run(args.directory, args.optimizer, args.kills, args.seed, fresh=args.fresh)))
+    if not args.fresh and not args.log:
+        warm = args.directory / "warm"
+        warm.mkdir()
+        train(warm, warm / "log", "sgd")  # Keras imports much at its first step
+    for optimizer in args.optimizers:
+        if args.log:
+            train(args.directory, args.log, optimizer)
+            continue
+        (args.directory / optimizer).mkdir()
+        said = run(args.directory / optimizer, optimizer, args.kills, args.seed, fresh=args.fresh)
+        print(json.dumps({"optimizer": optimizer, **said}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Two ranks that train together with PyTorch, killed over and over, one or both, beside two that are left alone.
 
-``python -m tests.mirror.kills_ranks KIND --kills N --seed S --directory D``; KIND is ddp or fsdp. Prints a line of JSON.
+``python -m tests.mirror.kills_ranks KIND --kills N --seed S --directory D`` prints a line of JSON; KIND is ddp or fsdp.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from strongroom import mirror
 from strongroom.mirror.ranks import RankedMirror
-from strongroom.mirror.torch import Training, TorchRanks
+from strongroom.mirror.torch import TorchRanks, Training
 from strongroom.sealed import NO_FRESHNESS, FileAnchor
 from tests.mirror.kills import KEY, child, curve
 
@@ -42,9 +42,7 @@ def train(rank: int, directory: Path, kind: str, attempt: int) -> None:
     )
     torch.manual_seed(1 + rank)
     generator = torch.Generator().manual_seed(5)
-    data = TensorDataset(
-        torch.randn(96, 10, generator=generator), torch.randint(0, 3, (96,), generator=generator)
-    )
+    data = TensorDataset(torch.randn(96, 10, generator=generator), torch.randint(0, 3, (96,), generator=generator))
     loader = DataLoader(data, batch_size=6, sampler=DistributedSampler(data, RANKS, rank, shuffle=True))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -64,7 +62,7 @@ def train(rank: int, directory: Path, kind: str, attempt: int) -> None:
         record = mirror.open(
             directory / "record", key=KEY, anchor=FileAnchor(directory / "anchor"), durability="process"
         )
-    with RankedMirror(part, record, TorchRanks()) as ranked, (directory / f"log{rank}").open("a") as lines:
+    with RankedMirror(part, record, TorchRanks(timeout=20)) as ranked, (directory / f"log{rank}").open("a") as lines:
         training = Training(ranked, model=model, optimizer=optimizer, loader=loader)
         training.restore()
         for _, batches in training.epochs(EPOCHS):
@@ -100,12 +98,16 @@ def run(directory: Path, kind: str, kills: int, seed: int) -> dict[str, Any]:
         wanted = done < kills
         deadline = time.monotonic() + (rng.uniform(0, took * 0.7) if wanted else 600)
         codes: dict[int, int] = {}
+        patience = float("inf")  # a launcher ends the others, too, where they do not see by themselves that one is gone
         while len(codes) < RANKS:
             if wanted and time.monotonic() > deadline:
                 for rank in victims:
                     if rank not in codes:
                         os.killpg(numbers[rank], signal.SIGKILL)
-                done, wanted = done + 1, False
+                done, wanted, patience = done + 1, False, time.monotonic() + 2
+            if time.monotonic() > patience:
+                for rank in set(range(RANKS)) - codes.keys():
+                    os.killpg(numbers[rank], signal.SIGKILL)
             for rank, number in enumerate(numbers):
                 if rank not in codes and (found := os.waitpid(number, os.WNOHANG))[0]:
                     codes[rank] = found[1]

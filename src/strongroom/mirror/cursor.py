@@ -1,7 +1,8 @@
 """The place of a training in its data: which epoch, which batch, and what the order was drawn from.
 
 - The order of an epoch is drawn anew on resuming, from the generators as they were when it began, and the batches done
-  are passed over without being loaded. So a sampler may draw what it likes when it begins, but not while it goes on.
+  are passed over without being loaded. So a sampler may draw what it likes when it begins and when it ends, and from a
+  generator of its own at any time, but not in between from the global ones, which the training draws from too.
 - Workers draw augmentations from generators that are seeded for each batch, by the epoch's seed and the batch's number:
   what a worker did before does not matter, nor how many there are.
 - With no workers, batches draw from the program's own generators, whose state is in every commit.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -57,7 +58,14 @@ class Cursor:
 
     def state(self) -> State:
         """Where it is, to be given to `go_to`."""
-        state: State = {"epoch": self.epoch, "batch": self.batch, "seed": self._seed, "began": self._began}
+        state: State = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "asked": self._numbered.asked if self._numbered else 0,
+            "seed": self._seed,
+            "began": self._began,
+            "generators": [one.get_state() for one in self._generators],
+        }
         if self._own_state:
             state["loader"] = self._inner.state_dict()  # type: ignore[attr-defined]
         return state
@@ -66,6 +74,7 @@ class Cursor:
         """Go on from there when `epochs` is called next."""
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._seed, self._began = state["seed"], state["began"]
+        self._put_back_own(state["generators"])
         self._resume = state if state["began"] is not None else None
         if self._own_state:
             self._inner.load_state_dict(state["loader"])  # type: ignore[attr-defined]
@@ -95,15 +104,15 @@ class Cursor:
         resumed, self._resume = self._resume, None
         if resumed is None:
             self.batch = 0
-            self._began = {"random": self._save(), "generators": [_state(one) for one in self._generators]}
+            self._began = self._drawn()
             self._seed = int(torch.empty((), dtype=torch.int64).random_().item())
-            self._numbered.start(0, self._seed)
+            self._numbered.start(0, 1, self._seed)
             batches = iter(self._loader)
         else:
-            now = {"random": self._save(), "generators": [_state(one) for one in self._generators]}
+            now = self._drawn()
             self._put_back(resumed["began"])
             torch.empty((), dtype=torch.int64).random_()  # the seed was drawn here
-            self._numbered.start(self.batch, self._seed)
+            self._numbered.start(self.batch, max(1, resumed["asked"]), self._seed)
             batches = iter(self._loader)
             self._put_back(now)
         yield from self._count(batches)
@@ -114,14 +123,19 @@ class Cursor:
             yield batch
         self._next_epoch()
 
+    def _drawn(self) -> State:
+        """Everything that an order is drawn from, as it is now."""
+        return {"random": self._save(), "generators": [one.get_state() for one in self._generators]}
+
     def _put_back(self, state: State) -> None:
         self._restore(state["random"])
-        for generator, saved in zip(self._generators, state["generators"], strict=True):
-            generator.set_state(saved if isinstance(saved, torch.Tensor) else torch.as_tensor(np.asarray(saved)))
+        self._put_back_own(state["generators"])
 
-
-def _state(generator: torch.Generator) -> torch.Tensor:
-    return generator.get_state()
+    def _put_back_own(self, states: list[torch.Tensor]) -> None:
+        if len(states) != len(self._generators):
+            raise UsageError(f"loader: has {len(self._generators)} generators of its own, and the mirror {len(states)}")
+        for generator, saved in zip(self._generators, states, strict=True):
+            generator.set_state(saved)
 
 
 def _samplers(loader: Any) -> list[Any]:
@@ -153,39 +167,49 @@ def _batch(indices: Iterable[Any], seed: int) -> _Batch:
     return made
 
 
+_NO_BATCH: Final = object()
+
+
 class _Numbered:
-    """A sampler's batches with a seed each, from some batch on."""
+    """A sampler's batches with a seed each, from some batch on.
+
+    Attributes:
+        asked: how often the sampler was asked for a batch in this epoch: workers are given some ahead of time, and the
+            last answer is that there is none. What it drew then is part of the generators' state, so after a restart
+            it is asked as often before they are put back.
+    """
 
     def __init__(self, inner: Any, *, single: bool) -> None:
         self._inner = inner
         self._single = single
         self._first = 0
         self._seed = 0
+        self.asked = 0
 
-    def start(self, first: int, seed: int) -> None:
-        self._first, self._seed = first, seed
+    def start(self, first: int, asked: int, seed: int) -> None:
+        """The next iteration begins at batch `first`, and asks the sampler at once as often as it had been."""
+        self._first, self.asked, self._seed = first, asked, seed
 
     def __len__(self) -> int:
         return max(0, len(self._inner) - self._first)
 
     def __iter__(self) -> Iterator[_Batch]:
-        # Not a generator: what the sampler draws in the beginning is drawn now, at a known place.
+        # Not a generator: the loader draws next, and what a sampler draws in the beginning shall come before that.
         batches = iter(self._inner)
-        number, first = 0, self._first
-        ahead: list[Any] = []
-        for one in batches:
-            if number >= first:
-                ahead.append(one)
-                break
-            number += 1
-        return self._rest(ahead, batches, number, self._seed)
+        again = [next(batches, _NO_BATCH) for _ in range(self.asked)]
+        return self._rest(again[self._first :], batches, self._first, self._seed)
 
     def _rest(self, ahead: list[Any], batches: Iterator[Any], number: int, seed: int) -> Iterator[_Batch]:
-        for one in ahead:
+        while True:
+            if ahead:
+                one = ahead.pop(0)
+            else:
+                self.asked += 1
+                one = next(batches, _NO_BATCH)
+            if one is _NO_BATCH:
+                return
             yield self._seeded(one, seed, number)
-        for one in batches:
             number += 1
-            yield self._seeded(one, seed, number)
 
     def _seeded(self, indices: Any, seed: int, number: int) -> _Batch:
         digest = hashlib.sha256(f"strongroom/mirror/batch/v0 {seed} {number}".encode()).digest()

@@ -159,6 +159,12 @@ class OrderedData(keras.utils.PyDataset):  # type: ignore[misc,unused-ignore]
         drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
         return self._transform(batch, np.random.default_rng(drawn))
 
+    def example(self) -> Any:
+        """The first batch of the first epoch."""
+        with self._lock:
+            batch = self._load(self._batches.order.take(0, self._batches.size))
+        return batch if self._transform is None else self._transform(batch, np.random.default_rng(0))
+
     def _load(self, records: npt.NDArray[np.int64]) -> Any:
         if not isinstance(self._source, SealedDataset):
             return tuple(array[records] for array in self._arrays)
@@ -262,11 +268,18 @@ class MirrorCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-igno
                 "fit: other data than the callback's, or steps_per_epoch, wanted the OrderedData that it was given"
             )
         if self._state is not None:
-            optimizer = self.model.optimizer
-            if optimizer is not None and not optimizer.built:  # with TensorFlow the first batch would do so
-                optimizer.build(self.model.trainable_variables)
+            self._build(self._state["metrics"])
             self._put_back(self._state)
             _recall(self._callbacks, self._state["callbacks"])
+
+    def _build(self, metrics: Mapping[str, Any]) -> None:
+        """What TensorFlow leaves to the first batch: the variables of the optimizer and, where they matter, metrics."""
+        model = self.model
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        if self._start and self._data is not None and len(model.metrics_variables) < len(metrics):
+            batch = self._data.example()
+            model.test_on_batch(*(batch if isinstance(batch, tuple) else (batch,)))
 
     def on_train_end(self, logs: Any = None) -> None:
         """See to it that the history is whole."""
@@ -350,7 +363,10 @@ class MirrorCallback(keras.callbacks.Callback):  # type: ignore[misc,unused-igno
             keras.random.uniform(())  # makes the global seed generator
             now = _variables(self.model)
         for name, variables in now.items():
-            _assign(variables, state.get(name, {}), name)
+            saved = state.get(name, {})
+            if name == "metrics" and not self._start and len(variables) != len(saved):
+                continue  # TensorFlow makes them later, and at the beginning of an epoch Keras resets them
+            _assign(variables, saved, name)
         _set_random_state(state["random"])
 
     def _show_history(self) -> None:

@@ -91,7 +91,9 @@ class RankedMirror:
         # A record whose own commit failed may be on the disk or not. What it may name must stay.
         ready = self._record is None or not self._record.failed
         if self._tell(_WORKED if ready else _FAILED, step, None)[0][0] != _WORKED:
-            raise StrongroomError("mirror: an earlier record failed, so this opening commits no more", hint="start again")
+            raise StrongroomError(
+                "mirror: an earlier record failed, so this opening commits no more", hint="open it again"
+            )
         commit: Commit | None = None
         failure: BaseException | None = None
         root: Root | None = None

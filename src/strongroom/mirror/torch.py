@@ -18,6 +18,7 @@ taken), state in threads and processes of the program's, and kernels that are no
 
 from __future__ import annotations
 
+import datetime
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -286,17 +287,20 @@ def _put_back(part: Any, state: Any) -> None:
 class TorchRanks:
     """The ranks of `torch.distributed`, for a `RankedMirror`. Every rank makes one, at the same place.
 
+    Args:
+        timeout: seconds to wait for the others, longer than their steps and commits may differ.
+
     Raises:
         UsageError: `torch.distributed` is not initialised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeout: float = 300) -> None:
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             raise UsageError("ranks: torch.distributed is not initialised", hint="call init_process_group first")
         self.rank = torch.distributed.get_rank()
         self.count = torch.distributed.get_world_size()
         # In CPU memory, whatever the training's own back end is.
-        self._group = torch.distributed.new_group(backend="gloo")
+        self._group = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout))
 
     def gather(self, data: bytes) -> list[bytes]:
         """Raises ChannelError if a rank is gone."""

@@ -1,0 +1,185 @@
+"""A Lightning `fit` goes on bit for bit after kills. Run as a program, this file is the training that is killed."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("lightning") is None:
+    pytest.skip("needs lightning", allow_module_level=True)
+
+EPOCHS = 3
+BATCHES = 8
+SETUPS = {
+    "sgd": {"optimizer": "SGD", "with": {"lr": 0.05, "momentum": 0.9}},
+    "adamw": {"optimizer": "AdamW", "with": {"lr": 0.01}, "workers": 1},
+    "in groups": {"optimizer": "Adam", "with": {"lr": 0.01}, "accumulate": 3, "every": 2, "check": 3},
+}
+
+
+def program() -> tuple[Any, Any]:
+    """The training and the state it ends in; Lightning is imported here, as the test itself needs it not."""
+    import numpy as np
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+
+    from strongroom import mirror
+    from strongroom.mirror.lightning import MirrorCallback, MirrorLoader
+    from strongroom.sealed import FileAnchor
+
+    torch.set_num_threads(1)
+
+    class Noisy(Dataset[Any]):
+        inputs = np.random.default_rng(7).normal(size=(60, 10)).astype(np.float32)
+
+        def __len__(self) -> int:
+            return len(self.inputs)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            noise = random.random() + float(np.random.normal()) + torch.randn(10)  # noqa: S311
+            return torch.from_numpy(self.inputs[index]) + 0.1 * noise
+
+    class Model(LightningModule):
+        def __init__(self, optimizer: str, more: dict[str, Any]) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 10))
+
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            return nn.functional.mse_loss(self.net(batch), batch)
+
+        def validation_step(self, batch: torch.Tensor, index: int) -> None:
+            self.log("val", nn.functional.mse_loss(self.net(batch), batch) + torch.rand(()))
+
+        def configure_optimizers(self) -> Any:
+            made = getattr(torch.optim, self.hparams["optimizer"])(self.parameters(), **self.hparams["more"])
+            steps = torch.optim.lr_scheduler.StepLR(made, 2, 0.9)
+            return [made], [{"scheduler": steps, "interval": "epoch"}]
+
+    class Log(Callback):
+        def __init__(self, path: Path, mirrored: MirrorCallback, die_at: int) -> None:
+            self.lines = path.open("a", buffering=1)
+            self.mirrored, self.die_at = mirrored, die_at
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+            step = self.mirrored.step
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self.lines.write(
+                f"{step} {trainer.current_epoch} {outputs['loss'].item().hex()} {rate} {random.random()}\n"
+            )  # noqa: S311
+            if step == self.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            value = trainer.callback_metrics["val"].item().hex()
+            self.lines.write(f"val{trainer.current_epoch}.{self.mirrored.step} {value}\n")
+            if self.mirrored.step == -self.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def train(directory: Path, log: Path, setup: dict[str, Any], die_at: int) -> None:
+        torch.manual_seed(1)
+        random.seed(2)
+        np.random.seed(3)
+        model = Model(setup["optimizer"], setup["with"])
+        loader = DataLoader(Noisy(), batch_size=8, shuffle=True, num_workers=setup.get("workers", 0))
+        checks = DataLoader(Noisy.inputs[:20], batch_size=10)
+        with mirror.open(
+            directory / "m", key=bytes(32), anchor=FileAnchor(directory / "a"), durability="process"
+        ) as opened:
+            mirrored = MirrorCallback(opened, every=setup.get("every", 1))
+            trainer = Trainer(
+                max_epochs=EPOCHS,
+                accelerator="cpu",
+                callbacks=[mirrored, Log(log, mirrored, die_at)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                accumulate_grad_batches=setup.get("accumulate", 1),
+                val_check_interval=setup.get("check", 1.0),
+                default_root_dir=directory,
+            )
+            trainer.fit(model, MirrorLoader(loader), checks, ckpt_path=mirrored.resume())
+        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in model.state_dict().values()))
+        digest.update(repr([random.random(), np.random.random(), torch.rand(()).item()]).encode())  # noqa: S311
+        with log.open("a") as lines:
+            lines.write(f"end {digest.hexdigest()}\n")
+
+    return train, None
+
+
+def in_a_fork(function: Any, *arguments: Any) -> int:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            function(*arguments)
+            code = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def curve(log: Path) -> dict[str, list[str]]:
+    said: dict[str, set[str]] = {}
+    for line in log.read_text().splitlines():
+        step, _, value = line.partition(" ")
+        said.setdefault(step, set()).add(value)
+    return {step: sorted(values) for step, values in said.items()}
+
+
+def main(directory: Path) -> None:
+    train, _ = program()
+    for name, setup in SETUPS.items():
+        here = directory / name
+        (here / "alone").mkdir(parents=True)
+        (here / "killed").mkdir()
+        assert in_a_fork(train, here / "alone", here / "alone.log", setup, 0) == 0
+        kills = [3, -BATCHES, BATCHES, 2 * BATCHES - 3, 2 * BATCHES + 1, EPOCHS * BATCHES]  # below 0: after validation
+        done = 0
+        for die_at in kills:
+            done += os.WIFSIGNALED(in_a_fork(train, here / "killed", here / "killed.log", setup, die_at))
+        for _ in range(2):  # the second time it is finished already
+            assert in_a_fork(train, here / "killed", here / "killed.log", setup, 0) == 0
+        print(
+            json.dumps(
+                {"name": name, "kills": done, "alone": curve(here / "alone.log"), "killed": curve(here / "killed.log")}
+            )
+        )
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("lightning")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, __file__, str(directory)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return {one["name"]: one for one in map(json.loads, ended.stdout.splitlines()) if one}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
+@pytest.mark.parametrize("name", SETUPS)
+def test_a_killed_training_ends_as_one_left_alone(said, name):
+    one = said[name]
+    assert one["kills"] >= 4
+    assert len(one["alone"]) > EPOCHS * BATCHES
+    differ = {step for step in one["alone"] | one["killed"] if one["alone"].get(step) != one["killed"].get(step)}
+    assert not differ, {step: (one["alone"].get(step), one["killed"].get(step)) for step in sorted(differ)[:5]}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
