@@ -119,6 +119,17 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             exec(compile(block, "docs/how-to/python.md", "exec"), {})  # noqa: S102
 
 
+def test_the_mirror_s_examples_run_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "how-to" / "mirror.md").read_text()
+    train, plain = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for after in (0, 60):
+        exec(compile(train, "docs/how-to/mirror.md", "exec"), {})  # noqa: S102
+        assert f"goes on after step {after}\n" in capsys.readouterr().out
+    exec(compile(plain, "docs/how-to/mirror.md", "exec"), {})  # noqa: S102
+
+
 def test_policy_examples_parse() -> None:
     page = (ROOT / "docs" / "how-to" / "policy.md").read_text()
     text = re.findall(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]

@@ -327,6 +327,8 @@ _EXTRAS = (
     ("tensorflow", "tensorflow", "training with TensorFlow", False),
     ("keras", "keras", "training with Keras", False),
     ("jax", "jax", "training with JAX", False),
+    ("lightning", "lightning", "training with PyTorch Lightning", False),
+    ("matplotlib", "plot", "plots as PNG", False),
     ("ray", "ray", "stages and replicas on several machines (planned; nothing uses it yet)", False),
     ("grpcio", "grpc", "serving over gRPC (planned; nothing uses it yet)", False),
     ("psycopg", "postgres", "a CAS over PostgreSQL (planned; nothing uses it yet)", False),

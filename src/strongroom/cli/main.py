@@ -22,6 +22,8 @@ VERBS = {
     "mount": "show a vault as a directory that programs read and write",
     "unmount": "commit and take away what `mount` made",
     "vault": "look into vaults, copy in and out, verify, back up, and say who can open them",
+    "mirror": "look into the mirror of a training: its commits, arrays and values; verify, go back, export",
+    "spot": "simulate training on spot instances, with and without a mirror",
     "run": "run a program in an enclave, with its data unsealed only there",
     "serve": "serve a sealed model from an enclave",
     "predict": "appraise a service, then send it inputs",

@@ -15,8 +15,9 @@ What it cannot hold, as Lightning cannot:
 
 - what `self.log` has gathered of an epoch: the mean of a training metric over an epoch that was resumed is over the
   rest of it. Whatever watches such a mean may decide otherwise; what watches validation does not;
+- what a module's own ``on_train_batch_end`` does: it comes after the commit of that batch;
 - metrics of torchmetrics that are not persistent, and callbacks without a ``state_dict``;
-- several processes: this is for one (see the rank mirrors of `strongroom.mirror` for more);
+- several processes: this is for one;
 - gradients that are being accumulated, and a validation that is due: there is no commit between, but before and after.
 
 Generators of the program's own are not held, nor kernels that are not deterministic (``Trainer(deterministic=True)``).
@@ -105,7 +106,7 @@ class MirrorLoader:
 
 
 class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
-    """Mirrors a `Trainer.fit`, and lets the next one go on from there. Put it first among the callbacks.
+    """Mirrors a `Trainer.fit`, and lets the next one go on from there. Put it last among the callbacks.
 
     Args:
         mirror: that is open. Its steps are batches since the beginning.
@@ -200,6 +201,12 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
         """Commit what was reached."""
         if self._mirror.step is None or self._mirror.step < self.step:
             self._commit(trainer)
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Put the generators back also where there was nothing left to train."""
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def _commit(self, trainer: Any) -> None:
         trainer.save_checkpoint(NAME, weights_only=False)
