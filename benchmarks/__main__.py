@@ -23,6 +23,7 @@ AREAS = {
     "sealed": "sealed files: bytes per second, random reads, opening 100 GiB",
     "mount": "a mounted vault beside gocryptfs and the plain disk",
     "data": "sealed data sets against a plain memory-mapped array",
+    "mirror": "the mirror of a training: saving, restoring, what training pays",
 }
 
 

@@ -1,5 +1,6 @@
 """A Lightning `fit` goes on bit for bit after kills. Run as a program, this file is the training that is killed."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,9 @@ def program() -> Any:
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             step = self.mirrored.step + 1
             rate, drawn = trainer.optimizers[0].param_groups[0]["lr"], random.random()  # noqa: S311
+            logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that loggers are told
             loss = outputs["loss"].item().hex()
-            self.lines.write(f"{step} {trainer.current_epoch} {loss} {rate} {drawn}\n")
+            self.lines.write(f"{step} {trainer.current_epoch} {loss} {rate} {drawn} {logged}\n")
             if step == self.die_at:
                 os.killpg(0, signal.SIGKILL)
 
@@ -133,7 +136,12 @@ def in_a_fork(function: Any, *arguments: Any) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
-    return os.waitpid(child, 0)[1]
+    status = os.waitpid(child, 0)[1]
+    with contextlib.suppress(ProcessLookupError):
+        while True:  # until its workers are gone too
+            os.killpg(child, 0)
+            time.sleep(0.001)
+    return status
 
 
 def curve(log: Path) -> dict[str, list[str]]:
@@ -163,15 +171,71 @@ def main(directory: Path) -> None:
         )
 
 
+def refused(directory: Path) -> None:
+    """What is not to be mirrored, or not so."""
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.utils.data import DataLoader
+
+    from strongroom import mirror
+    from strongroom.errors import UsageError
+    from strongroom.mirror.lightning import MirrorCallback, MirrorLoader
+    from strongroom.sealed import FileAnchor
+
+    class Model(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(2, 1)
+
+        def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+            return self.net(batch).sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def fit(mirrored: MirrorCallback, loader: Any, path: str | None) -> None:
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[mirrored], enable_model_summary=False, **quiet)
+        trainer.fit(Model(), loader, ckpt_path=path)
+
+    loader = DataLoader(torch.zeros(4, 2), batch_size=2)
+    with mirror.open(directory / "m", key=bytes(32), anchor=FileAnchor(directory / "a")) as opened:
+        with pytest.raises(UsageError, match="data of a DataLoader, wanted a MirrorLoader"):
+            fit(MirrorCallback(opened), loader, None)
+        fit(MirrorCallback(opened), MirrorLoader(loader), None)
+        assert opened.step == 2
+        with pytest.raises(UsageError, match="begins at step 0, and the mirror is at 2"):
+            fit(MirrorCallback(opened), MirrorLoader(loader), None)
+        with pytest.raises(UsageError, match=r"wanted what resume\(\) gave, once"):
+            fit(MirrorCallback(opened), MirrorLoader(loader), "strongroom.mirror")
+        opened.commit(3, {"other": 1})
+        with pytest.raises(UsageError, match="holds no training of Lightning"):
+            MirrorCallback(opened).resume()
+    with pytest.raises(UsageError, match="a generator without a length"):
+        MirrorLoader(iter_of(loader))
+
+
+def iter_of(loader: Any) -> Any:
+    yield from loader
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     directory = tmp_path_factory.mktemp("lightning")
+    return {one["name"]: one for one in map(json.loads, python(directory, "kills").splitlines())}
+
+
+def python(directory: Path, what: str) -> str:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, __file__, str(directory)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, __file__, str(directory), what], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    return {one["name"]: one for one in map(json.loads, ended.stdout.splitlines()) if one}
+    return ended.stdout
+
+
+def test_what_cannot_be_mirrored_is_refused(tmp_path):
+    python(tmp_path, "refused")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
@@ -185,4 +249,4 @@ def test_a_killed_training_ends_as_one_left_alone(said, name):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    {"kills": main, "refused": refused}[sys.argv[2]](Path(sys.argv[1]))

@@ -126,6 +126,8 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
         self.step = 0
         self._random: Any = None
         self._due = False
+        self._between = False  # two epochs
+        self._stepped: int | None = None  # what loggers were told, if resumed
         self._checkpoint: dict[str, Any] | None = None
 
     # Resuming.
@@ -182,7 +184,17 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
             set_random_state(self._random)
             self._random = None
         elif self._due:
-            self._commit(trainer)
+            self._between = True
+            try:
+                self._commit(trainer)
+            finally:
+                self._between = False
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning counts one step too many, for loggers, when it goes on at the beginning of an epoch."""
+        if self._stepped is not None and batch_idx == 0:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._stepped
+        self._stepped = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Commit, if it is time, and if nothing is half done."""
@@ -215,13 +227,38 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
 
     def _save(self, checkpoint: Mapping[str, Any]) -> None:
         kept = {name: part for name, part in checkpoint.items() if name not in _LEFT_OUT}
+        if self._between:
+            kept["loops"] = {**kept["loops"], "fit_loop": _begun(kept["loops"]["fit_loop"])}
         self._mirror.commit(self.step, {"lightning": pack(kept, "lightning")})
 
     def _load(self) -> dict[str, Any]:
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             raise UsageError(f"ckpt_path: {NAME}, wanted what resume() gave, once", hint="ckpt_path=mirrored.resume()")
+        self._stepped = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"].get("_batches_that_stepped")
         return checkpoint
+
+
+def _begun(loop: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a fit loop whose epoch has just begun, with no batch of it done.
+
+    Lightning counts from 0 again only later, and a loop that is resumed goes on counting: it would take the epoch for
+    done.
+    """
+    made = dict(loop)
+    for name, part in loop.items():
+        if name.startswith("epoch_loop.") and name.endswith("progress"):
+            made[name] = _zeroed(part, total=name == "epoch_loop.val_loop.batch_progress")
+    return made
+
+
+def _zeroed(part: Any, *, total: bool, inside: bool = False) -> Any:
+    if isinstance(part, Mapping):
+        zero = {"current"} | ({"total"} if total else set())
+        return {key: _zeroed(value, total=total, inside=inside or key in zero) for key, value in part.items()} | (
+            {"is_last_batch": False} if "is_last_batch" in part else {}
+        )
+    return 0 if inside else part
 
 
 class _MirrorIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
