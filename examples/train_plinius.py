@@ -15,7 +15,7 @@ import argparse
 import gzip
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from strongroom import mirror
+from strongroom.errors import StrongroomError
 from strongroom.mirror.torch import Training
 from strongroom.sealed import FileAnchor
 from strongroom.sealed.keyfile import create_key, load_key
@@ -99,7 +100,10 @@ def layer(kind: str, options: Mapping[str, str], shape: tuple[int, ...]) -> Iter
 def network(sections: list[Section]) -> nn.Sequential:
     """The network that maps images to logits."""
     net = dict(sections[0][1])
-    shape: tuple[int, ...] = tuple(int(net[name]) for name in ("channels", "height", "width"))
+    missing = [name for name in ("channels", "height", "width") if name not in net]
+    if missing:
+        raise CfgError(f"[net]: no {', '.join(missing)}")
+    shape: tuple[int, ...] = int(net["channels"]), int(net["height"]), int(net["width"])
     image, modules = shape, []
     for kind, options in sections[1:]:
         for module in layer(kind, options, shape):
@@ -147,22 +151,23 @@ def read_images(directory: Path, which: str) -> TensorDataset:
 # The training.
 
 
-def rate(options: Mapping[str, str], steps: int) -> tuple[float, object]:
-    """The learning rate, and the share of it for each step."""
+def share(options: Mapping[str, str], steps: int) -> Callable[[int], float]:
+    """What is left of the learning rate at a step."""
     policy, power = options.get("policy", "constant"), float(options.get("power", "4"))
     if policy not in ("constant", "poly"):
         raise CfgError(f"policy={policy}, wanted constant or poly")
-    base = float(options.get("learning_rate", "0.001"))
-    return base, (lambda step: (1 - step / steps) ** power) if policy == "poly" else (lambda step: 1.0)
+    return lambda step: (1 - step / steps) ** power if policy == "poly" else 1.0
 
 
 def train(model: nn.Module, options: Mapping[str, str], args: argparse.Namespace, opened: mirror.Mirror) -> None:
     """Train from wherever the mirror is to the last step."""
     steps = args.steps or int(options.get("max_batches", "500"))
-    base, share = rate(options, steps)
-    momentum, decay = float(options.get("momentum", "0.9")), float(options.get("decay", "0.0001"))
+    base, momentum, decay = (
+        float(options.get(name, default))
+        for name, default in (("learning_rate", "0.001"), ("momentum", "0.9"), ("decay", "0.0001"))
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=base, momentum=momentum, weight_decay=decay)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)  # type: ignore[arg-type]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share(options, steps))
     batch = int(options.get("batch", "1"))
     loader = DataLoader(read_images(args.data, "train"), batch, shuffle=True, drop_last=True)
     if not len(loader):
@@ -215,12 +220,18 @@ def main() -> None:
             train(model, sections[0][1], args, opened)
         tests = read_images(args.data, "t10k")
         print(f"accuracy {test(model, tests):.2f} % of {len(tests)} test images", flush=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, StrongroomError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     if args.onnx:
-        images = tests[:2][0] / 255
-        names = {"input_names": ["image"], "output_names": ["logits"]}
-        torch.onnx.export(model, (images,), args.onnx, dynamic_shapes=({0: "batch"},), external_data=False, **names)
+        torch.onnx.export(
+            model,
+            (tests[:2][0] / 255,),
+            args.onnx,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+        )
 
 
 if __name__ == "__main__":

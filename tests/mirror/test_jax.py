@@ -1,7 +1,11 @@
 """Pytrees come back leaf for leaf, bit for bit, into a template; whatever does not fit is refused by name."""
 
 import dataclasses
+import re
+import subprocess
+import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,3 +176,16 @@ def test_optax_goes_on(opened):
     for _ in range(3):
         again = step(again)
     assert bits(again) == bits(state)
+
+
+def test_the_example_of_the_guide_runs_and_goes_on(tmp_path):
+    pytest.importorskip("optax")
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "mirror-frameworks.md").read_text()
+    blocks = dict(re.findall(r"^```python\n# ([a-z.]+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))
+    (tmp_path / "common.py").write_text(blocks["common.py"])
+    (tmp_path / "example.py").write_text(blocks["jax"])
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -233,3 +234,13 @@ def said(tmp_path_factory):
 @pytest.mark.parametrize("name", PARTS)
 def test_in_a_process_of_keras(said, name):
     assert not said[name], said[name]
+
+
+def test_the_example_of_the_guide_runs_and_goes_on(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "mirror-frameworks.md").read_text()
+    blocks = dict(re.findall(r"^```python\n# ([a-z.]+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))
+    (tmp_path / "common.py").write_text(blocks["common.py"])
+    (tmp_path / "example.py").write_text(blocks["keras"])
+    for _ in range(2):
+        ended = python("example.py", cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -246,6 +247,18 @@ def test_a_killed_training_ends_as_one_left_alone(said, name):
     assert len(one["alone"]) > EPOCHS * BATCHES
     differ = {step for step in one["alone"] | one["killed"] if one["alone"].get(step) != one["killed"].get(step)}
     assert not differ, {step: (one["alone"].get(step), one["killed"].get(step)) for step in sorted(differ)[:5]}
+
+
+def test_the_example_of_the_guide_runs_and_goes_on(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "mirror-frameworks.md").read_text()
+    blocks = dict(re.findall(r"^```python\n# ([a-z.]+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))
+    (tmp_path / "common.py").write_text(blocks["common.py"])
+    (tmp_path / "example.py").write_text(blocks["lightning"])
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -239,6 +240,18 @@ def test_other_names_are_refused(tmp_path):
         opened.commit(2, {"other": 1})
         with pytest.raises(UsageError, match="holds no estimators"):
             adapter.Training(opened, model=preprocessing.MinMaxScaler()).restore()
+
+
+def test_the_example_of_the_guide_runs_and_goes_on(tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "mirror-frameworks.md").read_text()
+    blocks = dict(re.findall(r"^```python\n# ([a-z.]+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))
+    (tmp_path / "common.py").write_text(blocks["common.py"])
+    (tmp_path / "example.py").write_text(blocks["sklearn"])
+    for _ in range(2):
+        ended = subprocess.run(
+            [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ mirror that somebody else may be writing. Adapters for frameworks are modules of
 The format is specified in docs/spec/mirror.md.
 """
 
-from strongroom.mirror.mirror import Commit, Mirror, MirrorWarning, open  # noqa: A004  # as `vault.open`
+from strongroom.mirror.commit import Commit, MirrorWarning
+from strongroom.mirror.mirror import Mirror
+from strongroom.mirror.opening import open  # noqa: A004  # as `vault.open`
 from strongroom.mirror.restored import Restored, read
 from strongroom.mirror.state import Array
 

@@ -13,26 +13,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from strongroom.errors import FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
 from strongroom.mirror import region
+from strongroom.mirror.commit import Commit, MirrorWarning
+from strongroom.mirror.image import Bytes, Image, Pieces, tail_of, whole_blocks
 from strongroom.mirror.manifest import MAX_STEP, Layout, Manifest, Wanted, arrange, unique
 from strongroom.mirror.restored import Restored, read_manifest
 from strongroom.mirror.state import encode
-from strongroom.sealed import NO_FRESHNESS, Anchor, Grouped, NoFreshness, Root
+from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.file import SealedFile
-from strongroom.sealed.layout import DEFAULT_BLOCK, check_block_size
-from strongroom.sealed.opening import check_anchor, check_key, open_in
-from strongroom.storage import Directory, LocalDirectory, is_full
+from strongroom.sealed.layout import DEFAULT_BLOCK
+from strongroom.sealed.opening import open_in
+from strongroom.storage import Directory, is_full
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -40,66 +39,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("strongroom.mirror")
 
-MAX_KEPT: Final = 14  # of the 16 versions that a slot lists; two are left to readers
-_COMPARED: Final = 1 << 20  # bytes compared at once, about what the second-level cache holds
-_LAZY_COMMITS: Final = 64
-_LAZY_SECONDS: Final = 5.0
 
-Bytes = npt.NDArray[np.uint8]
 Mode = Literal["synchronous", "overlapped"]
-Durability = Literal["power", "process"]
-
-
-class MirrorWarning(UserWarning):
-    """A commit was left out, and training went on without it."""
-
-
-class Commit:
-    """One commit: first the place to put the state, then, once its ``with`` block ended, what became of it.
-
-    Attributes:
-        step: the step it is of.
-    """
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self._state: dict[str, object] = {}
-        self._future: Future[Root] | None = None
-        self._told = False  # that it failed
-
-    def __setitem__(self, name: str, value: object) -> None:
-        """Put a part of the state: arrays, numbers, text, bytes, and lists, tuples and dicts of them.
-
-        Nothing is copied before the ``with`` block ends.
-        """
-        self._state[name] = value
-
-    def update(self, state: Mapping[str, object]) -> None:
-        """Put several parts."""
-        self._state.update(state)
-
-    @property
-    def done(self) -> bool:
-        """Whether it is decided, one way or the other."""
-        return self._future is not None and self._future.done()
-
-    def durable(self, timeout: float | None = None) -> Root:
-        """Wait until it is on the disk, as durably as the mirror was asked to be; its root.
-
-        Raises:
-            UsageError: its ``with`` block has not ended, or ended by an exception.
-            TimeoutError: not within `timeout` seconds.
-            OSError, StrongroomError: it failed. The commit before it is the newest.
-        """
-        if self._future is None:
-            raise UsageError(f"commit of step {self.step}: was not made, wanted one whose with block ended")
-        try:
-            return self._future.result(timeout)
-        except TimeoutError:
-            raise
-        except BaseException:
-            self._told = True
-            raise
 
 
 class Mirror:
@@ -127,13 +68,11 @@ class Mirror:
         self._anchor = anchor
         self._keep = keep
         self._overlapped = mode == "overlapped"
-        self._delta = delta
         self._when_full = when_full
         self._what = what
         self._clock = clock
         self.region = where
         self.missed = 0  # commits left out since the last one that was made
-        self.written = 0  # bytes of arrays that the last commit had to write
         self._unnamed = False  # the file has its temporary name until its first commit
         self._file = self._open_or_create(block_size)
         self._manifest = read_manifest(self._file) if self._file.root else None
@@ -145,10 +84,7 @@ class Mirror:
         self._layout = self._manifest.layout if self._manifest else None
         self._future_kept: list[tuple[int, int]] = []  # of steps behind the one that was restored
         self._went_back: int | None = None  # the version that was restored, if it is not the newest
-        # What the file holds at each place, if that is known; a copy of the state, if commits overlap.
-        self._known: Bytes | None = None
-        self._copy: Bytes | None = None
-        self._known_layout: Layout | None = None
+        self._image = Image(self._file, delta=delta)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mirror") if self._overlapped else None
         self._under_way: Commit | None = None
         self._changes = 0  # commits that were begun: from then on the file's content is on its way to another state
@@ -211,6 +147,11 @@ class Mirror:
     def root(self) -> Root | None:
         """The root of that commit."""
         return self._file.root
+
+    @property
+    def written(self) -> int:
+        """Bytes of whole blocks that the last commit had to write: all, or with ``delta`` those that changed."""
+        return self._image.written
 
     @property
     def keep(self) -> int:
@@ -293,44 +234,26 @@ class Mirror:
         views = [
             np.frombuffer(array.data, np.uint8) if wanted[i].nbytes else _NOTHING for i, array in enumerate(arrays)
         ]
-        tail = self._tail(layout, views)
-        whole = [(entry.offset, view[: entry.whole]) for entry, view in zip(layout.entries, views, strict=True)]
-        whole = [(offset, view) for offset, view in whole if len(view)]
+        pieces, tail = whole_blocks(layout, views), tail_of(layout, views)
         if self._pool is None:
             commit._future = Future()
             try:
-                commit._future.set_result(self._seal(commit, layout, values, whole, tail))
+                commit._future.set_result(self._seal(commit, layout, values, pieces, tail))
             except BaseException as error:
                 commit._future.set_exception(error)
             self._settle_with(commit)
             return
-        image = self._take_copy(layout, whole)
-        pieces = [(offset, image[offset : offset + len(view)]) for offset, view in whole]
+        pieces = self._image.copy(layout, pieces)
         commit._state = {}
         commit._future = self._pool.submit(self._seal, commit, layout, values, pieces, tail)
         self._under_way = commit
 
-    @staticmethod
-    def _tail(layout: Layout, views: list[Bytes]) -> Bytes:
-        tail = np.zeros(layout.rest, np.uint8)
-        for entry, view in zip(layout.entries, views, strict=True):
-            tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
-        return tail
-
-    def _take_copy(self, layout: Layout, whole: list[tuple[int, Bytes]]) -> Bytes:
-        if self._copy is None or len(self._copy) != layout.area:
-            self._copy = None  # first give back what there was
-            self._copy = np.empty(layout.area, np.uint8)
-        for offset, view in whole:
-            self._copy[offset : offset + len(view)] = view
-        return self._copy
-
     # In the thread that seals, or in the caller's own.
 
-    def _seal(self, commit: Commit, layout: Layout, values: Any, whole: list[tuple[int, Bytes]], tail: Bytes) -> Root:
+    def _seal(self, commit: Commit, layout: Layout, values: Any, pieces: Pieces, tail: Bytes) -> Root:
         before = self._file.root
         try:
-            return self._seal_now(commit, layout, values, whole, tail)
+            return self._seal_now(commit, layout, values, pieces, tail)
         except BaseException:
             self._unsure = True
             # What was written of it must never be committed: not by the next commit, nor by closing. After a write or
@@ -342,30 +265,12 @@ class Mirror:
                     self._unsure = self._file.root != before
             raise
 
-    def _seal_now(
-        self, commit: Commit, layout: Layout, values: Any, whole: list[tuple[int, Bytes]], tail: Bytes
-    ) -> Root:
+    def _seal_now(self, commit: Commit, layout: Layout, values: Any, pieces: Pieces, tail: Bytes) -> Root:
         file = self._file
-        known = self._known if self._known_layout == layout else None
-        self._known_layout = None  # until this is committed nobody knows what the file holds
-        if layout != self._layout or self._manifest is None:
-            self._punch(layout)
-        self.written = 0
-        if self._delta and known is not None:
-            for offset, view in whole:
-                self._write_changed(offset, view, known)
-        else:
-            if self._delta:
-                known = np.empty(layout.area, np.uint8) if known is None else known
-            for offset, view in whole:
-                file.write_at(offset, view)
-                self.written += len(view)
-                if known is not None:
-                    known[offset : offset + len(view)] = view
+        self._image.write(layout, self._layout, pieces)
         kept = self._plan_kept()
         manifest = Manifest(commit.step, float(self._clock()), layout, values, tuple(kept))
         end = tail.tobytes() + manifest.to_bytes()
-        self.written += len(tail)
         file.write_at(layout.area, end)
         file.truncate(layout.area + len(end))
         root = file.commit(retain=self._keep > 1)
@@ -376,32 +281,8 @@ class Mirror:
         self._manifest, self._layout = manifest, layout
         self._kept = [*kept, (commit.step, root.sequence)] if self._keep > 1 else []
         self._future_kept, self._went_back = [], None
-        self._known, self._known_layout = (known, layout) if self._delta else (None, None)
+        self._image.committed(layout)
         return root
-
-    def _punch(self, layout: Layout) -> None:
-        """What lies between the arrays now was another's: holes take no room."""
-        at = 0
-        for entry in sorted(layout.entries, key=lambda entry: entry.offset):
-            if entry.whole:
-                if entry.offset > at:
-                    self._file.punch(at, entry.offset - at)
-                at = max(at, entry.offset + entry.whole)
-
-    def _write_changed(self, offset: int, view: Bytes, known: Bytes) -> None:
-        """Write the blocks of `view` that differ from what is known, and know them from now on."""
-        block = self._file.block_size
-        step = max(block, _COMPARED // block * block)
-        for at in range(0, len(view), step):
-            new = view[at : at + step]
-            old = known[offset + at : offset + at + len(new)]
-            if np.array_equal(new.view(np.uint64), old.view(np.uint64)):
-                continue
-            changed = (new.reshape(-1, block).view(np.uint64) != old.reshape(-1, block).view(np.uint64)).any(axis=1)
-            for first, stop in _runs(np.flatnonzero(changed)):
-                self._file.write_at(offset + at + first * block, new[first * block : stop * block])
-                self.written += (stop - first) * block
-            old[:] = new
 
     def _plan_kept(self) -> list[tuple[int, int]]:
         """What stays retained beside the commit that is being made; the rest is released with it."""
@@ -431,7 +312,7 @@ class Mirror:
             self.missed = 0
             return
         self.missed += 1
-        self._known_layout = None
+        self._image.forget()
         if isinstance(error, OSError) and is_full(error) and self._when_full == "warn" and not self._unsure:
             self.warn(commit.step, "no room")
             return
@@ -487,13 +368,14 @@ class Mirror:
         self._future_kept += [one for one in self._kept if one[0] > manifest.step]
         self._kept = [one for one in self._kept if one[0] <= manifest.step]
         self._manifest, self._went_back = manifest, sequence
-        self._known_layout = None
+        self._image.forget()
 
     def forget(self) -> None:
         """As if there were no commit yet: the next one may be of any step, and gives up all there are."""
         self._settle()
         self._future_kept += self._kept
-        self._kept, self._manifest, self._went_back, self._known_layout = [], None, None, None
+        self._kept, self._manifest, self._went_back = [], None, None
+        self._image.forget()
 
     # The end.
 
@@ -518,7 +400,6 @@ class Mirror:
                         self._directory.flush()
             finally:
                 self._file.discard()
-                self._copy = self._known = None
 
     def __enter__(self) -> Self:
         return self
@@ -537,90 +418,3 @@ class Mirror:
 
 
 _NOTHING: Final = np.empty(0, np.uint8)
-
-
-def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
-    path: str | os.PathLike[str] | Directory,
-    *,
-    key: bytes,
-    anchor: Anchor | NoFreshness,
-    keep: int = 2,
-    mode: Mode = "synchronous",
-    delta: bool = False,
-    durability: Durability = "power",
-    when_full: Literal["warn", "raise"] = "warn",
-    block_size: int = DEFAULT_BLOCK,
-    clock: Callable[[], float] = time.time,
-) -> Mirror:
-    """Open the mirror at a path, or make a new one there.
-
-    Args:
-        path: of its file; or a directory of the storage seam, in which the file is ``mirror``.
-        key: 32 bytes.
-        anchor: where the latest root is remembered, or `NO_FRESHNESS` to accept any authentic version, however old.
-        keep: 1 to 14 commits that can be restored; each takes the room of what has changed since.
-        mode: ``synchronous``: a commit is durable when its ``with`` block ends. ``overlapped``: a copy is taken then,
-            and sealed in a thread while training goes on; memory of one more state.
-        delta: seal only blocks that differ from the commit before; memory of one more state. Worth it where much stays
-            the same, such as frozen layers.
-        durability: ``power``: a commit survives a power cut. ``process``: it survives the process; it is synced when
-            the anchor moves, every 64 commits or 5 seconds, and when the mirror is closed.
-        when_full: whether a full disk is a `MirrorWarning`, and training goes on, or an error.
-        block_size: of a new file.
-        clock: seconds since 1970.
-
-    Raises:
-        LockedError: another process has it open for writing.
-        FormatError: the file is no mirror.
-        WrongKeyError, TamperedError, RollbackError: as `open_sealed`.
-    """
-    check_key(key)
-    check_anchor(anchor)
-    check_block_size(block_size)
-    for what, value, choices in (
-        ("mode", mode, ("synchronous", "overlapped")),
-        ("durability", durability, ("power", "process")),
-        ("when_full", when_full, ("warn", "raise")),
-    ):
-        if value not in choices:
-            raise UsageError(f"{what}: {value!r}, wanted {' or '.join(choices)}")
-    if not 1 <= keep <= MAX_KEPT:
-        raise UsageError(f"keep: {keep} commits, wanted 1 to {MAX_KEPT}")
-    if isinstance(path, (str, os.PathLike)):
-        real = Path(os.path.realpath(path))
-        where = region.look(real, durability)
-        what, name = os.fspath(path), real.name
-        directory: Directory = LocalDirectory(real.parent, mapped=where.kind == "dax")
-        if durability == "process":
-            lazy = region.LazyDirectory(real.parent)
-            directory = lazy
-            if anchor is not NO_FRESHNESS:
-                inner = region.SyncFirst(anchor, lazy)
-                anchor = Grouped(inner, every_commits=_LAZY_COMMITS, every_seconds=_LAZY_SECONDS, clock=time.monotonic)
-    else:
-        directory, name, what = path, "mirror", "mirror"
-        where = region.Region("other", durability, "the storage's own")
-    return Mirror(
-        directory,
-        name,
-        key=key,
-        anchor=anchor,
-        keep=keep,
-        mode=mode,
-        delta=delta,
-        when_full=when_full,
-        block_size=block_size,
-        what=what,
-        where=where,
-        clock=clock,
-    )
-
-
-def _runs(blocks: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
-    """(first, behind the last) of each run of consecutive numbers."""
-    if not len(blocks):
-        return
-    breaks = np.flatnonzero(np.diff(blocks) != 1)
-    firsts = [int(blocks[0]), *(int(blocks[i + 1]) for i in breaks)]
-    lasts = [*(int(blocks[i]) for i in breaks), int(blocks[-1])]
-    yield from ((first, last + 1) for first, last in zip(firsts, lasts, strict=True))

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 from strongroom.errors import ChannelError, RollbackError, StrongroomError, UsageError
-from strongroom.mirror.mirror import Commit, Mirror
+from strongroom.mirror.commit import Commit
+from strongroom.mirror.mirror import Mirror
 from strongroom.mirror.region import Region
 from strongroom.mirror.restored import Restored
 from strongroom.sealed import Root

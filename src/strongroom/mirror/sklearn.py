@@ -46,7 +46,8 @@ from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
 from sklearn.preprocessing import LabelBinarizer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from strongroom.errors import FormatError, UsageError
-from strongroom.mirror.mirror import Commit, Mirror
+from strongroom.mirror.commit import Commit
+from strongroom.mirror.mirror import Mirror
 from strongroom.mirror.pace import BUDGET, Pace
 
 ESTIMATORS: Final = (

@@ -28,9 +28,10 @@ import numpy.typing as npt
 import torch
 
 from strongroom.errors import ChannelError, FormatError, UsageError
+from strongroom.mirror.commit import Commit
 from strongroom.mirror.cursor import Cursor
 from strongroom.mirror.manifest import Entry
-from strongroom.mirror.mirror import Commit, Mirror
+from strongroom.mirror.mirror import Mirror
 from strongroom.mirror.pace import BUDGET, Pace
 from strongroom.mirror.ranks import RankedMirror
 from strongroom.mirror.restored import Convert

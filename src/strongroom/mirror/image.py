@@ -1,0 +1,129 @@
+"""The arrays' part of a mirror's file: what has to be written of it, and copies of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from strongroom.mirror.manifest import Layout
+from strongroom.sealed.file import SealedFile
+
+_COMPARED: Final = 1 << 20  # bytes compared at once, about what the second-level cache holds
+
+Bytes = npt.NDArray[np.uint8]
+Pieces = list[tuple[int, Bytes]]
+"""Where whole blocks lie in the file, and what they hold."""
+
+
+def whole_blocks(layout: Layout, views: list[Bytes]) -> Pieces:
+    """The whole blocks of each array that has some, out of its memory."""
+    pieces = [(entry.offset, view[: entry.whole]) for entry, view in zip(layout.entries, views, strict=True)]
+    return [(offset, view) for offset, view in pieces if len(view)]
+
+
+def tail_of(layout: Layout, views: list[Bytes]) -> Bytes:
+    """A copy of the rest of every array, as the tail has it."""
+    tail = np.zeros(layout.rest, np.uint8)
+    for entry, view in zip(layout.entries, views, strict=True):
+        tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
+    return tail
+
+
+class Image:
+    """What the file holds of arrays, as far as it is known, and memory for a copy of what it shall hold.
+
+    Args:
+        delta: remember what was written, to write less the next time.
+
+    Attributes:
+        written: bytes that the last `write` wrote.
+    """
+
+    def __init__(self, file: SealedFile, *, delta: bool) -> None:
+        self._file = file
+        self._delta = delta
+        self._copy: Bytes | None = None
+        self._known: Bytes | None = None
+        self._known_layout: Layout | None = None
+        self.written = 0
+
+    def copy(self, layout: Layout, pieces: Pieces) -> Pieces:
+        """The pieces in memory of its own, which is used again by the next call."""
+        if self._copy is None or len(self._copy) != layout.area:
+            self._copy = None  # first give back what there was
+            self._copy = np.empty(layout.area, np.uint8)
+        made = []
+        for offset, view in pieces:
+            there = self._copy[offset : offset + len(view)]
+            there[:] = view
+            made.append((offset, there))
+        return made
+
+    def write(self, layout: Layout, before: Layout | None, pieces: Pieces) -> None:
+        """Write the pieces, or what of them the file does not hold yet.
+
+        Args:
+            before: the layout that the file has now.
+        """
+        known = self._known if self._known_layout == layout else None
+        self._known_layout = None  # until this is committed nobody knows what the file holds
+        self.written = 0
+        if layout != before:
+            self._punch(layout)
+        if known is not None:
+            for offset, view in pieces:
+                self._write_changed(offset, view, known)
+            return
+        self._known = None
+        if self._delta:
+            self._known = np.empty(layout.area, np.uint8)
+        for offset, view in pieces:
+            self._file.write_at(offset, view)
+            self.written += len(view)
+            if self._known is not None:
+                self._known[offset : offset + len(view)] = view
+
+    def committed(self, layout: Layout) -> None:
+        """Note that what the last `write` wrote is committed."""
+        self._known_layout = layout if self._delta else None
+
+    def forget(self) -> None:
+        """Note that the file may hold anything."""
+        self._known_layout = None
+
+    def _punch(self, layout: Layout) -> None:
+        """What lies between the arrays now was another's: holes take no room."""
+        at = 0
+        for entry in sorted(layout.entries, key=lambda entry: entry.offset):
+            if entry.whole:
+                if entry.offset > at:
+                    self._file.punch(at, entry.offset - at)
+                at = max(at, entry.offset + entry.whole)
+
+    def _write_changed(self, offset: int, view: Bytes, known: Bytes) -> None:
+        """Write the blocks of `view` that differ from what is known, and know them from now on."""
+        block = self._file.block_size
+        step = max(block, _COMPARED // block * block)
+        for at in range(0, len(view), step):
+            new = view[at : at + step]
+            old = known[offset + at : offset + at + len(new)]
+            if np.array_equal(new.view(np.uint64), old.view(np.uint64)):
+                continue
+            changed = (new.reshape(-1, block).view(np.uint64) != old.reshape(-1, block).view(np.uint64)).any(axis=1)
+            for first, stop in _runs(np.flatnonzero(changed)):
+                self._file.write_at(offset + at + first * block, new[first * block : stop * block])
+                self.written += (stop - first) * block
+            old[:] = new
+
+
+def _runs(blocks: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+    """(first, behind the last) of each run of consecutive numbers."""
+    if not len(blocks):
+        return
+    breaks = np.flatnonzero(np.diff(blocks) != 1)
+    firsts = [int(blocks[0]), *(int(blocks[i + 1]) for i in breaks)]
+    lasts = [*(int(blocks[i]) for i in breaks), int(blocks[-1])]
+    yield from ((first, last + 1) for first, last in zip(firsts, lasts, strict=True))
