@@ -181,7 +181,7 @@ def train(model: nn.Module, options: Mapping[str, str], args: argparse.Namespace
                 return
             loss = nn.functional.cross_entropy(model(images / 255), labels)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             scheduler.step()
             print(f"step {training.step + 1} loss {loss.item():.9g}", flush=True)

@@ -202,6 +202,15 @@ PARTS = {
 }
 
 
+GUIDE = (ROOT / "docs" / "how-to" / "mirror-frameworks.md").read_text()
+BLOCKS = dict(re.findall(r"^```python\n# ([a-z.]+)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL))
+PARTS["the example of the guide runs and goes on"] = f"""
+with open("common.py", "w") as file:
+    file.write({BLOCKS["common.py"]!r})
+for _ in range(2):
+    exec({BLOCKS["keras"]!r}, {{}})
+"""
+
 # Keras asks for NumPy arrays of PyTorch's parameters in a way that NumPy 2 warns of.
 KERAS_OWN = "ignore:__array__ implementation:DeprecationWarning"
 
@@ -234,13 +243,3 @@ def said(tmp_path_factory):
 @pytest.mark.parametrize("name", PARTS)
 def test_in_a_process_of_keras(said, name):
     assert not said[name], said[name]
-
-
-def test_the_example_of_the_guide_runs_and_goes_on(tmp_path):
-    guide = (Path(__file__).parents[2] / "docs" / "how-to" / "mirror-frameworks.md").read_text()
-    blocks = dict(re.findall(r"^```python\n# ([a-z.]+)\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL))
-    (tmp_path / "common.py").write_text(blocks["common.py"])
-    (tmp_path / "example.py").write_text(blocks["keras"])
-    for _ in range(2):
-        ended = python("example.py", cwd=tmp_path)
-        assert ended.returncode == 0, ended.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import threading
 import warnings
 from pathlib import Path
@@ -268,6 +269,31 @@ def test_a_fork_does_not_commit(tmp_path):
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
         made.commit(2, state(2))
+
+
+def test_a_worker_that_outlives_a_killed_training_does_not_keep_it_from_going_on(tmp_path):
+    told, tells = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, in Python 3.12
+        training = os.fork()
+        if training == 0:
+            made = opened(tmp_path / "m", mode="overlapped")
+            made.commit(1, state(1)).durable()
+            if os.fork() == 0:
+                os.write(tells, b"%d" % os.getpid())
+            while True:  # also the worker, until somebody ends it
+                signal.pause()
+    worker = int(os.read(told, 10))
+    os.kill(training, signal.SIGKILL)
+    os.waitpid(training, 0)
+    try:
+        with opened(tmp_path / "m") as again:
+            assert holds(again.restore(), 1)
+            again.commit(2, state(2))
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.close(told)
+        os.close(tells)
 
 
 def test_what_cannot_be_kept_is_named():

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -91,6 +92,7 @@ class Mirror:
         self._unsure = False  # which commit the file is at, after one that failed
         self._process = os.getpid()
         self._closed = False
+        _open_mirrors.add(self)
 
     def _open_or_create(self, block_size: int) -> SealedFile:
         """The file, or a new one, whose name appears once it holds a commit: a crash leaves no half of one there."""
@@ -416,5 +418,17 @@ class Mirror:
     def __repr__(self) -> str:
         return f"<Mirror {self._what!r} step={self.step}>"
 
+
+_open_mirrors: weakref.WeakSet[Mirror] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    # Workers that load data outlive a training that is killed for seconds; it shall be started again at once.
+    for mirror in list(_open_mirrors):
+        mirror._file.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 _NOTHING: Final = np.empty(0, np.uint8)

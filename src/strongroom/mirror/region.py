@@ -75,9 +75,10 @@ class _LazyFile(FileStorage):
     """A file that is synced by `flush`, and when it is closed after somebody wrote to it."""
 
     _written_to = False
+    _process = os.getpid()
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        self._written_to = True
+        self._written_to, self._process = True, os.getpid()
         super().write_at(offset, data)
 
     def sync(self) -> None:
@@ -89,7 +90,7 @@ class _LazyFile(FileStorage):
 
     def close(self) -> None:
         try:
-            if self._written_to:
+            if self._written_to and self._process == os.getpid():  # a forked child leaves that to its parent
                 self.flush()
         finally:
             super().close()

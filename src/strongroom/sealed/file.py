@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -62,6 +63,7 @@ class SealedFile(Commits):
         super().__init__(mode, storage, what=what, directory=directory, write_once=write_once, shared=shared)
         self.on_abandon: Callable[[], None] = lambda: None
         self._cache = cache
+        self._process = os.getpid()
         self._write_early = write_early and not shared  # free places are known only while nobody else commits
         pins = Pins(storage, what)
         self._history = History(storage, key, anchor, pins, what=what, log=shared, reader=mode == "r")
@@ -255,6 +257,13 @@ class SealedFile(Commits):
 
     # The end.
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: give back the parent's file, whose locks would else outlive the parent with the child.
+
+        Takes no lock, since another thread of the parent may have held any. Nothing else may be called afterwards.
+        """
+        self._storage.close()
+
     def close(self) -> None:
         """Commit what was written, and give back the storage. Closing twice is fine.
 
@@ -283,7 +292,7 @@ class SealedFile(Commits):
                 super().close()
                 self._content.close()
                 self._storage.close()
-                if self.root is None:
+                if self.root is None and self._process == os.getpid():
                     with contextlib.suppress(OSError):  # what stays behind holds nothing, and is taken over by "w"
                         self.on_abandon()
 
