@@ -112,8 +112,10 @@ def main(directory: str, point: str, *options: str) -> None:
         print("mounted", flush=True)
         while not ended and not mounted.wait(0.05):
             pass
-        mounted.unmount()
-        print("failure:", repr(mounted.failure), flush=True)
+        try:
+            mounted.unmount()
+        finally:
+            print("failure:", repr(mounted.failure), flush=True)
 
 
 if __name__ == "__main__":

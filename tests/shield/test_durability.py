@@ -94,6 +94,7 @@ def test_an_aborted_connection_commits_and_is_a_failure(places: Places) -> None:
         server.process.wait(60)
         assert server.process.stdout is not None
         assert "ConnectionAbortedError" in server.process.stdout.read()
+        assert server.process.returncode != 0
     with opened(places) as found:
         assert found.read_bytes("f") == b"synced"
 

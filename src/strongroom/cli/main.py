@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     output.show_log()
     try:
-        return verb.run(args)
+        status = verb.run(args)
+        sys.stdout.flush()  # while a broken pipe can still be answered
+        return status
     except StrongroomError as error:
         return _fail(error, args)
     except ModuleNotFoundError as error:

@@ -87,8 +87,11 @@ def _end(mounted: files.MountedVault, opened: vault.Vault) -> None:
     except (OSError, StrongroomError) as error:
         kept = f"version {opened.root.sequence}" if opened.root else "nothing"
         message = f"the last commit failed: {error}; {kept} is kept, and what was synced after it"
+        if isinstance(error, ConnectionAbortedError):
+            message = f"{error.strerror}; what had been handed over is committed"
         syslog.openlog("strongroom", syslog.LOG_PID)
-        syslog.syslog(syslog.LOG_ERR, f"{opened.name}: the last commit of a mount failed")  # no name out of the vault
+        what = "was aborted" if isinstance(error, ConnectionAbortedError) else "could not make its last commit"
+        syslog.syslog(syslog.LOG_ERR, f"{opened.name}: a mount {what}")  # no name out of the vault
         kind = type(error) if isinstance(error, StrongroomError) else StrongroomError
         raise kind(message) from error
 

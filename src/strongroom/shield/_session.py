@@ -83,6 +83,7 @@ class Session:
             self._check_unmounted()
         except BaseException as error:
             self._failed("serving", error)
+            self._error = error
         finally:
             # Also when somebody else unmounted it.
             try:
@@ -102,7 +103,8 @@ class Session:
             os.statvfs(self._mountpoint)  # of which the kernel remembers nothing
         except OSError as error:
             if error.errno == errno.ENOTCONN:
-                raise ConnectionAbortedError(errno.ECONNABORTED, "somebody aborted the connection") from None
+                message = "somebody aborted the connection: what the kernel had not handed over is lost"
+                raise ConnectionAbortedError(errno.ECONNABORTED, message) from None
 
     def _failed(self, what: str, error: BaseException) -> None:
         self._operations.fail(error)

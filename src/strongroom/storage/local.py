@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strongroom.errors import FormatError, LockedError, UsageError
-from strongroom.storage import background
 from strongroom.storage.locks import OPEN_BYTE, OfdLocks, ofd_locks
 from strongroom.storage.protocols import LOCKS_AT, OpenMode, Storage
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+
+# Bytes written to a file after which the kernel is asked to begin, so that the next sync has less to wait for.
+_WRITE_OUT = 8 << 20
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -146,17 +150,12 @@ class FileStorage:
         view = memoryview(data)
         self._written += len(view)
         while view:
-            try:
-                count = self._write(offset, view)
-            except OSError as error:
-                if error.errno != errno.ENOSPC or not background.freed():
-                    raise
-                count = self._write(offset, view)
+            count = self._write(offset, view)
             offset += count
             view = view[count:]
-        if self._written >= background.WRITE_OUT:
+        if self._written >= _WRITE_OUT:
             self._written = 0
-            background.write_out(self._fd)
+            _write_out(self._fd)
 
     def _write(self, offset: int, view: memoryview) -> int:
         if hasattr(os, "pwrite"):
@@ -190,6 +189,19 @@ class FileStorage:
 
     def __repr__(self) -> str:
         return f"FileStorage({self.path!r})"
+
+
+_sync_file_range = (
+    getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None) if sys.platform == "linux" else None
+)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def _write_out(fd: int) -> None:
+    """Have the kernel begin to write a file to its disk; whatever of that fails, the next sync reports."""
+    if _sync_file_range is not None:
+        _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def _sync(fd: int) -> None:
@@ -250,7 +262,7 @@ class LocalDirectory:
         self._at(old).replace(self._at(new))
 
     def unlink(self, name: str) -> None:
-        background.unlink(self._at(name))
+        self._at(name).unlink()
 
     def list(self) -> list[str]:
         with os.scandir(self.path) as entries:
