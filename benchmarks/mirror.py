@@ -519,7 +519,7 @@ class Asynchronous(Distributed):
 
 def _states(bench: Bench, megabytes: int, places: Mapping[str, Path]) -> list[Row]:
     state = State(megabytes)
-    rounds = 3 if megabytes > 500 else 5 if bench.quick else 7
+    rounds = 3 if bench.quick or megabytes > 500 else 7
     rows = []
     for place, folder in places.items():
         ours, sealed = Ours(state, folder), Encrypted(state, folder)
@@ -616,7 +616,7 @@ def _stall(bench: Bench, megabytes: int, state: State, folder: Path, rounds: int
             lambda: min(bench.timed(copy)() for copy in (by_torch, by_numpy)),
             peer_name="memory copy",
             unit="ms",
-            rounds=2 * rounds + 1,
+            rounds=rounds + 4,
             warmup=3,
         )
     finally:
@@ -694,7 +694,7 @@ def _overheads(bench: Bench, folder: Path) -> None:
     trainings: tuple[tuple[str, int | Literal["auto"], Callable[[], nn.Module], int, int, int], ...] = (
         (f"training, {TWELVE}, commit each step", 1, twelve_convolutions, 128, 1, 9),
         (f"training, {TWELVE}, auto", "auto", twelve_convolutions, 128, 1, 9),
-        (f"training, {SMALL}, auto", "auto", lambda: _perceptron(784, 128, 10), 64, 1000, 7),
+        (f"training, {SMALL}, auto", "auto", lambda: _perceptron(784, 128, 10), 64, 300 if bench.quick else 1000, 7),
         (f"training, {WIDE}, auto", "auto", lambda: _perceptron(784, 2048, 2048, 10), 64, 60, 7),
     )
     for number, (name, every, make, batch, steps, rounds) in enumerate(trainings):
