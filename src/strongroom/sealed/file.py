@@ -262,7 +262,9 @@ class SealedFile(Commits):
 
         Takes no lock, since another thread of the parent may have held any. Nothing else may be called afterwards.
         """
-        self._storage.close()
+        leave = getattr(self._storage, "leave_to_parent", None)
+        if leave is not None:
+            leave()
 
     def close(self) -> None:
         """Commit what was written, and give back the storage. Closing twice is fine.

@@ -187,6 +187,10 @@ class FileStorage:
             finally:
                 os.close(fd)
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: close it, so that the parent's locks end with the parent."""
+        self.close()
+
     def __repr__(self) -> str:
         return f"FileStorage({self.path!r})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -91,6 +92,12 @@ class MmapStorage:
         with self._lock:
             self._unmap()
             self._file.close()
+
+    def leave_to_parent(self) -> None:
+        """As `FileStorage.leave_to_parent`; a mapping, too, keeps the parent's locks."""
+        self._lock = threading.Lock()  # the parent's may have been held by a thread that is not here
+        with contextlib.suppress(BufferError):  # that thread was copying: its view is in no frame of this process
+            self.close()
 
     def _resize(self, old: int, new: int) -> mmap.mmap | None:
         if new < old:
