@@ -452,7 +452,7 @@ def test_nothing_of_a_commit_that_failed_is_ever_committed(options, failing):
         return {name: np.full(5000, step) for name in ("v", "w", "x")}
 
     directory = Failing()
-    for countdown in range(1, 6):
+    for countdown in range(1, 5):
         anchor = MemoryAnchor()
         directory.files.clear()
         directory.countdown = -1

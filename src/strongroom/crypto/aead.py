@@ -72,7 +72,11 @@ class BlockCipher:
 
     def encrypt_into(self, nonce: bytes, plaintext: Buffer, aad: Buffer, out: Buffer) -> None:
         """Write ciphertext and tag, `len(plaintext) + 16` bytes, to `out`. `nonce` is 24 bytes, never used before."""
-        self._gcm(bytes(nonce[:_PREFIX])).encrypt_into(nonce[_PREFIX:], plaintext, aad, out)
+        self.seal_into(bytes(nonce[:_PREFIX]), nonce[_PREFIX:], plaintext, aad, out)
+
+    def seal_into(self, prefix: bytes, nonce: bytes, plaintext: Buffer, aad: Buffer, out: Buffer) -> None:
+        """As `encrypt_into`, of a nonce in its two halves of 12 bytes: for who takes them apart anyway."""
+        (self._derived.get(prefix) or self._derive(prefix)).encrypt_into(nonce, plaintext, aad, out)
 
     def decrypt_into(self, nonce: bytes, box: Buffer, aad: Buffer, out: Buffer) -> None:
         """Write the plaintext of `box` (ciphertext and tag), `len(box) - 16` bytes, to `out`.

@@ -55,12 +55,8 @@ class Image:
         if self._copy is None or len(self._copy) != layout.area:
             self._copy = None  # first give back what there was
             self._copy = np.empty(layout.area, np.uint8)
-        made = []
-        for offset, view in pieces:
-            there = self._copy[offset : offset + len(view)]
-            there[:] = view
-            made.append((offset, there))
-        return made
+        _fill(self._copy, pieces)
+        return [(offset, self._copy[offset : offset + len(view)]) for offset, view in pieces]
 
     def write(self, layout: Layout, before: Layout | None, pieces: Pieces) -> None:
         """Write the pieces, or what of them the file does not hold yet.
@@ -70,21 +66,17 @@ class Image:
         """
         known = self._known if self._known_layout == layout else None
         self._known_layout = None  # until this is committed nobody knows what the file holds
-        self.written = 0
-        if layout != before:
+        if layout is not before and layout != before:
             self._punch(layout)
         if known is not None:
-            for offset, view in pieces:
-                self._write_changed(offset, view, known)
-            return
-        self._known = None
-        if self._delta:
-            self._known = np.empty(layout.area, np.uint8)
-        for offset, view in pieces:
-            self._file.write_at(offset, view)
-            self.written += len(view)
-            if self._known is not None:
-                self._known[offset : offset + len(view)] = view
+            pieces = [run for offset, view in pieces for run in self._changed(offset, view, known)]
+        self._file.write_blocks(pieces)
+        self.written = sum(len(view) for _, view in pieces)
+        if known is None:
+            self._known = None
+            if self._delta:
+                self._known = np.empty(layout.area, np.uint8)
+                _fill(self._known, pieces)
 
     def committed(self, layout: Layout) -> None:
         """Note that what the last `write` wrote is committed."""
@@ -103,8 +95,8 @@ class Image:
                     self._file.punch(at, entry.offset - at)
                 at = max(at, entry.offset + entry.whole)
 
-    def _write_changed(self, offset: int, view: Bytes, known: Bytes) -> None:
-        """Write the blocks of `view` that differ from what is known, and know them from now on."""
+    def _changed(self, offset: int, view: Bytes, known: Bytes) -> Iterator[tuple[int, Bytes]]:
+        """The blocks of `view` that differ from what is known, which knows them from now on."""
         block = self._file.block_size
         step = max(block, _COMPARED // block * block)
         for at in range(0, len(view), step):
@@ -114,9 +106,13 @@ class Image:
                 continue
             changed = (new.reshape(-1, block).view(np.uint64) != old.reshape(-1, block).view(np.uint64)).any(axis=1)
             for first, stop in _runs(np.flatnonzero(changed)):
-                self._file.write_at(offset + at + first * block, new[first * block : stop * block])
-                self.written += (stop - first) * block
+                yield offset + at + first * block, new[first * block : stop * block]
             old[:] = new
+
+
+def _fill(memory: Bytes, pieces: Pieces) -> None:
+    for offset, view in pieces:
+        memory[offset : offset + len(view)] = view
 
 
 def _runs(blocks: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:

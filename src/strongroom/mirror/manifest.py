@@ -11,12 +11,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from strongroom.errors import FormatError
 from strongroom.mirror.state import MAX_DIMENSIONS, item_size
@@ -51,7 +52,7 @@ class Entry:
     tail: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Where arrays lie. `area` is where the tail begins, `rest` how long the arrays' part of it is."""
 
@@ -60,9 +61,18 @@ class Layout:
     area: int
     rest: int
 
+    @functools.cached_property
+    def wanted(self) -> list[Wanted]:
+        """The arrays that were to have a place, in order."""
+        return [Wanted(e.name, e.kind, e.dtype, e.shape, e.nbytes) for e in self.entries]
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+    @functools.cached_property
+    def text(self) -> str:
+        """The arrays as the manifest lists them; a training changes them seldom, and commits often."""
+        return _json([[e.name, e.kind, e.dtype, list(e.shape), e.offset, e.tail] for e in self.entries])
+
+
+class Wanted(NamedTuple):
     """An array that shall have a place."""
 
     name: str
@@ -73,7 +83,12 @@ class Wanted:
 
 
 def arrange(wanted: Sequence[Wanted], block_size: int, before: Layout | None = None) -> Layout:
-    """Places for arrays: those they had, as far as they fit, and gaps or the end for others."""
+    """Places for arrays: those they had, as far as they fit, and gaps or the end for others.
+
+    `before` itself if it has just these arrays.
+    """
+    if before is not None and before.block_size == block_size and before.wanted == wanted:
+        return before
     known = {entry.name: entry for entry in before.entries} if before else {}
     sizes = [one.nbytes // block_size * block_size for one in wanted]
     places: list[int | None] = []
@@ -134,22 +149,24 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The manifest and the footer."""
         layout = self.layout
-        body = json.dumps(
-            {
-                "step": self.step,
-                "time": self.time,
-                "rest": layout.rest,
-                "arrays": [[e.name, e.kind, e.dtype, list(e.shape), e.offset, e.tail] for e in layout.entries],
-                "values": self.values,
-                "kept": [list(one) for one in self.kept],
-            },
-            separators=(",", ":"),
-            allow_nan=False,
-            ensure_ascii=False,  # two surrogates that are no pair would come back as one character
-        ).encode("utf-8", "surrogatepass")
+        members = {
+            "step": _json(self.step),
+            "time": _json(self.time),
+            "rest": _json(layout.rest),
+            "arrays": layout.text,
+            "values": _json(self.values),
+            "kept": _json([list(one) for one in self.kept]),
+        }
+        text = ",".join(f'"{name}":{value}' for name, value in members.items())
+        body = f"{{{text}}}".encode("utf-8", "surrogatepass")
         if len(body) > MAX_MANIFEST:
             raise FormatError(f"mirror manifest: {len(body)} bytes, wanted at most {MAX_MANIFEST}")
         return body + FOOTER.pack(MAGIC, VERSION, 0, layout.area, len(body))
+
+
+def _json(value: Any) -> str:
+    # Not ASCII only: two surrogates that are no pair would come back as one character.
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
 def parse_footer(data: bytes, length: int) -> tuple[int, int]:

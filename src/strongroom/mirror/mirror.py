@@ -231,8 +231,6 @@ class Mirror:
             for name, array in zip(names, arrays, strict=True)
         ]
         layout = arrange(wanted, self._file.block_size, self._layout)
-        if self._layout and layout == self._layout:
-            layout = self._layout
         views = [
             np.frombuffer(array.data, np.uint8) if wanted[i].nbytes else _NOTHING for i, array in enumerate(arrays)
         ]

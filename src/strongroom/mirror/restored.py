@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from strongroom.errors import FormatError, UsageError
 from strongroom.mirror.manifest import FOOTER, Entry, Manifest, parse_footer, parse_manifest
-from strongroom.mirror.state import decode, numpy_type
+from strongroom.mirror.state import arrays_in, decode, numpy_type
 from strongroom.sealed import Anchor, NoFreshness, Root
 from strongroom.sealed.file import SealedFile
 from strongroom.sealed.opening import open_sealed
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
     from types import TracebackType
     from typing import Self
+
+_ALIGN: Final = 64  # of an array in memory: a processor's cache line, and what vector units like
 
 Convert = Callable[[Entry, npt.NDArray[Any]], object]
 
@@ -96,6 +99,8 @@ class Restored(Mapping[str, Any]):
             IntegrityError: a block is not what was committed.
         """
         entries = self.manifest.layout.entries
+        raw = self._parts[name]
+        loaded = self._load_all([entries[i] for i in arrays_in(raw) if 0 <= i < len(entries)])
 
         def make(kind: str, index: int) -> object:
             if not 0 <= index < len(entries):
@@ -103,14 +108,16 @@ class Restored(Mapping[str, Any]):
             entry = entries[index]
             if kind not in ("scalar", entry.kind):
                 raise FormatError(f"array {entry.name[:80]!r}: of kind {entry.kind[:40]!r}, and the state says another")
-            array = self._load(entry)
+            array = loaded.pop(entry.name, None)
+            if array is None:  # a second time: each is its own
+                array = self._load(entry)
             if kind == "scalar":
                 if array.shape:
                     raise FormatError(f"array {entry.name[:80]!r}: of shape {array.shape}, wanted a scalar")
                 return array[()]
             return convert[kind](entry, array) if kind in convert else array
 
-        return decode(self._parts[name], make)
+        return decode(raw, make)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -144,27 +151,38 @@ class Restored(Mapping[str, Any]):
         view = np.frombuffer(out, np.uint8)
         if len(view) != entry.nbytes:
             raise UsageError(f"array {name}: {len(view)} bytes to fill, wanted {entry.nbytes}")
-        self._read(entry, view)
+        self._read_all([entry], [0], view)
 
     def _load(self, entry: Entry) -> npt.NDArray[Any]:
-        data = np.empty(entry.nbytes, np.uint8)
-        self._read(entry, data)
-        try:
-            return data.view(numpy_type(entry.dtype)).reshape(entry.shape)
-        except ValueError:  # the empty one of a shape that NumPy cannot have
-            raise FormatError(f"array {entry.name[:80]!r}: of shape {entry.shape}, which NumPy has not") from None
+        return self._load_all([entry])[entry.name]
 
-    def _read(self, entry: Entry, out: npt.NDArray[np.uint8]) -> None:
+    def _load_all(self, entries: Sequence[Entry]) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by name, in one piece of memory: the system gives a large one faster than many small ones."""
+        places = [0, *accumulate(-(-entry.nbytes // _ALIGN) * _ALIGN for entry in entries)]
+        memory = np.empty(places.pop(), np.uint8)
+        self._read_all(entries, places, memory)
+        return {
+            entry.name: _shaped(entry, memory[place : place + entry.nbytes])
+            for entry, place in zip(entries, places, strict=True)
+        }
+
+    def _read_all(self, entries: Sequence[Entry], places: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
         if not self._valid():
             raise UsageError(f"step {self.step}: the mirror has gone on, wanted to be read before the next commit")
-        if entry.whole and self._file.read_at(entry.offset, out[: entry.whole]) != entry.whole:
-            raise FormatError(f"array {entry.name}: ends before its {entry.nbytes} bytes")
-        if entry.whole < entry.nbytes:
-            if self._tail is None:
-                tail = np.empty(self.manifest.layout.rest, np.uint8)
-                self._file.read_at(self.manifest.layout.area, tail)
-                self._tail = tail
-            out[entry.whole :] = self._tail[entry.tail : entry.tail + entry.nbytes - entry.whole]
+        block = self._file.block_size
+        pairs = list(zip(entries, places, strict=True))
+        self._file.read_pieces([(entry.offset, entry.whole // block, place) for entry, place in pairs], out)
+        for entry, place in pairs:
+            if entry.whole < entry.nbytes:
+                rest = self._rest()[entry.tail : entry.tail + entry.nbytes - entry.whole]
+                out[place + entry.whole : place + entry.nbytes] = rest
+
+    def _rest(self) -> npt.NDArray[np.uint8]:
+        if self._tail is None:
+            tail = np.empty(self.manifest.layout.rest, np.uint8)
+            self._file.read_at(self.manifest.layout.area, tail)
+            self._tail = tail
+        return self._tail
 
     # The whole.
 
@@ -187,6 +205,13 @@ class Restored(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Restored step={self.step} parts={list(self._parts)}>"
+
+
+def _shaped(entry: Entry, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    try:
+        return data.view(numpy_type(entry.dtype)).reshape(entry.shape)
+    except ValueError:  # the empty one of a shape that NumPy cannot have
+        raise FormatError(f"array {entry.name[:80]!r}: of shape {entry.shape}, which NumPy has not") from None
 
 
 def read(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import json
 import math
 import re
@@ -61,6 +62,7 @@ Found = tuple[str, Array]  # the path by which an array is listed, and the array
 Make = Callable[[str, int], object]  # kind and index -> what stands in the tree
 
 
+@functools.lru_cache(64)
 def item_size(dtype: str) -> int:
     """Bytes of one element. Raises FormatError for a type that cannot be stored."""
     if dtype in EXTENSION_TYPES:
@@ -119,7 +121,16 @@ def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
     def walk(value: object, path: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise UsageError(f"{path}: deeper than {MAX_DEPTH} levels")
+        if type(value) is Array:
+            _check_size(value, path)
+            arrays.append((path, value))
+            return {"a": [value.kind, len(arrays) - 1]}
         if isinstance(value, np.generic):  # first: NumPy's strings and floats are Python's too
+            if value.dtype.name in EXTENSION_TYPES:  # it would come back as an integer
+                raise UsageError(
+                    f"{path}: a scalar of {value.dtype}, wanted a number or an array",
+                    hint="float(value) is exact",
+                )
             arrays.append((path, of_numpy(np.asarray(value), path)))
             return {"a": ["scalar", len(arrays) - 1]}
         if value is None or isinstance(value, (bool, str)):
@@ -133,11 +144,7 @@ def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
         if isinstance(value, (bytes, bytearray)):
             return {"b": base64.b64encode(value).decode()}
         if isinstance(value, np.ndarray):
-            value = of_numpy(value, path)
-        if isinstance(value, Array):
-            _check_size(value, path)
-            arrays.append((path, value))
-            return {"a": [value.kind, len(arrays) - 1]}
+            return walk(of_numpy(value, path), path, depth)
         if isinstance(value, list):
             return [walk(part, f"{path}/{i}", depth + 1) for i, part in enumerate(value)]
         if isinstance(value, tuple):
@@ -145,7 +152,10 @@ def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
         if isinstance(value, Mapping):
             return {
                 "d": [
-                    [walk(key, f"{path} key", depth + 1), walk(part, f"{path}/{key}" if path else f"{key}", depth + 1)]
+                    [
+                        key if type(key) is str else walk(key, f"{path} key", depth + 1),
+                        walk(part, f"{path}/{key}" if path else f"{key}", depth + 1),
+                    ]
                     for key, part in value.items()
                 ]
             }
@@ -155,6 +165,23 @@ def encode(tree: Mapping[str, object]) -> tuple[Any, list[Found]]:
         )
 
     return walk(dict(tree), "", 0), arrays
+
+
+def arrays_in(value: object) -> list[int]:
+    """The arrays that a value of `encode` names, each once. What is none of its values is left to `decode`."""
+    found: dict[int, None] = {}
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left.extend(one)
+        elif isinstance(one, dict):
+            name = one.get("a")
+            if isinstance(name, list) and len(name) == 2 and type(name[1]) is int:
+                found[name[1]] = None
+            else:
+                left.extend(one.values())
+    return sorted(found)
 
 
 def decode(value: object, make: Make) -> Any:

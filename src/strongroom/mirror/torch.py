@@ -32,10 +32,12 @@ from strongroom.mirror.commit import Commit
 from strongroom.mirror.cursor import Cursor
 from strongroom.mirror.manifest import Entry
 from strongroom.mirror.mirror import Mirror
-from strongroom.mirror.pace import BUDGET, Pace
+from strongroom.mirror.pace import BUDGET
 from strongroom.mirror.ranks import RankedMirror
 from strongroom.mirror.restored import Convert
-from strongroom.mirror.state import Array
+from strongroom.mirror.staging import Hold, Staging
+from strongroom.mirror.state import EXTENSION_TYPES, Array
+from strongroom.mirror.training import Steps
 
 _TYPES = {
     torch.float64: "<f8", torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "bfloat16",
@@ -46,10 +48,14 @@ _TYPES = {
     torch.float8_e4m3fnuz: "float8_e4m3fnuz", torch.float8_e5m2fnuz: "float8_e5m2fnuz",
 }  # fmt: skip
 _NAMES = {name: dtype for dtype, name in _TYPES.items()}
+_NUMPY = {dtype for dtype, name in _TYPES.items() if name not in EXTENSION_TYPES}
 
 
-def to_array(tensor: torch.Tensor, path: str = "tensor") -> Array:
+def to_array(tensor: torch.Tensor, path: str = "tensor", hold: Hold | None = None) -> Array:
     """A tensor as the mirror keeps it; of one in CPU memory that is contiguous, nothing is copied.
+
+    Args:
+        hold: memory for tensors of a GPU, whose bytes are there when it says so; by default they are waited for.
 
     Raises:
         UsageError: it is sparse, quantised, on no device, or of a type that cannot be kept.
@@ -58,6 +64,11 @@ def to_array(tensor: torch.Tensor, path: str = "tensor") -> Array:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in _TYPES:
         raise UsageError(f"{path}: a tensor of {tensor.dtype} ({tensor.layout}), wanted a dense one with values")
     shape = tuple(tensor.shape)
+    if hold is not None and hold.takes(tensor) and tensor.numel():
+        return Array("torch", _TYPES[tensor.dtype], shape, hold.take(tensor))
+    plain = tensor.is_cpu and tensor.is_contiguous() and tensor.dtype in _NUMPY
+    if plain and not (tensor.is_conj() or tensor.is_neg()):  # as most are: a commit asks for hundreds
+        return Array("torch", _TYPES[tensor.dtype], shape, tensor.numpy().data)
     flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     data = flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
     return Array("torch", _TYPES[tensor.dtype], shape, data.data)
@@ -99,17 +110,22 @@ class _Local:
 CONVERT: dict[str, Convert] = {"torch": to_tensor, "local": lambda entry, array: _Local(to_tensor(entry, array))}
 
 
-def pack(value: Any, path: str = "state") -> Any:
+_AS_IT_IS = {type(None), bool, int, float, str}
+
+
+def pack(value: Any, path: str = "state", hold: Hold | None = None) -> Any:
     """A ``state_dict`` with every tensor in it as `to_array` has it."""
+    if type(value) in _AS_IT_IS:
+        return value
     if isinstance(value, torch.Tensor):
         if hasattr(value, "to_local"):  # a DTensor, of which this rank has a part
-            local = to_array(value.to_local(), path)
+            local = to_array(value.to_local(), path, hold)
             return Array("local", local.dtype, local.shape, local.data)
-        return to_array(value, path)
-    if isinstance(value, Mapping):
-        return {key: pack(part, f"{path}/{key}") for key, part in value.items()}
+        return to_array(value, path, hold)
+    if isinstance(value, (dict, Mapping)):  # dict first: the other test is slow
+        return {key: pack(part, f"{path}/{key}", hold) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        made = [pack(part, f"{path}/{i}") for i, part in enumerate(value)]
+        made = [pack(part, f"{path}/{i}", hold) for i, part in enumerate(value)]
         return made if isinstance(value, list) else tuple(made)
     return value
 
@@ -147,7 +163,24 @@ def _tensor(value: Any) -> torch.Tensor:
     return found.clone()
 
 
-class Training:
+def commit_staged(mirror: Mirror | RankedMirror, step: int, state: Mapping[str, Any], staging: Staging) -> Commit:
+    """Commit a state of which tensors lie on a GPU, by way of pinned memory.
+
+    Raises:
+        as `pack`, and as `Mirror.begin`.
+    """
+    hold = staging.hold()
+    try:
+        packed = {name: pack(part, name, hold) for name, part in state.items()}
+    finally:
+        wait = hold.finish()
+    wait()
+    commit = mirror.commit(step, packed)
+    hold.keep(commit)
+    return commit
+
+
+class Training(Steps):
     """A training whose state is mirrored.
 
     Args:
@@ -158,10 +191,6 @@ class Training:
         budget: the share of the time that training may wait for commits.
         parts: everything else that has a state, by name: modules, optimizers, schedulers, a `GradScaler`, metrics,
             `torch.Generator`\\ s. Whatever has ``state_dict`` and ``load_state_dict`` will do.
-
-    Attributes:
-        step: of the last call of `commit`, or the one restored; 0 in the beginning.
-        values: what the last commit was told besides, or the one restored.
     """
 
     def __init__(
@@ -179,42 +208,27 @@ class Training:
                     f"{name}: a {type(part).__name__}, wanted something with state_dict and load_state_dict",
                     hint="numbers and arrays go into commit(name=value)",
                 )
-        self._mirror = mirror
+        super().__init__(mirror, every, budget)
         self._parts = parts
         self._cursor = None if loader is None else Cursor(loader, random_state, set_random_state)
-        self.pace = Pace(every, budget=budget)
-        self.step = 0
-        self.values: dict[str, Any] = {}
+        self._staging = Staging()
 
     # Committing.
 
     def state(self) -> dict[str, Any]:
         """The whole state as it is now; tensors in CPU memory are not copied."""
-        state = {name: pack(_state_of(part), name) for name, part in self._parts.items()}
+        return {name: pack(part, name) for name, part in self._state().items()}
+
+    def _state(self) -> dict[str, Any]:
         return {
-            "parts": state,
-            "data": pack(self._cursor.state()) if self._cursor else None,
+            "parts": {name: _state_of(part) for name, part in self._parts.items()},
+            "data": self._cursor.state() if self._cursor else None,
             "random": random_state(),
-            "values": pack(self.values),
+            "values": self.values,
         }
 
-    def commit(self, *, force: bool = False, **values: Any) -> Commit | None:
-        """Note that a step is done, and mirror the state if it is time; None if it is not.
-
-        Args:
-            force: mirror it in any case: at the end, or before something that may fail.
-            values: numbers and arrays that the program wants back, such as the losses so far.
-
-        Raises:
-            as `Mirror.begin`.
-        """
-        self.step += 1
-        self.values = values
-        if not self.pace.due() and not force:
-            return None
-        commit = self._mirror.commit(self.step, self.state())
-        self.pace.committed()
-        return commit
+    def _commit(self) -> Commit:
+        return commit_staged(self._mirror, self.step, self._state(), self._staging)
 
     # Restoring.
 

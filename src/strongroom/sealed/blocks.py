@@ -131,7 +131,8 @@ class BlockStore:
             WrongKeyError: one is of a generation that there is no key for.
         """
         found = list(_HALVES.iter_unpack(pointers))
-        self.read_each(level, range(index, index + len(found)), found, range(len(found)), out)
+        size = self.block_size
+        self.read_each(level, range(index, index + len(found)), found, range(0, len(found) * size, size), out)
 
     pointer_at = staticmethod(_HALVES.unpack_from)
 
@@ -155,9 +156,9 @@ class BlockStore:
         self._singles.append(box)
 
     def read_each(
-        self, level: int, indices: Sequence[int], pointers: Sequence[Pointer], rows: Sequence[int], out: Buffer
+        self, level: int, indices: Sequence[int], pointers: Sequence[Pointer], starts: Sequence[int], out: Buffer
     ) -> None:
-        """Put block `indices[k]`, by what `pointer_at` gives, into the `rows[k]`-th block of `out`, for all k.
+        """Put block `indices[k]`, by what `pointer_at` gives, into `out` from byte `starts[k]` on, for all k.
 
         Raises: as `read`.
         """
@@ -166,7 +167,7 @@ class BlockStore:
         split(
             len(indices),
             self.block_size,
-            lambda start, stop: read(level, indices, pointers, rows, view, start, stop),
+            lambda start, stop: read(level, indices, pointers, starts, view, start, stop),
         )
 
     def _read_sealed(
@@ -174,7 +175,7 @@ class BlockStore:
         level: int,
         indices: Sequence[int],
         pointers: Sequence[Pointer],
-        rows: Sequence[int],
+        starts: Sequence[int],
         out: memoryview,
         start: int,
         stop: int,
@@ -188,8 +189,7 @@ class BlockStore:
             index, (field, _, _, _) = indices[at], pointers[at]
             place = field & PLACE_MASK
             if not place:
-                row = rows[at] * size
-                out[row : row + size] = bytes(size)
+                out[starts[at] : starts[at] + size] = bytes(size)
                 at += 1
                 continue
             if field >> GENERATION_SHIFT != generation:
@@ -203,11 +203,11 @@ class BlockStore:
                 raise self._cut(level, index, place)
             # From the last on: where the tag of a block has to stand lies the next one, which has been decrypted.
             for k in range(end - 1, at - 1, -1):
-                i, row, (_, prefix, nonce, tag) = k - at, rows[k] * size, pointers[k]
+                i, to, (_, prefix, nonce, tag) = k - at, starts[k], pointers[k]
                 put_tag(data, (i + 1) * size, tag)
                 put_level(aad, level_at, level, indices[k])
                 try:
-                    open_into(prefix, nonce, sealed[i], aad, out[row : row + size])
+                    open_into(prefix, nonce, sealed[i], aad, out[to : to + size])
                 except TamperedError:
                     raise self._changed(level, indices[k], pointers[k][0]) from None
             at = end
@@ -218,7 +218,7 @@ class BlockStore:
         level: int,
         indices: Sequence[int],
         pointers: Sequence[Pointer],
-        rows: Sequence[int],
+        starts: Sequence[int],
         out: memoryview,
         start: int,
         stop: int,
@@ -227,9 +227,9 @@ class BlockStore:
         block = memoryview(box)[self._aad_size :]
         nothing = bytearray()
         for k in range(start, stop):
-            index, row, (field, prefix, nonce, tag) = indices[k], rows[k] * size, pointers[k]
+            index, to, (field, prefix, nonce, tag) = indices[k], starts[k], pointers[k]
             if not field & PLACE_MASK:
-                out[row : row + size] = bytes(size)
+                out[to : to + size] = bytes(size)
                 continue
             cipher = self._ciphers.get(field >> GENERATION_SHIFT) or self._missing(level, index, field)
             self._fetch(level, index, field & PLACE_MASK, block)
@@ -238,7 +238,7 @@ class BlockStore:
                 cipher.open_into(prefix, nonce, tag, box, nothing)
             except TamperedError:
                 raise self._changed(level, index, field) from None
-            out[row : row + size] = block
+            out[to : to + size] = block
         self._clears.append(box)
 
     def _missing(self, level: int, index: int, field: int) -> NoReturn:
@@ -267,56 +267,64 @@ class BlockStore:
 
     def write(self, level: int, index: int, places: list[int], data: Buffer) -> bytearray:
         """Seal the blocks of `data`, the first of them block `index`, into `places`; the result is their pointers."""
-        nonces = self._nonces.take(len(places))
+        view, size = memoryview(data), self.block_size
+        blocks = [view[at : at + size] for at in range(0, len(view), size)]
+        return self.write_each(level, range(index, index + len(blocks)), places, blocks)
+
+    def write_each(
+        self, level: int, indices: Sequence[int], places: Sequence[int], blocks: Sequence[Buffer]
+    ) -> bytearray:
+        """Seal `blocks[k]`, block `indices[k]`, into `places[k]`, for all k; the result is their pointers in order."""
+        prefix, nonces = self._nonces.take_apart(len(places))
         pointers = bytearray(len(places) * POINTER.size)
-        view = memoryview(data)
         write = self._write_clear if self._clear else self._write_sealed
         split(
             len(places),
             self.block_size,
-            lambda start, stop: write(level, index, places, nonces, view, pointers, start, stop),
+            lambda start, stop: write(level, indices, places, prefix, nonces, blocks, pointers, start, stop),
         )
         return pointers
 
     def _write_sealed(
         self,
         level: int,
-        index: int,
-        places: list[int],
-        nonces: list[bytes],
-        data: memoryview,
+        indices: Sequence[int],
+        places: Sequence[int],
+        prefix: bytes,
+        nonces: Sequence[bytes],
+        blocks: Sequence[Buffer],
         pointers: bytearray,
         start: int,
         stop: int,
     ) -> None:
         size, level_at, box = self.block_size, self._level_at, self._take_run()
-        room, aad, sealed = box.data, box.aad, box.sealed
+        room, aad, sealed, run = box.data, box.aad, box.sealed, self._run
+        put_level, put_pointer, seal_into = _LEVEL_INDEX.pack_into, _HALVES.pack_into, self._writer.seal_into
         generation = self.generation << GENERATION_SHIFT
         at = start
         while at < stop:
             place = places[at]
-            end, most = at + 1, min(stop, at + self._run)
-            while end < most and places[end] == place + (end - at):
-                end += 1
-            for i in range(end - at):  # each overwrites the tag of the one before
+            count, most = 1, min(stop - at, run)
+            while count < most and places[at + count] == place + count:
+                count += 1
+            for i in range(count):  # each overwrites the tag of the one before
                 k, tag_at = at + i, (i + 1) * size
-                nonce = nonces[k]
-                _LEVEL_INDEX.pack_into(aad, level_at, level, index + k)
-                self._writer.encrypt_into(nonce, data[k * size : (k + 1) * size], aad, sealed[i])
-                POINTER.pack_into(
-                    pointers, k * POINTER.size, generation | (place + i), nonce, room[tag_at : tag_at + TAG_SIZE]
-                )
-            self._storage.write_at((place - self._origin) * size, box.view[: (end - at) * size])
-            at = end
+                put_level(aad, level_at, level, indices[k])
+                seal_into(prefix, nonces[k], blocks[k], aad, sealed[i])
+                tag = room[tag_at : tag_at + TAG_SIZE]
+                put_pointer(pointers, k * POINTER.size, generation | (place + i), prefix, nonces[k], tag)
+            self._storage.write_at((place - self._origin) * size, box.view[: count * size])
+            at += count
         self._runs.append(box)
 
     def _write_clear(
         self,
         level: int,
-        index: int,
-        places: list[int],
-        nonces: list[bytes],
-        data: memoryview,
+        indices: Sequence[int],
+        places: Sequence[int],
+        prefix: bytes,
+        nonces: Sequence[bytes],
+        blocks: Sequence[Buffer],
         pointers: bytearray,
         start: int,
         stop: int,
@@ -325,12 +333,12 @@ class BlockStore:
         generation = self.generation << GENERATION_SHIFT
         block = memoryview(box)[self._aad_size :]
         tag = bytearray(TAG_SIZE)
-        for at in range(start, stop):
-            block[:] = data[at * size : (at + 1) * size]
-            _LEVEL_INDEX.pack_into(box, self._level_at, level, index + at)
-            self._writer.encrypt_into(nonces[at], b"", box, tag)
-            self._storage.write_at((places[at] - self._origin) * size, block)
-            POINTER.pack_into(pointers, at * POINTER.size, generation | places[at], nonces[at], tag)
+        for k in range(start, stop):
+            block[:] = blocks[k]
+            _LEVEL_INDEX.pack_into(box, self._level_at, level, indices[k])
+            self._writer.seal_into(prefix, nonces[k], b"", box, tag)
+            self._storage.write_at((places[k] - self._origin) * size, block)
+            _HALVES.pack_into(pointers, k * POINTER.size, generation | places[k], prefix, nonces[k], tag)
         self._clears.append(box)
 
     def copy(self, source: int, target: int) -> None:

@@ -81,8 +81,8 @@ class BlockCache:
                 part[:] = memoryview(self.block(index))[start : start + len(part)]
             done += len(part)
 
-    def read_each(self, indices: Sequence[int], rows: Sequence[int], view: memoryview) -> None:
-        """Put block `indices[k]` into the `rows[k]`-th block of `view`, for all k. What is not here is not kept.
+    def read_each(self, indices: Sequence[int], starts: Sequence[int], view: memoryview) -> None:
+        """Put block `indices[k]` into `view` from byte `starts[k]` on, for all k. What is not here is not kept.
 
         Raises:
             IntegrityError: a block is not what was written; all these blocks of `view` are then zeros.
@@ -90,17 +90,17 @@ class BlockCache:
         size = self._size
         try:
             if not self._newer and not self._clean:
-                self._tree.read_each(indices, rows, view)
+                self._tree.read_each(indices, starts, view)
                 return
             here = self._newer.keys() | self._clean.keys()
             apart = [k for k, index in enumerate(indices) if index not in here]
-            self._tree.read_each([indices[k] for k in apart], [rows[k] for k in apart], view)
-            for index, row in zip(indices, rows, strict=True):
+            self._tree.read_each([indices[k] for k in apart], [starts[k] for k in apart], view)
+            for index, start in zip(indices, starts, strict=True):
                 if index in here:
-                    view[row * size : (row + 1) * size] = self.block(index)
+                    view[start : start + size] = self.block(index)
         except BaseException:
-            for row in rows:
-                _wipe(view[row * size : (row + 1) * size])
+            for start in starts:
+                _wipe(view[start : start + size])
             raise
 
     def _apart(self, index: int, count: int) -> int:

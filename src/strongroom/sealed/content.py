@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from strongroom.crypto import BlockCipher
@@ -173,7 +173,31 @@ class Content:
                     f"blocks from {min(indices)} on into rows {min(rows)} to {max(rows)}, "
                     f"wanted rows 0 to {len(view) // size - 1} and no negative block"
                 )
-            self._blocks.read_each(indices, rows, view)
+            self._blocks.read_each(indices, [row * size for row in rows], view)
+
+    def read_pieces(self, pieces: Sequence[tuple[int, int, int]], out: Buffer) -> None:
+        """For each (offset, count, start): put `count` blocks from byte `offset` on into `out`, from byte `start` on.
+
+        As `read_blocks`, for pieces that are long and whose places in `out` are no blocks of it.
+
+        Raises:
+            UsageError: an offset is no multiple of the block size, or a piece does not fit into `out`.
+            TamperedError, TruncatedError: as `read_blocks`.
+        """
+        size = self._size
+        with self._lock, memoryview(out) as raw, raw.cast("B") as view:
+            self._usable()
+            indices: list[int] = []
+            starts: list[int] = []
+            for offset, count, start in pieces:
+                if offset < 0 or offset % size or count < 0 or start < 0 or start + count * size > len(view):
+                    raise UsageError(
+                        f"piece: {count} blocks at {offset} to {start}, wanted whole blocks, and room for them"
+                    )
+                indices.extend(range(offset // size, offset // size + count))
+                starts.extend(range(start, start + count * size, size))
+            if indices:
+                self._blocks.read_each(indices, starts, view)
 
     def write_at(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; a gap behind the end becomes a hole, which reads as zeros.
@@ -197,6 +221,44 @@ class Content:
                 self._write(offset, view)
                 if self._write_early:
                     self._tree.relieve()
+            except OSError as error:
+                if is_full(error):
+                    self._shrink_from(end)
+                raise
+            self._length = max(self._length, end)
+            self._poisoned = False
+
+    def write_blocks(self, pieces: Sequence[tuple[int, Buffer]]) -> None:
+        """Write pieces of whole blocks, each at its offset, a multiple of the block size; they do not overlap.
+
+        For many pieces that are known together: what one call costs is paid once, and they share the threads.
+
+        Raises:
+            UsageError: a piece is not of whole blocks, or would grow past the format's limit.
+        """
+        size = self._size
+        with self._lock:
+            self._writing()
+            views = [(offset // size, memoryview(data).cast("B")) for offset, data in pieces]
+            for (offset, _), (_, view) in zip(pieces, views, strict=True):
+                if offset < 0 or offset % size or len(view) % size or offset + len(view) > MAX_LENGTH:
+                    raise UsageError(f"piece: {len(view)} bytes at {offset}, wanted whole blocks of {size}")
+            end = max((index * size + len(view) for index, view in views), default=0)
+            if not end:
+                return
+            self._begin()
+            try:
+                if end > self._length:
+                    self._tree.grow(end)
+                for group in _groups(views, size):
+                    if self._write_early:
+                        self._tree.write_each(group)
+                        self._tree.relieve()
+                    for index, view in group:
+                        for k in range(0 if self._write_early else len(view) // size):
+                            self._blocks.put(index + k, view[k * size : (k + 1) * size])
+                        if self._write_early:
+                            self._blocks.forget(index, index + len(view) // size)
             except OSError as error:
                 if is_full(error):
                     self._shrink_from(end)
@@ -411,3 +473,20 @@ class Content:
             raise StrongroomError(
                 f"{self._what}: an earlier write or commit failed, so this handle commits no more", hint="open it again"
             )
+
+
+def _groups(views: Sequence[tuple[int, memoryview]], size: int) -> Iterator[list[tuple[int, memoryview]]]:
+    """The pieces, some at a time, and long ones cut, so that what a transfer takes beside them stays small."""
+    group: list[tuple[int, memoryview]] = []
+    room = _PIECE
+    for index, view in views:
+        while view:
+            part, view = view[:room], view[room:]
+            group.append((index, part))
+            index += len(part) // size  # the rest of the piece begins there
+            room -= len(part)
+            if not room:
+                yield group
+                group, room = [], _PIECE
+    if group:
+        yield group

@@ -162,6 +162,17 @@ class SealedFile(Commits):
         """
         self._content.read_blocks(indices, out, rows)
 
+    def read_pieces(self, pieces: Sequence[tuple[int, int, int]], out: Buffer) -> None:
+        """For each (offset, count, start): put `count` blocks from byte `offset` on into `out`, from byte `start` on.
+
+        As `read_blocks`, for pieces that are long and whose places in `out` are no blocks of it.
+
+        Raises:
+            UsageError: an offset is no multiple of the block size, or a piece does not fit into `out`.
+            TamperedError, TruncatedError: a block is not what was committed; all pieces of `out` are then zeros.
+        """
+        self._content.read_pieces(pieces, out)
+
     # Writing.
 
     def write_at(self, offset: int, data: Buffer) -> None:
@@ -169,6 +180,18 @@ class SealedFile(Commits):
         with self._lock:
             self._writing()
             self._content.write_at(offset, data)
+
+    def write_blocks(self, pieces: Sequence[tuple[int, Buffer]]) -> None:
+        """Write pieces of whole blocks, each at its offset, a multiple of the block size; they do not overlap.
+
+        For many pieces that are known together: what one call costs is paid once, and they share the threads.
+
+        Raises:
+            UsageError: a piece is not of whole blocks.
+        """
+        with self._lock:
+            self._writing()
+            self._content.write_blocks(pieces)
 
     def punch(self, offset: int, length: int) -> None:
         """Put zeros in place of `length` bytes at `offset`, as holes where they are whole blocks."""

@@ -347,14 +347,15 @@ class NonceSource:
         self._prefix = b""
 
     def next(self) -> bytes:
-        return self.take(1)[0]
+        prefix, halves = self.take_apart(1)
+        return prefix + halves[0]
 
-    def take(self, count: int) -> list[bytes]:
-        """So many of them."""
+    def take_apart(self, count: int) -> tuple[bytes, list[bytes]]:
+        """So many of them: the first half, which they share, and the second half of each."""
         if self._used + count > self._LIMIT:
             self._prefix = random_bytes(NONCE_SIZE // 2)
             self._used = 0
         self._used += count
         half = NONCE_SIZE // 2
         drawn = random_bytes(half * count)
-        return [self._prefix + drawn[at : at + half] for at in range(0, half * count, half)]
+        return self._prefix, [drawn[at : at + half] for at in range(0, half * count, half)]

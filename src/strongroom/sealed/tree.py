@@ -79,8 +79,8 @@ class BlockTree:
         else:
             memoryview(out)[:] = bytes(self._size)
 
-    def read_each(self, indices: Sequence[int], rows: Sequence[int], out: Buffer) -> None:
-        """Put data block `indices[k]` into the `rows[k]`-th block of `out`, for all k; errors as `read`."""
+    def read_each(self, indices: Sequence[int], starts: Sequence[int], out: Buffer) -> None:
+        """Put data block `indices[k]` into `out` from byte `starts[k]` on, for all k; errors as `read`."""
         found: list[Pointer] = []
         if self._height == 0:
             found.extend(self.store.pointer_at(self.pointer(0, index)) for index in indices)
@@ -92,11 +92,28 @@ class BlockTree:
                 if above != last:
                     node, last = self._clean.get((1, above)) or self._node(1, above), above
                 found.append(pointer_at(node, (index - above * fanout) * POINTER.size) if node else _NO_POINTER)
-        self.store.read_each(0, indices, found, rows, out)
+        self.store.read_each(0, indices, found, starts, out)
 
     def write(self, index: int, data: Buffer) -> None:
         """Replace the data blocks from `index` on; the tree must have grown to hold them."""
         self._write(0, index, data)
+
+    def write_each(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        """Replace data blocks: of each piece, whole blocks from its index on. No block is in two of them."""
+        size = self._size
+        indices = [index + k for index, piece in pieces for k in range(len(piece) // size)]
+        blocks = [piece[at : at + size] for _, piece in pieces for at in range(0, len(piece), size)]
+        found = self.map()
+        taken = found.allocate(len(blocks))
+        try:
+            pointers = memoryview(self.store.write_each(0, indices, taken, blocks))
+        except BaseException:
+            found.release(taken)
+            raise
+        for index, piece in pieces:
+            end = len(piece) // size * POINTER.size
+            self._point(0, index, pointers[:end])
+            pointers = pointers[end:]
 
     def rewrite(self, index: int) -> None:
         """Write a data block anew, as it is, under the newest key."""
