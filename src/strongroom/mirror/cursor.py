@@ -3,6 +3,8 @@
 - The order of an epoch is drawn anew on resuming, from the generators as they were when it began, and the batches done
   are passed over without being loaded. So a sampler may draw what it likes when it begins and when it ends, and from a
   generator of its own at any time, but not in between from the global ones, which the training draws from too.
+- The sampler is asked here, once an epoch, and not by PyTorch, which does so once or twice, as there are workers, and
+  as they are left from the epoch before. What PyTorch draws itself comes from a generator that is no one else's.
 - Workers draw augmentations from generators that are seeded for each batch, by the epoch's seed and the batch's number:
   what a worker did before does not matter, nor how many there are.
 - With no workers, batches draw from the program's own generators, whose state is in every commit.
@@ -46,8 +48,11 @@ class Cursor:
                     f"loader: a {type(loader).__name__}, wanted a DataLoader, or something with state_dict",
                     hint="put a SealedDataset into a DataLoader, or place its batches(epoch=, start=) yourself",
                 )
-            self._loader, self._numbered = _rebuild(loader)
+            self._whole = loader
+            self._draws = torch.Generator()
+            self._loader, self._numbered = _rebuild(loader, self._draws)
         self._generators = [] if self._own_state else _generators(loader)
+        self.begun = False  # whether `epochs` has given out any batches, since it was placed last
         self.epoch = 0
         self.batch = 0  # batches of the epoch that were given out
         self._seed = 0
@@ -65,19 +70,39 @@ class Cursor:
             "seed": self._seed,
             "began": self._began,
             "generators": [one.get_state() for one in self._generators],
+            "batches": self._batches_in_epoch(),
         }
         if self._own_state:
             state["loader"] = self._inner.state_dict()  # type: ignore[attr-defined]
         return state
 
     def go_to(self, state: State) -> None:
-        """Go on from there when `epochs` is called next."""
+        """Go on from there when `epochs` is called next.
+
+        Raises:
+            UsageError: in the middle of an epoch, which the loader has now another number of batches in.
+        """
+        were, now = state.get("batches"), self._batches_in_epoch()
+        if state["began"] is not None and None not in (were, now) and were != now:
+            raise UsageError(
+                f"loader: {now} batches in an epoch, and the mirror is in the middle of one of {were}",
+                hint="give the same data in the same batches, or go back to a step between two epochs",
+            )
+        self.begun = False
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._seed, self._began = state["seed"], state["began"]
         self._put_back_own(state["generators"])
         self._resume = state if state["began"] is not None else None
         if self._own_state:
             self._inner.load_state_dict(state["loader"])  # type: ignore[attr-defined]
+
+    def _batches_in_epoch(self) -> int | None:
+        if self._own_state:
+            return None
+        try:
+            return len(self._whole)
+        except (TypeError, NotImplementedError):  # a sampler need not know
+            return None
 
     # The batches.
 
@@ -93,9 +118,14 @@ class Cursor:
         self.epoch, self.batch, self._began, self._resume = self.epoch + 1, 0, None, None
 
     def _batches(self, number: int) -> Iterator[Any]:
+        self.begun = True
         if self._own_state:
-            self._began = {}
-            yield from self._count(iter(self._inner))
+            resumed, self._resume, self._began = self._resume, None, {}
+            now = self._save()
+            batches = iter(self._inner)
+            if resumed is not None:  # what it drew to find its place, the training did not draw here
+                self._restore(now)
+            yield from self._count(batches)
             return
         assert self._numbered is not None  # noqa: S101  # it has no state of its own
         for sampler in _samplers(self._inner):
@@ -107,15 +137,19 @@ class Cursor:
             self._began = self._drawn()
             self._seed = int(torch.empty((), dtype=torch.int64).random_().item())
             self._numbered.start(0, 1, self._seed)
-            batches = iter(self._loader)
+            batches = self._load()
         else:
             now = self._drawn()
             self._put_back(resumed["began"])
             torch.empty((), dtype=torch.int64).random_()  # the seed was drawn here
             self._numbered.start(self.batch, max(1, resumed["asked"]), self._seed)
-            batches = iter(self._loader)
             self._put_back(now)
+            batches = self._load()
         yield from self._count(batches)
+
+    def _load(self) -> Iterator[Any]:
+        self._draws.manual_seed(self._seed)
+        return iter(self._loader)
 
     def _count(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -183,21 +217,22 @@ class _Numbered:
         self._inner = inner
         self._single = single
         self._first = 0
-        self._seed = 0
+        self._left: Iterator[_Batch] = iter(())
         self.asked = 0
 
     def start(self, first: int, asked: int, seed: int) -> None:
-        """The next iteration begins at batch `first`, and asks the sampler at once as often as it had been."""
-        self._first, self.asked, self._seed = first, asked, seed
+        """Have the sampler begin, ask it at once as often as it had been, and go on at batch `first`."""
+        batches = iter(self._inner)
+        again = [next(batches, _NO_BATCH) for _ in range(asked)]
+        self.asked = asked
+        self._first = first
+        self._left = self._rest(again[first:], batches, first, seed)
 
     def __len__(self) -> int:
         return max(0, len(self._inner) - self._first)
 
     def __iter__(self) -> Iterator[_Batch]:
-        # Not a generator: the loader draws next, and what a sampler draws in the beginning shall come before that.
-        batches = iter(self._inner)
-        again = [next(batches, _NO_BATCH) for _ in range(self.asked)]
-        return self._rest(again[self._first :], batches, self._first, self._seed)
+        return self._left
 
     def _rest(self, ahead: list[Any], batches: Iterator[Any], number: int, seed: int) -> Iterator[_Batch]:
         while True:
@@ -238,8 +273,13 @@ class _Seeded:
         return [self._inner[index] for index in batch]
 
 
-def _rebuild(loader: DataLoader[Any]) -> tuple[DataLoader[Any], _Numbered]:
-    """A loader like the one given, whose batches have numbers and can begin anywhere."""
+def _rebuild(loader: DataLoader[Any], draws: torch.Generator) -> tuple[DataLoader[Any], _Numbered]:
+    """A loader like the one given, whose batches have numbers and can begin anywhere, and which draws from `draws`."""
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise UsageError(
+            f"loader: a {type(loader).__name__}, which gives batches in a way of its own, wanted a plain DataLoader",
+            hint="do that in collate_fn or in the training, or give it state_dict and load_state_dict",
+        )
     if isinstance(loader.dataset, IterableDataset):
         raise UsageError(
             "loader: over an IterableDataset, which cannot be positioned, wanted one with indices",
@@ -260,7 +300,7 @@ def _rebuild(loader: DataLoader[Any]) -> tuple[DataLoader[Any], _Numbered]:
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
+        generator=draws,
         **more,
     )
     return made, numbered

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from strongroom.mirror.manifest import Layout
+from strongroom.mirror.manifest import Entry, Layout
 from strongroom.sealed.file import SealedFile
 
 _COMPARED: Final = 1 << 20  # bytes compared at once, about what the second-level cache holds
@@ -27,9 +27,14 @@ def whole_blocks(layout: Layout, views: list[Bytes]) -> Pieces:
 def tail_of(layout: Layout, views: list[Bytes]) -> Bytes:
     """A copy of the rest of every array, as the tail has it."""
     tail = np.zeros(layout.rest, np.uint8)
-    for entry, view in zip(layout.entries, views, strict=True):
-        tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
+    put_rests(tail, zip(layout.entries, views, strict=True))
     return tail
+
+
+def put_rests(tail: Bytes, arrays: Iterable[tuple[Entry, Bytes]]) -> None:
+    """The rest of some arrays once more."""
+    for entry, view in arrays:
+        tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
 
 
 class Image:

@@ -34,7 +34,8 @@ from strongroom.errors import MissingDependencyError, UsageError
 from strongroom.mirror.cursor import Cursor
 from strongroom.mirror.mirror import Mirror
 from strongroom.mirror.pace import BUDGET, Pace
-from strongroom.mirror.torch import CONVERT, pack, random_state, set_random_state
+from strongroom.mirror.staging import Staging
+from strongroom.mirror.torch import CONVERT, commit_staged, random_state, set_random_state
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -122,6 +123,7 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
 
     def __init__(self, mirror: Mirror, *, every: int | Literal["auto"] = 1, budget: float = BUDGET) -> None:
         self._mirror = mirror
+        self._staging = Staging()
         self.pace = Pace(every, budget=budget)
         self.step = 0
         self._random: Any = None
@@ -229,7 +231,7 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
         kept = {name: part for name, part in checkpoint.items() if name not in _LEFT_OUT}
         if self._between:
             kept["loops"] = {**kept["loops"], "fit_loop": _begun(kept["loops"]["fit_loop"])}
-        self._mirror.commit(self.step, {"lightning": pack(kept, "lightning")})
+        commit_staged(self._mirror, self.step, {"lightning": kept}, self._staging)
 
     def _load(self) -> dict[str, Any]:
         checkpoint, self._checkpoint = self._checkpoint, None

@@ -24,7 +24,7 @@ import numpy as np
 from strongroom.errors import FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
 from strongroom.mirror import region
 from strongroom.mirror.commit import Commit, MirrorWarning
-from strongroom.mirror.image import Bytes, Image, Pieces, tail_of, whole_blocks
+from strongroom.mirror.image import Bytes, Image, Pieces, put_rests, tail_of, whole_blocks
 from strongroom.mirror.manifest import MAX_STEP, Layout, Manifest, Wanted, arrange, unique
 from strongroom.mirror.restored import Restored, read_manifest
 from strongroom.mirror.state import encode
@@ -234,6 +234,10 @@ class Mirror:
         views = [
             np.frombuffer(array.data, np.uint8) if wanted[i].nbytes else _NOTHING for i, array in enumerate(arrays)
         ]
+        waits = list(dict.fromkeys(array.ready for array in arrays if array.ready))
+        if self._pool is None:
+            for wait in waits:
+                wait()
         pieces, tail = whole_blocks(layout, views), tail_of(layout, views)
         if self._pool is None:
             commit._future = Future()
@@ -243,9 +247,20 @@ class Mirror:
                 commit._future.set_exception(error)
             self._settle_with(commit)
             return
-        pieces = self._image.copy(layout, pieces)
+        # What is still to come is the commit's own: it needs no copy, and what was read of it above is read again.
+        late = [(entry, views[i]) for i, entry in enumerate(layout.entries) if arrays[i].ready]
+        own = {entry.offset for entry, _ in late if entry.whole}
+        copied = self._image.copy(layout, [one for one in pieces if one[0] not in own])
+        pieces = [*copied, *(one for one in pieces if one[0] in own)]
+
+        def seal() -> Root:
+            for wait in waits:
+                wait()
+            put_rests(tail, late)
+            return self._seal(commit, layout, values, pieces, tail)
+
         commit._state = {}
-        commit._future = self._pool.submit(self._seal, commit, layout, values, pieces, tail)
+        commit._future = self._pool.submit(seal)
         self._under_way = commit
 
     # In the thread that seals, or in the caller's own.

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from strongroom.errors import UsageError
+from strongroom.errors import TamperedError, TruncatedError, UsageError
 from strongroom.mirror import region
 from strongroom.mirror.mirror import Mirror, Mode
 from strongroom.sealed import NO_FRESHNESS, Anchor, Grouped, NoFreshness
 from strongroom.sealed.layout import DEFAULT_BLOCK, check_block_size
 from strongroom.sealed.opening import check_anchor, check_key
-from strongroom.storage import Directory, LocalDirectory
+from strongroom.storage import Directory
 
 MAX_KEPT: Final = 14  # of the 16 versions that a slot lists; two are left to readers
 _LAZY_COMMITS: Final = 64
 _LAZY_SECONDS: Final = 5.0
+_MIXTURE: Final = (
+    "a power cut can do that to a mirror whose durability is 'process': without a copy, move it and its anchor away "
+    "and begin anew"
+)
 
 Durability = Literal["power", "process"]
 
@@ -74,27 +79,32 @@ def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
         real = Path(os.path.realpath(path))
         where = region.look(real, durability)
         what, name = os.fspath(path), real.name
-        directory: Directory = LocalDirectory(real.parent, mapped=where.kind == "dax")
-        if durability == "process":
-            lazy = region.LazyDirectory(real.parent)
-            directory = lazy
-            if anchor is not NO_FRESHNESS:
-                inner = region.SyncFirst(anchor, lazy)
-                anchor = Grouped(inner, every_commits=_LAZY_COMMITS, every_seconds=_LAZY_SECONDS, clock=time.monotonic)
+        directory: Directory = region.directory_of(real, where)
+        if isinstance(directory, region.LazyDirectory) and anchor is not NO_FRESHNESS:
+            inner = region.SyncFirst(anchor, directory)
+            anchor = Grouped(inner, every_commits=_LAZY_COMMITS, every_seconds=_LAZY_SECONDS, clock=time.monotonic)
     else:
         directory, name, what = path, "mirror", "mirror"
         where = region.Region("other", durability, "the storage's own")
-    return Mirror(
-        directory,
-        name,
-        key=key,
-        anchor=anchor,
-        keep=keep,
-        mode=mode,
-        delta=delta,
-        when_full=when_full,
-        block_size=block_size,
-        what=what,
-        where=where,
-        clock=clock,
-    )
+    try:
+        made = Mirror(
+            directory,
+            name,
+            key=key,
+            anchor=anchor,
+            keep=keep,
+            mode=mode,
+            delta=delta,
+            when_full=when_full,
+            block_size=block_size,
+            what=what,
+            where=where,
+            clock=clock,
+        )
+    except (TamperedError, TruncatedError) as error:
+        if durability == "process":
+            error.hint = f"{error.hint}; {_MIXTURE}" if error.hint else _MIXTURE
+        raise
+    if isinstance(directory, region.PmemDirectory):
+        made.region = replace(where, means=directory.means)  # known only now: the kernel tells by mapping the file
+    return made

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from strongroom.sealed import Anchor, Root
 from strongroom.storage import LocalDirectory
 from strongroom.storage.local import FileStorage
+from strongroom.storage.pmem import Flusher, PmemStorage, find_libpmem
 from strongroom.storage.protocols import OpenMode
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Region:
         kind: ``memory`` (tmpfs: ends with the machine), ``dax`` (persistent memory), ``disk``, or ``other`` where the
             system does not tell.
         durability: ``power`` or ``process``, as asked for.
-        means: the call that makes a commit durable.
+        means: what makes a commit durable: ``fdatasync`` (``F_FULLFSYNC`` on macOS), ``libpmem`` or ``msync`` (DAX,
+            with libpmem and without), ``none``, or ``the storage's own``.
     """
 
     kind: str
@@ -69,6 +71,37 @@ def _kind(path: Path) -> str:
                 return "memory"
             return "dax" if options & {"dax", "dax=always"} else "disk"
     return "other"
+
+
+class PmemDirectory(LocalDirectory):
+    """A directory in persistent memory: its files are mapped, and flushed from user space where that suffices.
+
+    Args:
+        flusher: None to do without: then they are written back by msync.
+
+    Attributes:
+        means: ``libpmem`` or ``msync``: what makes the file durable that was opened for writing last.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], flusher: Flusher | None) -> None:
+        super().__init__(path, mapped=True)
+        self._flusher = flusher
+        self.means = "msync"
+
+    def open(self, name: str, mode: OpenMode, *, shared: bool = False) -> Storage:
+        file = PmemStorage(self._at(name), mode, shared=shared, flusher=self._flusher)
+        if mode != "r":
+            self.means = file.means
+        return file
+
+
+def directory_of(path: Path, where: Region) -> LocalDirectory:
+    """The directory that `path` is in, whose files are as durable as `where` says."""
+    if where.durability == "process":
+        return LazyDirectory(path.parent)
+    if where.kind == "dax":
+        return PmemDirectory(path.parent, find_libpmem())
+    return LocalDirectory(path.parent)
 
 
 class _LazyFile(FileStorage):

@@ -46,9 +46,9 @@ from sklearn.neural_network import BernoulliRBM, MLPClassifier, MLPRegressor
 from sklearn.preprocessing import LabelBinarizer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from strongroom.errors import FormatError, UsageError
-from strongroom.mirror.commit import Commit
 from strongroom.mirror.mirror import Mirror
-from strongroom.mirror.pace import BUDGET, Pace
+from strongroom.mirror.pace import BUDGET
+from strongroom.mirror.training import Steps
 
 ESTIMATORS: Final = (
     SGDClassifier, SGDRegressor, SGDOneClassSVM, Perceptron, PassiveAggressiveClassifier, PassiveAggressiveRegressor,
@@ -283,7 +283,7 @@ def _global() -> np.random.RandomState:
     return found
 
 
-class Training:
+class Training(Steps):
     """A training of estimators that is mirrored.
 
     Args:
@@ -293,10 +293,6 @@ class Training:
         estimators: by name; each is of a class of `ESTIMATORS`.
 
     The global random generators of NumPy and Python are kept too.
-
-    Attributes:
-        step: of the last call of `commit`, or the one restored; 0 in the beginning.
-        values: what the last commit was told besides, or the one restored.
     """
 
     def __init__(
@@ -304,11 +300,8 @@ class Training:
     ) -> None:
         for name, estimator in estimators.items():
             _check_class(estimator, name)
-        self._mirror = mirror
+        super().__init__(mirror, every, budget)
         self._estimators = estimators
-        self.pace = Pace(every, budget=budget)
-        self.step = 0
-        self.values: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
         """The whole state as it is now. Raises UsageError as `pack`."""
@@ -321,25 +314,6 @@ class Training:
             },
             "values": self.values,
         }
-
-    def commit(self, *, force: bool = False, **values: Any) -> Commit | None:
-        """Note that a step is done, and mirror the state if it is time; None if it is not.
-
-        Args:
-            force: mirror it in any case, as after the last step.
-            values: numbers and arrays that the program wants back.
-
-        Raises:
-            UsageError: as `pack`.
-            as `Mirror.begin`.
-        """
-        self.step += 1
-        self.values = values
-        if not self.pace.due() and not force:
-            return None
-        commit = self._mirror.commit(self.step, self.state())
-        self.pace.committed()
-        return commit
 
     def restore(self, step: int | None = None) -> int:
         """Put the estimators and generators back to the newest commit, or to an older one that is kept; its step.

@@ -50,12 +50,14 @@ class Array:
         kind: who knows what it is: ``numpy``, or an adapter's name.
         dtype: NumPy's name of it, as ``<f4``, or one of `EXTENSION_TYPES`.
         data: its bytes, contiguous.
+        ready: returns once they are there; None if they are. Such bytes are the commit's own until it is decided.
     """
 
     kind: str
     dtype: str
     shape: tuple[int, ...]
     data: Buffer
+    ready: Callable[[], None] | None = None
 
 
 Found = tuple[str, Array]  # the path by which an array is listed, and the array

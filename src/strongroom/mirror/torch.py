@@ -26,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from strongroom.errors import ChannelError, FormatError, UsageError
 from strongroom.mirror.commit import Commit
@@ -58,14 +59,17 @@ def to_array(tensor: torch.Tensor, path: str = "tensor", hold: Hold | None = Non
         hold: memory for tensors of a GPU, whose bytes are there when it says so; by default they are waited for.
 
     Raises:
-        UsageError: it is sparse, quantised, on no device, or of a type that cannot be kept.
+        UsageError: it is sparse, quantised, nested, made of others, on no device, or of a type that cannot be kept.
     """
     tensor = tensor.detach()
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in _TYPES:
-        raise UsageError(f"{path}: a tensor of {tensor.dtype} ({tensor.layout}), wanted a dense one with values")
+        where = f"{tensor.layout}, on {tensor.device}"
+        raise UsageError(f"{path}: a tensor of {tensor.dtype} ({where}), wanted a dense one with values")
+    if tensor.is_nested or (type(tensor) is not torch.Tensor and is_traceable_wrapper_subclass(tensor)):
+        raise UsageError(f"{path}: a {type(tensor).__name__} of several tensors, wanted plain ones, each by itself")
     shape = tuple(tensor.shape)
     if hold is not None and hold.takes(tensor) and tensor.numel():
-        return Array("torch", _TYPES[tensor.dtype], shape, hold.take(tensor))
+        return Array("torch", _TYPES[tensor.dtype], shape, hold.take(tensor), hold.wait)
     plain = tensor.is_cpu and tensor.is_contiguous() and tensor.dtype in _NUMPY
     if plain and not (tensor.is_conj() or tensor.is_neg()):  # as most are: a commit asks for hundreds
         return Array("torch", _TYPES[tensor.dtype], shape, tensor.numpy().data)
@@ -120,7 +124,7 @@ def pack(value: Any, path: str = "state", hold: Hold | None = None) -> Any:
     if isinstance(value, torch.Tensor):
         if hasattr(value, "to_local"):  # a DTensor, of which this rank has a part
             local = to_array(value.to_local(), path, hold)
-            return Array("local", local.dtype, local.shape, local.data)
+            return Array("local", local.dtype, local.shape, local.data, local.ready)
         return to_array(value, path, hold)
     if isinstance(value, (dict, Mapping)):  # dict first: the other test is slow
         return {key: pack(part, f"{path}/{key}", hold) for key, part in value.items()}
@@ -173,8 +177,7 @@ def commit_staged(mirror: Mirror | RankedMirror, step: int, state: Mapping[str, 
     try:
         packed = {name: pack(part, name, hold) for name, part in state.items()}
     finally:
-        wait = hold.finish()
-    wait()
+        hold.finish()
     commit = mirror.commit(step, packed)
     hold.keep(commit)
     return commit
@@ -212,6 +215,7 @@ class Training(Steps):
         self._parts = parts
         self._cursor = None if loader is None else Cursor(loader, random_state, set_random_state)
         self._staging = Staging()
+        self._unread = False  # there was a commit before any batch
 
     # Committing.
 
@@ -228,6 +232,14 @@ class Training(Steps):
         }
 
     def _commit(self) -> Commit:
+        if self._cursor is not None and not self._cursor.begun:
+            # Once is fine: before the first batch, or when none is left.
+            if self._unread:
+                raise UsageError(
+                    "loader: gave no batches by epochs(), so its place is not known",
+                    hint="for epoch, batches in training.epochs(count)",
+                )
+            self._unread = True
         return commit_staged(self._mirror, self.step, self._state(), self._staging)
 
     # Restoring.
@@ -238,7 +250,8 @@ class Training(Steps):
         0 if there is none yet: then nothing is changed.
 
         Raises:
-            UsageError: the commit holds other parts than this training has.
+            UsageError: the commit holds other parts than this training has, or a part does not take its state, by
+                name.
             as `Mirror.restore`.
         """
         restored = self._mirror.restore(step)
@@ -260,9 +273,10 @@ class Training(Steps):
         if (data is None) != (self._cursor is None):
             raise UsageError(f"loader: {'missing' if self._cursor is None else 'not in the mirror'}")
         for name, part in self._parts.items():
-            _put_back(part, parts[name])
+            _put_back(part, parts[name], name)
         if self._cursor:
             self._cursor.go_to(data)
+            self._unread = False
         set_random_state(generators)
         self.step, self.values = restored.step, values
         return self.step
@@ -283,20 +297,37 @@ def _state_of(part: Any) -> Any:
     return part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
 
 
-def _put_back(part: Any, state: Any) -> None:
+def _put_back(part: Any, state: Any, name: str) -> None:
     if isinstance(part, torch.Generator):
         part.set_state(state)
         return
     if isinstance(part, torch.nn.Module):
         template = part.state_dict()
-        state = {name: one.like(template.get(name)) if isinstance(one, _Local) else one for name, one in state.items()}
-    elif isinstance(part, torch.optim.Optimizer):
+        state = {key: one.like(template.get(key)) if isinstance(one, _Local) else one for key, one in state.items()}
+    elif isinstance(part, torch.optim.Optimizer) and {"state", "param_groups"} <= state.keys():  # some have others
+        _check_groups(part, state, name)
         parameters = [one for group in part.param_groups for one in group["params"]]
         for number, slots in state["state"].items():
-            for name, one in slots.items():
+            for key, one in slots.items() if isinstance(slots, dict) else ():
                 if isinstance(one, _Local):
-                    slots[name] = one.like(parameters[number])
-    part.load_state_dict(state)
+                    slots[key] = one.like(parameters[number])
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(f"{name}: {said}", hint="make it as it was when it was committed") from error
+
+
+def _check_groups(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], name: str) -> None:
+    """PyTorch takes the state of any optimizer for any other, which then fails later, or trains with half of it."""
+    for now, was in zip(optimizer.param_groups, state["param_groups"], strict=False):  # their number it looks at
+        missing, more = sorted(now.keys() - was.keys()), sorted(was.keys() - now.keys())
+        if missing and more:
+            raise UsageError(
+                f"{name}: a {type(optimizer).__name__}, which has {', '.join(missing)}; and the mirror's has "
+                f"{', '.join(more)}",
+                hint="make the optimizer that was committed, or start another mirror",
+            )
 
 
 class TorchRanks:

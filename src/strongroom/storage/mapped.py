@@ -74,12 +74,11 @@ class MmapStorage:
                 mapped = self._resize(size, end)
             if mapped is not None and len(view):
                 mapped[offset:end] = view
+                self._wrote(offset, end)
 
     def sync(self) -> None:
         with self._lock:
-            if self._map is not None and self._access == mmap.ACCESS_WRITE:
-                self._map.flush()
-            self._file.sync()
+            self._sync()
 
     def resize(self, size: int) -> None:
         with self._lock:
@@ -98,6 +97,21 @@ class MmapStorage:
         self._lock = threading.Lock()  # the parent's may have been held by a thread that is not here
         with contextlib.suppress(BufferError):  # that thread was copying: its view is in no frame of this process
             self.close()
+
+    # What a file in persistent memory does otherwise.
+
+    def _map_anew(self, size: int) -> mmap.mmap:
+        return mmap.mmap(self._file.fileno(), size, access=self._access)
+
+    def _wrote(self, start: int, end: int) -> None:
+        """Note that these bytes of the mapping were written."""
+
+    def _sync(self) -> None:
+        if self._map is not None and self._access == mmap.ACCESS_WRITE:
+            self._map.flush()
+        self._file.sync()
+
+    # Its length.
 
     def _resize(self, old: int, new: int) -> mmap.mmap | None:
         if new < old:
@@ -131,7 +145,7 @@ class MmapStorage:
         # A new mapping, not `mmap.resize`: that sets the file's length, which another opener may have changed since.
         self._unmap()
         if size:  # nothing cannot be mapped
-            self._map = mmap.mmap(self._file.fileno(), size, access=self._access)
+            self._map = self._map_anew(size)
         return self._map
 
     def _unmap(self) -> None:
