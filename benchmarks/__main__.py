@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [--quick] [--json FILE]`: measure an area, or `all`.
+"""`python -m benchmarks NAME [--quick] [--only TEXT] [--json FILE] [--plots DIR]`: measure an area, or `all`.
 
 The exit status is 0 only if every goal measured holds.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ AREAS = {
     "mount": "a mounted vault beside gocryptfs and the plain disk",
     "data": "sealed data sets against a plain memory-mapped array",
     "mirror": "the mirror of a training: saving, restoring, what training pays",
+    "kills": "trainings killed 100 times at random moments, against the same left alone",
+    "plinius": "Plinius's networks on MNIST: trained through kills, asked in an enclave",
 }
 
 
@@ -45,16 +48,40 @@ def main(
     )
     parser.add_argument("name", choices=[*areas, "all"], metavar="NAME", help="an area, or all")
     parser.add_argument("--quick", action="store_true", help="a minute for each area; says which goals that leaves out")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="measure only goals with TEXT in their names, such as 'save 10 MB'; may be given again for more",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value measured, and the machine")
+    parser.add_argument(
+        "--plots",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get("STRONGROOM_BENCH_PLOTS") or None,
+        help="draw what is measured there, where an area can; needs matplotlib (default: $STRONGROOM_BENCH_PLOTS)",
+    )
     args = parser.parse_args(argv)
+    if args.plots:
+        args.plots = Path(args.plots)
+        args.plots.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        console.print(f"  {text}", style="dim", markup=False)
 
     console = Console(highlight=False)
     reports = []
     for name in areas if args.name == "all" else [args.name]:
         console.print(f"measuring {name}", style="dim", markup=False)
-        reports.append(run_area(name, load, quick=args.quick))
+        reports.append(run_area(name, load, quick=args.quick, only=args.only, plots=args.plots, say=say))
         if reports[-1].trouble:
             console.print(reports[-1].trouble, style="red", markup=False)
+
+    left_out = all(result.verdict == "left out" for each in reports for result in each.results)
+    if args.only and left_out and not any(each.trouble for each in reports):
+        parser.error(f"--only: no goal of {args.name} has {' or '.join(map(repr, args.only))} in its name")
 
     facts = report.machine()
     console.print(report.table(reports))

@@ -3,7 +3,9 @@
 - Nothing is decided by eye: each claim is a `Goal`, written down before it is measured, and holds or fails.
 - Ours and the peer run in turns, A B A B, so that a machine that slows down slows both. A goal is held against the
   median of the rounds' ratios; the medians and spreads (interquartile ranges) of both sides stand beside it.
-- A goal that was declared and not measured fails. Only `--quick` may leave goals out, and its table says which.
+- A comparison may end early, once its bound lies clear of everything seen, on whichever side: that favours neither.
+- A goal that was declared and not measured fails. Only `--quick` and `--only` leave goals out, and the report says
+  which.
 - A quick run ends within a minute: after `QUICK_BUDGET` no goal and no optional round begins, at `QUICK_LIMIT` what
   still runs is cut off.
 
@@ -27,8 +29,9 @@ from typing import Literal, Protocol
 from benchmarks import peers
 
 Direction = Literal["at most", "at least"]
-Verdict = Literal["holds", "fails", "full run", "not measured"]
+Verdict = Literal["holds", "fails", "full run", "left out", "not measured"]
 Figure = Callable[[], float]
+Say = Callable[[str], None]
 
 QUICK_BUDGET = 40.0  # seconds
 QUICK_LIMIT = 55.0  # the rest of the minute is for starting and reporting
@@ -104,30 +107,58 @@ class Result:
 class Bench:
     """What an area measures with. Each goal is measured once.
 
+    Attributes:
+        complete: whether to measure also what no goal names: a full run without `only`, or one that draws.
+
     Args:
         goals: those of the area.
         quick: leave out what is `full_only`, and begin nothing after `QUICK_BUDGET` seconds.
+        only: measure only goals with one of these texts in their names; all, if there is none.
+        plots: a directory for pictures of what is measured, if they are wanted.
+        say: is given a line of progress for each goal, and what an area has to tell besides.
         clock: seconds, for tests.
     """
 
-    def __init__(self, goals: Sequence[Goal], *, quick: bool, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        goals: Sequence[Goal],
+        *,
+        quick: bool,
+        only: Sequence[str] = (),
+        plots: Path | None = None,
+        say: Say = lambda text: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._goals = {goal.name: goal for goal in goals}
         if len(self._goals) != len(goals):
             raise ValueError(f"goals: got {[goal.name for goal in goals]}, wanted each name once")
         self.quick = quick
+        self.plots = plots
+        self.complete = not quick and (not only or plots is not None)
+        self._say = say
         self._clock = clock
-        self._began = clock()
+        self._began = self._told = clock()
         self._results: dict[str, Result] = {}
+        self._unwanted = {name for name in self._goals if only and not any(text in name for text in only)}
         self._left_out = {goal.name for goal in goals if quick and goal.full_only}
 
-    def wants(self, name: str) -> bool:
-        """Whether this run is to measure a goal: ask before preparing something expensive for it."""
+    def wants(self, *names: str) -> bool:
+        """Whether this run is to measure a goal, or any of several: ask before preparing something expensive for it."""
         if self.quick and not self._time_left():
             self.leave_rest()
-        return self._goals[name].name not in self._left_out
+        return bool({self._goals[name].name for name in names} - self._left_out - self._unwanted)
 
     def compare(
-        self, name: str, ours: Figure, peer: Figure, *, peer_name: str, unit: str, rounds: int = 9, warmup: int = 1
+        self,
+        name: str,
+        ours: Figure,
+        peer: Figure,
+        *,
+        peer_name: str,
+        unit: str,
+        rounds: int = 9,
+        warmup: int = 1,
+        until_clear: bool = False,
     ) -> None:
         """Hold a goal against ours / peer, in turns.
 
@@ -138,12 +169,18 @@ class Bench:
             unit: of both figures.
             rounds: how many of each; a quick run may stop after `FEWEST_ROUNDS`.
             warmup: rounds before those, which do not count.
+            until_clear: stop after `FEWEST_ROUNDS` or more, once the bound is further from every ratio than they are
+                from one another.
         """
         if not self.wants(name):
             return
         for _ in range(warmup):
             ours(), peer()
-        pairs = [(ours(), peer()) for _ in self._rounds(rounds)]
+        pairs: list[tuple[float, float]] = []
+        for _ in self._rounds(rounds):
+            pairs.append((ours(), peer()))
+            if until_clear and _is_clear(self._goals[name].wanted, [a / b for a, b in pairs if b]):
+                break
         ratios = Sample(tuple(a / b if b else float("nan") for a, b in pairs), "x")
         self._keep(
             name,
@@ -177,6 +214,13 @@ class Bench:
 
         return milliseconds
 
+    def say(self, what: str, *, rounds: int = 1) -> None:
+        """A line of progress, with the time since the one before."""
+        now = self._clock()
+        times = f"{now - self._told:.1f} s" if rounds == 1 else f"{rounds} rounds, {now - self._told:.1f} s"
+        self._told = now
+        self._say(f"{what} ({times})")
+
     def peer_environment(self, name: str, requirements: Sequence[str]) -> Path:
         """The Python of a peer's own environment (`peers.environment`), which a quick run never makes.
 
@@ -191,11 +235,12 @@ class Bench:
 
     def results(self) -> list[Result]:
         """One for each goal, in the order declared."""
-        missing: dict[bool, Verdict] = {True: "full run", False: "not measured"}
-        return [
-            self._results.get(name) or Result(goal, missing[name in self._left_out])
-            for name, goal in self._goals.items()
-        ]
+        return [self._results.get(name) or Result(goal, self._missing(name)) for name, goal in self._goals.items()]
+
+    def _missing(self, name: str) -> Verdict:
+        if name in self._unwanted:
+            return "left out"
+        return "full run" if name in self._left_out else "not measured"
 
     def _time_left(self) -> bool:
         return self._clock() - self._began < QUICK_BUDGET
@@ -219,9 +264,16 @@ class Bench:
         goal = self._goals[name]
         if name in self._results:
             raise ValueError(f"goal {name}: measured twice, wanted once")
-        self._results[name] = Result(
-            goal, "holds" if goal.holds(value) else "fails", value, ours, peer, peer_name, ratios
-        )
+        verdict: Verdict = "holds" if goal.holds(value) else "fails"
+        self._results[name] = Result(goal, verdict, value, ours, peer, peer_name, ratios)
+        self.say(f"{name}: {value:.3g} {goal.unit}, {verdict}", rounds=len(ours.values))
+
+
+def _is_clear(bound: float, ratios: Sequence[float]) -> bool:
+    if len(ratios) < FEWEST_ROUNDS:
+        return False
+    low, high = min(ratios), max(ratios)
+    return not low - (high - low) <= bound <= high + (high - low)
 
 
 class Area(Protocol):
@@ -246,14 +298,23 @@ class AreaReport:
     def holds(self) -> bool:
         """Whether the area ran to its end, measured something, and every goal that it should measure holds.
 
-        A quick run of an area whose goals are all `full_only` measures nothing by design, and holds.
+        A quick run of an area whose goals are all `full_only`, or left out, measures nothing by design, and holds.
         """
         verdicts = [result.verdict for result in self.results]
-        measured = "holds" in verdicts or all(result.goal.full_only for result in self.results)
+        wanted = [result for result in self.results if result.verdict != "left out"]
+        measured = "holds" in verdicts or all(result.goal.full_only for result in wanted)
         return self.trouble is None and measured and not {"fails", "not measured"} & set(verdicts)
 
 
-def run_area(name: str, load: Callable[[str], Area], *, quick: bool) -> AreaReport:
+def run_area(
+    name: str,
+    load: Callable[[str], Area],
+    *,
+    quick: bool,
+    only: Sequence[str] = (),
+    plots: Path | None = None,
+    say: Say = lambda text: None,
+) -> AreaReport:
     """Load one area and run it; whatever it raises is in the report, so that an area that breaks hides no other."""
     began = time.perf_counter()
     bench = Bench((), quick=quick)
@@ -261,8 +322,9 @@ def run_area(name: str, load: Callable[[str], Area], *, quick: bool) -> AreaRepo
     try:
         with _limit(QUICK_LIMIT if quick else None):
             area = load(name)
-            bench = Bench(area.GOALS, quick=quick)
-            area.measure(bench)
+            bench = Bench(area.GOALS, quick=quick, only=only, plots=plots, say=say)
+            if bench.wants(*(goal.name for goal in area.GOALS)) or not only:
+                area.measure(bench)
     except Exception as error:
         if quick and isinstance(error, peers.UnavailableError):
             bench.leave_rest()

@@ -112,19 +112,27 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None  # JSON has no NaN
 
 
-_STYLE = {"holds": "green", "fails": "bold red", "full run": "dim", "not measured": "bold red"}
+_FEW = 3  # goals left out that the summary names, for each area
+
+_STYLE = {"holds": "green", "fails": "bold red", "full run": "dim", "left out": "dim", "not measured": "bold red"}
 
 
 def table(reports: Sequence[AreaReport]) -> Table:
-    """One row for each goal: median and spread of both sides, ratio, bound, verdict. Fits 80 columns."""
+    """One row for each goal: median and spread of both sides, ratio, bound, verdict. Fits 80 columns.
+
+    Goals that `--only` left out have none.
+    """
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     grid.add_column("goal")
     for column in ("ours", "peer", "ratio", "wanted"):
         grid.add_column(column, justify="right")
     grid.add_column("")
     for report in reports:
+        shown = [result for result in report.results if result.verdict != "left out"]
+        if not shown and report.results:
+            continue
         grid.add_row(Text(report.name, style="bold"))
-        for result in report.results:
+        for result in shown:
             goal = result.goal
             name = Text(goal.name)
             if result.peer_name:
@@ -156,12 +164,16 @@ def _rounded(value: float, digits: int = 3) -> str:
 
 
 def summary(reports: Sequence[AreaReport], *, quick: bool) -> str:
-    """One line: how many goals hold, fail, and wait for a full run."""
+    """One line: how many goals hold and fail; which wait for a full run, or were left out."""
     verdicts = [result.verdict for report in reports for result in report.results]
     parts = [f"{verdicts.count('holds')} hold", f"{verdicts.count('fails')} fail"]
     if "not measured" in verdicts:
         parts.append(f"{verdicts.count('not measured')} not measured")
-    if quick:
-        waiting = [f"{r.name}: {x.goal.name}" for r in reports for x in r.results if x.verdict == "full run"]
-        parts.append(f"{len(waiting)} need the full run" + (f" ({'; '.join(waiting)})" if waiting else ""))
+    for verdict, words, always in (("full run", "need the full run", quick), ("left out", "left out", False)):
+        named = [(r.name, [x.goal.name for x in r.results if x.verdict == verdict]) for r in reports]
+        count = sum(len(goals) for _, goals in named)
+        shown = count if always else _FEW  # the JSON document has them all
+        which = "; ".join(f"{name}: {'; '.join(goals[:shown])}" for name, goals in named if goals)
+        if which or always:
+            parts.append(f"{count} {words}" + (f" ({which}{'; ...' if count > shown else ''})" if which else ""))
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -113,6 +114,19 @@ class TestCompare:
         bench.compare("fast", lambda: 1.0, lambda: 0.0, peer_name="peer", unit="ms")
         assert bench.results()[0].verdict == "fails"
 
+    @pytest.mark.parametrize(("ratios", "rounds"), [([1.5, 1.5, 1.6], 3), ([2.5, 2.6, 2.5], 3), ([1.5, 1.9] * 3, 6)])
+    def test_may_end_once_the_bound_lies_clear_of_all_ratios_on_either_side(
+        self, ratios: list[float], rounds: int
+    ) -> None:
+        values = iter(ratios)
+        bench = Bench([FAST], quick=False)  # wanted: at most 2
+        bench.compare(
+            "fast", lambda: next(values), lambda: 1.0, peer_name="p", unit="ms", rounds=6, warmup=0, until_clear=True
+        )
+        (result,) = bench.results()
+        assert result.ratios is not None
+        assert len(result.ratios.values) == rounds
+
 
 class TestBench:
     def test_timed_is_milliseconds_by_the_clock(self) -> None:
@@ -142,6 +156,21 @@ class TestBench:
         bench = Bench([LONG], quick=False, clock=clock)
         clock.now = 1e6
         assert bench.wants("long")
+
+    def test_only_what_is_named_is_wanted(self) -> None:
+        bench = Bench([FAST, RATE, LONG], quick=False, only=["ra", "lo"])
+        assert [bench.wants(name) for name in ("fast", "rate", "long")] == [False, True, True]
+        assert bench.wants("fast", "rate")
+        bench.measure("fast", lambda: pytest.fail("was left out"))
+        assert [result.verdict for result in bench.results()] == ["left out", "not measured", "not measured"]
+
+    def test_each_goal_is_told_when_it_is_measured(self) -> None:
+        said: list[str] = []
+        clock = FakeClock()
+        bench = Bench([FAST, RATE], quick=False, say=said.append, clock=clock)
+        clock.now = 3
+        bench.record("rate", 90, 91)
+        assert said == ["rate: 90.5 MiB/s, fails (2 rounds, 3.0 s)"]
 
     def test_a_quick_run_leaves_out_what_is_long_and_what_is_late(self) -> None:
         clock = FakeClock()
@@ -250,6 +279,28 @@ class TestExitStatus:
         assert "2 hold, 0 fail, 1 need the full run (area0: long)" in capsys.readouterr().out
         assert exit_status(area) == 1  # in full, it was to be measured
 
+    def test_only_some_goals(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        file = tmp_path / "out.json"
+        missed = FakeArea(lambda bench: bench.measure("rate", lambda: pytest.fail("was left out")), (RATE,))
+        assert exit_status(FakeArea(good), missed, options=["--only", "fast", "--json", str(file)]) == 0
+        out = capsys.readouterr().out
+        assert "1 hold, 0 fail, 2 left out (area0: rate; area1: rate)" in out
+        assert "fast: 1.5 x, holds (9 rounds" in out
+        verdicts = [goal["verdict"] for area in json.loads(file.read_text())["areas"] for goal in area["goals"]]
+        assert verdicts == ["holds", "left out", "left out"]
+
+    def test_only_what_no_goal_has_is_a_usage_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            exit_status(FakeArea(good), options=["--only", "typo"])
+        assert caught.value.code == 2
+        assert "--only: no goal of all has 'typo' in its name" in capsys.readouterr().err
+
+    def test_an_area_that_breaks_is_not_called_a_typo(self) -> None:
+        def load(name: str) -> FakeArea:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        assert main(["a", "--only", "typo"], areas={"a": "made up"}, load=load) == 1
+
     def test_an_unknown_area_is_a_usage_error(self) -> None:
         with pytest.raises(SystemExit) as caught:
             main(["nothing"])
@@ -349,4 +400,4 @@ def test_the_template_measures_what_it_declares() -> None:
 
 @pytest.mark.parametrize("name", AREAS)
 def test_every_area_has_its_module(name: str) -> None:
-    assert (Path(harness.__file__).parent / f"{name}.py").is_file()
+    assert importlib.util.find_spec(f"benchmarks.{name}") is not None

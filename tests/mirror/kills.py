@@ -1,33 +1,32 @@
 """A PyTorch training that is killed over and over, beside one that is left alone. Run as a module, it compares them.
 
-``python -m tests.mirror.kills OPTIMIZER --kills N --seed S --directory D`` prints a line of JSON. Children are forked
-from one process that has imported everything, so that the kills fall into the training and its commits.
+``python -m tests.mirror.kills OPTIMIZER --kills N --seed S --directory D`` prints a line of JSON (see `lives`).
+Children are forked from one process that has imported everything, so that the kills fall into the training and its
+commits.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
-import os
 import random
-import signal
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # which an optimizer imports, and takes seconds
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from strongroom import mirror
 from strongroom.mirror.torch import Training
 from strongroom.sealed import FileAnchor
+from tests.mirror.lives import Lives, Trace
 
 KEY = bytes(range(32))
-EPOCHS = 3
 RECORDS = 90
 BATCH = 8
 
@@ -56,8 +55,9 @@ class Noisy(Dataset[Any]):
         return image + float(np.random.normal()), int(self.labels[index])
 
 
-def train(directory: Path, log: Path, optimizer: str, workers: int, mode: str) -> None:
+def train(directory: Path, log: Path, trace: Path, *, optimizer: str, workers: int, mode: str, epochs: int) -> None:
     """Train to the end, from wherever the mirror in `directory` is; each step is a line of `log`."""
+    tracer = Trace(trace)
     torch.set_num_threads(1)
     torch.manual_seed(1)
     random.seed(2)
@@ -66,7 +66,7 @@ def train(directory: Path, log: Path, optimizer: str, workers: int, mode: str) -
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(600, 4)
     )
     made = OPTIMIZERS[optimizer](model.parameters())
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(made, 0.05, total_steps=EPOCHS * -(-RECORDS // BATCH))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(made, 0.05, total_steps=epochs * -(-RECORDS // BATCH))
     loader = DataLoader(Noisy(), batch_size=BATCH, shuffle=True, num_workers=workers)
     with mirror.open(
         directory / "mirror",
@@ -77,9 +77,12 @@ def train(directory: Path, log: Path, optimizer: str, workers: int, mode: str) -
         durability="process",
     ) as opened:
         training = Training(opened, model=model, optimizer=made, scheduler=scheduler, loader=loader)
+        tracer.watch(opened)
+        tracer.enter("restore")
         training.restore()
+        tracer.enter("step")
         with log.open("a") as lines:
-            for _, batches in training.epochs(EPOCHS):
+            for _, batches in training.epochs(epochs):
                 for images, labels in batches:
                     loss = nn.functional.cross_entropy(model(images), labels)
                     made.zero_grad()
@@ -93,75 +96,18 @@ def train(directory: Path, log: Path, optimizer: str, workers: int, mode: str) -
             lines.write(f"end {digest.hexdigest()}\n")
 
 
-def curve(log: Path) -> dict[str, set[str]]:
-    """What was said of each step; more than one thing if a step done again went otherwise."""
-    said: dict[str, set[str]] = {}
-    for line in log.read_text().splitlines():
-        step, _, value = line.partition(" ")
-        if value:  # a kill may have cut the last line
-            said.setdefault(step, set()).add(value)
-    return said
-
-
-def child(function: Any, *arguments: Any) -> int:
-    """Run it in a fork with a process group of its own."""
-    number = os.fork()
-    if number:
-        return number
-    code = 1
-    try:
-        os.setsid()
-        function(*arguments)
-        code = 0
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def run(directory: Path, optimizer: str, workers: int, mode: str, kills: int, seed: int) -> dict[str, Any]:
-    """The curve of a run left alone and of one that was killed `kills` times, and where."""
-    rng = random.Random(seed)  # noqa: S311  # a failure must come back
-    for name in ("alone", "killed"):
-        (directory / name).mkdir()
-    began = time.monotonic()
-    alone = child(train, directory / "alone", directory / "alone.log", optimizer, workers, mode)
-    assert os.waitpid(alone, 0)[1] == 0
-    took = time.monotonic() - began
-    done = 0
-    while True:
-        number = child(train, directory / "killed", directory / "killed.log", optimizer, workers, mode)
-        deadline = time.monotonic() + (rng.uniform(0, took * 0.6) if done < kills else 600)
-        while time.monotonic() < deadline:
-            if os.waitpid(number, os.WNOHANG)[0]:
-                number = 0
-                break
-            time.sleep(0.0005)
-        if not number:
-            break
-        os.killpg(number, signal.SIGKILL)
-        os.waitpid(number, 0)
-        done += 1
-    one, other = curve(directory / "alone.log"), curve(directory / "killed.log")
-    return {
-        "kills": done,
-        "steps": len(one) - 1,
-        "repeated": len((directory / "killed.log").read_text().splitlines()) - len(other),
-        "same": one == other,
-        "differ": sorted(step for step in one.keys() | other.keys() if one.get(step) != other.get(step))[:5],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("optimizer", choices=OPTIMIZERS)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=3, help="of 12 steps")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--mode", default="synchronous")
     parser.add_argument("--directory", type=Path, required=True)
     args = parser.parse_args()
-    print(json.dumps(run(args.directory, args.optimizer, args.workers, args.mode, args.kills, args.seed)))
+    options = {"optimizer": args.optimizer, "workers": args.workers, "mode": args.mode, "epochs": args.epochs}
+    print(json.dumps(Lives(args.directory, functools.partial(train, **options)).run(args.kills, args.seed)))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
 """A Keras training that is killed over and over, beside one that is left alone. Run as a module, it compares them.
 
 ``KERAS_BACKEND=torch python -m tests.mirror.kills_keras OPTIMIZER... --kills N --seed S --directory D`` prints a line
-of JSON for each. Children are forked from one process that has imported everything; with ``--fresh``, which JAX and
-TensorFlow need, each is a new process. A kill falls at a random moment of a step that is a random number of steps away.
+of JSON for each (see `lives`). Children are forked from one process that has imported everything; with ``--fresh``,
+which JAX and TensorFlow need, each is a new process.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +22,11 @@ import numpy as np
 from strongroom import mirror
 from strongroom.mirror.keras import MirrorCallback, OrderedData
 from strongroom.sealed import FileAnchor
+from tests.mirror.lives import Lives, Trace
 
 KEY = bytes(range(32))
-EPOCHS = 3
 RECORDS = 60
 BATCH = 8
-STEPS = EPOCHS * -(-RECORDS // BATCH)
 
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True),
@@ -42,10 +38,14 @@ OPTIMIZERS = {
 class Log(keras.callbacks.Callback):
     """A line for each step and each epoch; draws from the global generators, as a program may."""
 
-    def __init__(self, path: Path, mirrored: MirrorCallback) -> None:
+    def __init__(self, path: Path, mirrored: MirrorCallback, trace: Trace) -> None:
         super().__init__()
+        self.trace = trace
         self.lines = path.open("a", buffering=1)
         self.mirrored = mirrored
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.trace.enter("step")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         drawn = (random.random(), np.random.random(), float(keras.random.uniform(())))  # noqa: S311
@@ -64,8 +64,9 @@ def noisy(batch: Any, rng: np.random.Generator) -> Any:
     return images + rng.normal(0, 0.1, images.shape).astype(np.float32), labels
 
 
-def train(directory: Path, log: Path, optimizer: str) -> None:
+def train(directory: Path, log: Path, trace: Path, *, optimizer: str, mode: str, epochs: int) -> None:
     """Train to the end, from wherever the mirror in `directory` is; each step is a line of `log`."""
+    tracer = Trace(trace)
     if keras.backend.backend() == "torch":
         import torch
 
@@ -85,18 +86,25 @@ def train(directory: Path, log: Path, optimizer: str) -> None:
     model.compile(OPTIMIZERS[optimizer](), loss, metrics=["accuracy"])
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.7, patience=1, min_delta=0.5)
     decay = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9)
-    data = OrderedData((images, labels), BATCH, seed=3, transform=noisy)
+    data = OrderedData((images, labels), BATCH, seed=3, transform=noisy, workers=2)
     with mirror.open(
-        directory / "mirror", key=KEY, anchor=FileAnchor(directory / "anchor"), durability="process"
+        directory / "mirror",
+        key=KEY,
+        anchor=FileAnchor(directory / "anchor"),
+        mode=mode,  # type: ignore[arg-type]
+        delta=mode == "overlapped",
+        durability="process",
     ) as opened:
+        tracer.watch(opened)
+        tracer.enter("restore")
         mirrored = MirrorCallback(opened, data, callbacks=[plateau])
         history = model.fit(
             data,
-            epochs=EPOCHS,
+            epochs=epochs,
             initial_epoch=mirrored.resume(),
             shuffle=False,
             validation_data=(images[:20], labels[:20]),
-            callbacks=[decay, plateau, Log(log, mirrored), mirrored],
+            callbacks=[decay, plateau, Log(log, mirrored, tracer), mirrored],
             verbose=0,
         )
     digest = hashlib.sha256()
@@ -107,109 +115,35 @@ def train(directory: Path, log: Path, optimizer: str) -> None:
         lines.write(f"end {digest.hexdigest()}\n")
 
 
-def curve(log: Path) -> dict[str, set[str]]:
-    """What was said of each step; more than one thing if a step done again went otherwise."""
-    said: dict[str, set[str]] = {}
-    for line in log.read_text().splitlines(keepends=True):
-        step, _, value = line.partition(" ")
-        if value.endswith("\n"):  # a line is one write, which a kill does not cut
-            said.setdefault(step, set()).add(value)
-    return said
-
-
-class Child:
-    """A training in a process group of its own."""
-
-    def __init__(self, directory: Path, log: Path, optimizer: str, *, fresh: bool) -> None:
-        if fresh:
-            command = [sys.executable, "-m", __spec__.name, optimizer, "--directory", str(directory), "--log", str(log)]
-            self.number = subprocess.Popen(command, start_new_session=True).pid
-            return
-        self.number = os.fork()
-        if not self.number:
-            code = 1
-            try:
-                os.setsid()
-                train(directory, log, optimizer)
-                code = 0
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-
-    def ended(self, *, wait: bool = False) -> bool:
-        number, status = os.waitpid(self.number, 0 if wait else os.WNOHANG)
-        if number and not wait:
-            assert status == 0, f"the training ended with {status}"
-        return number != 0
-
-    def kill(self) -> None:
-        os.killpg(self.number, signal.SIGKILL)
-        self.ended(wait=True)
-
-
-def run(directory: Path, optimizer: str, kills: int, seed: int, *, fresh: bool) -> dict[str, Any]:
-    """The curve of a run left alone and of one that was killed `kills` times, and where."""
-    rng = random.Random(seed)  # noqa: S311  # a failure must come back
-    for name in ("alone", "killed"):
-        (directory / name).mkdir()
-    alone, killed = directory / "alone.log", directory / "killed.log"
-    killed.touch()
-    child = Child(directory / "alone", alone, optimizer, fresh=fresh)
-    while not child.ended():
-        time.sleep(0.001)
-    done, places = 0, []
-    while True:
-        child = Child(directory / "killed", killed, optimizer, fresh=fresh)
-        away = rng.randint(0, STEPS // 3) if done < kills else sys.maxsize
-        before, began, ended = _lines(killed), time.monotonic(), False
-        first = began
-        while not (ended := child.ended()) and _lines(killed) - before < away:
-            if _lines(killed) == before:
-                first = time.monotonic()
-            time.sleep(0.0005)
-        if ended:
-            break
-        mean = (time.monotonic() - first) / max(1, away)
-        time.sleep(rng.uniform(0, 2 * min(mean, 0.05)))
-        child.kill()
-        places.append(_lines(killed))
-        done += 1
-    one, other = curve(alone), curve(killed)
-    return {
-        "kills": done,
-        "lines": len(one),
-        "repeated": _lines(killed) - len(other),
-        "same": one == other and all(len(said) == 1 for said in one.values()),
-        "differ": sorted(step for step in one.keys() | other.keys() if one.get(step) != other.get(step))[:5],
-        "places": places,
-    }
-
-
-def _lines(log: Path) -> int:
-    return log.read_bytes().count(b"\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("optimizers", choices=OPTIMIZERS, nargs="+")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=3, help="of 8 steps")
+    parser.add_argument("--mode", default="synchronous")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--log", type=Path, help="only train, and write there")
+    parser.add_argument("--trace", type=Path)
     parser.add_argument("--directory", type=Path, required=True)
     args = parser.parse_args()
-    if not args.fresh and not args.log:
+    options = {"mode": args.mode, "epochs": args.epochs}
+    if args.log:
+        train(args.directory, args.log, args.trace, optimizer=args.optimizers[0], **options)
+        return
+    if not args.fresh:
         warm = args.directory / "warm"
         warm.mkdir()
-        train(warm, warm / "log", "sgd")  # Keras imports much at its first step
+        # Keras imports much at its first step; no thread must be left when it is forked.
+        train(warm, warm / "log", warm / "trace", optimizer="sgd", mode="synchronous", epochs=1)
     for optimizer in args.optimizers:
-        if args.log:
-            train(args.directory, args.log, optimizer)
-            continue
-        (args.directory / optimizer).mkdir()
-        said = run(args.directory / optimizer, optimizer, args.kills, args.seed, fresh=args.fresh)
-        print(json.dumps({"optimizer": optimizer, **said}), flush=True)
+        here = args.directory / optimizer
+        here.mkdir()
+        said = [f"--{name}={value}" for name, value in options.items()]
+        fresh = [sys.executable, "-m", __spec__.name, optimizer, *said]
+        forked = functools.partial(train, optimizer=optimizer, **options)
+        result = Lives(here, fresh if args.fresh else forked).run(args.kills, args.seed)
+        print(json.dumps({"optimizer": optimizer, **result}), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from strongroom import mirror
 from strongroom.mirror.ranks import RankedMirror
 from strongroom.mirror.torch import TorchRanks, Training
 from strongroom.sealed import NO_FRESHNESS, FileAnchor
-from tests.mirror.kills import KEY, child, curve
+from tests.mirror.kills import KEY
+from tests.mirror.lives import child, curve
 
 RANKS = 2
 EPOCHS = 2
