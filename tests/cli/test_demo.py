@@ -43,14 +43,17 @@ def run_demo(capfd, *arguments):
 
 
 def check(result):
-    assert [act["act"] for act in result["acts"]] == ["a", "b", "c", "d", "e"]
+    assert [act["act"] for act in result["acts"]] == ["a", "b", "c", "d", "e", "f"]
     facts = {act["act"]: " ".join(act["facts"]) for act in result["acts"]}
     assert "none is there" in facts["b"]
     assert "the script with one byte changed: measurement: got" in facts["c"]
     assert "the CAS released the keys of: data, out" in facts["c"]
-    assert "appraised the service" in facts["d"]
+    assert "the two curves are one: 145 losses of each run" in facts["d"]
     assert "equal to the bit" in facts["d"]
-    assert "authentication failed" in facts["e"]
+    assert "put back in its place" in facts["d"] and "(exit status 24)" in facts["d"]
+    assert "appraised the service" in facts["e"]
+    assert "equal to the bit" in facts["e"]
+    assert "authentication failed" in facts["f"]
     assert result["accuracy"]["served"] == result["accuracy"]["plain"]
 
 

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-import strongroom
 from strongroom import vault
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy, Program, VaultRule
 from strongroom.cas.server import CasAddress
 from strongroom.channel import bind
 from strongroom.cli import output
+from strongroom.cli.demo_mirror import killed_training
 from strongroom.cli.digits import Digits, load_digits
+from strongroom.cli.examples import example
 from strongroom.cli.run import boot_config
 from strongroom.cli.serve import start_service
-from strongroom.cli.show import Show
+from strongroom.cli.show import Show, refusal
 from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name, take_back
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.measure import measure
@@ -91,7 +92,7 @@ class _Story:
         command = ["python", _SCRIPT, "--epochs", "1" if mnist else "20"]
         if isolation.sandbox == "process":
             command += ["--data", "{vault:data}", "--out", "{vault:out}"]
-        self.script = Path(shutil.copy(_example(), work / _SCRIPT))
+        self.script = Path(shutil.copy(example(_SCRIPT), work / _SCRIPT))
         # One thread: for images of 8 x 8 a second one waits more than it works.
         self.program = Program(tuple(command), (_SCRIPT,), {} if mnist else {"OMP_NUM_THREADS": "1"})
 
@@ -101,6 +102,7 @@ class _Story:
             self._trust(address)
             self._seal()
             self._train(address)
+            killed_training(self.show, "d", self.work)
             accuracy = self._serve(address)
             self._tamper()
         return accuracy
@@ -169,7 +171,7 @@ class _Story:
                 try:
                     self._run(address, tampered)
                 except MeasurementError as error:
-                    self.show.refused(f"the script with one byte changed: {_first_line(error)}")
+                    self.show.refused(f"the script with one byte changed: {refusal(error)}")
                     self.show.doing("launching the enclave")
                 else:
                     raise EnclaveError("demo: a changed script got the keys")
@@ -219,7 +221,7 @@ class _Story:
                 self.show.doing("exporting to ONNX")
 
     def _serve(self, address: CasAddress) -> dict[str, float]:
-        with self.show.act("d", "the sealed model is served; a client appraises before it sends") as act:
+        with self.show.act("e", "the sealed model is served; a client appraises before it sends") as act:
             self.show.doing("launching the service's enclave")
             with bind("127.0.0.1", 0) as listener:
                 url = f"https://127.0.0.1:{listener.getsockname()[1]}"
@@ -262,7 +264,7 @@ class _Story:
             return np.concatenate(answers)
 
     def _tamper(self) -> None:
-        with self.show.act("e", "one bit of the sealed data is flipped") as act:
+        with self.show.act("f", "one bit of the sealed data is flipped") as act:
             largest = _largest(self.data.path)
             place = largest.stat().st_size // 2
             _flip(largest, place)
@@ -271,7 +273,7 @@ class _Story:
                 with self.data.open() as opened:
                     opened.verify()
             except IntegrityError as error:
-                self.show.refused(_first_line(error))
+                self.show.refused(refusal(error))
             else:
                 raise IntegrityError("demo: a flipped bit went unseen")
             _flip(largest, place)
@@ -285,16 +287,9 @@ class _Story:
 def _require_packages() -> None:
     import importlib.util
 
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime"):
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "sklearn"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(f"{package}: is not installed", hint="pip install 'strongroom[demo]'")
-
-
-def _example() -> Path:
-    """The script, from the package or from the source tree."""
-    package = Path(strongroom.__file__).parent
-    candidates = (package / "_examples" / _SCRIPT, package.parent.parent / "examples" / _SCRIPT)
-    return next(path for path in candidates if path.is_file())
 
 
 @contextmanager
@@ -373,9 +368,3 @@ def _hex(data: bytes) -> str:
 
 def _short(fingerprint: str) -> str:
     return fingerprint[:23] + "..."
-
-
-def _first_line(error: StrongroomError) -> str:
-    """The refusal as the command line would say it, with long digests cut."""
-    message = re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", error.message)
-    return f"{message} (exit status {error.exit_code})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from strongroom.errors import printable
+from strongroom.errors import StrongroomError, printable
 
 
 @dataclass
@@ -50,11 +51,12 @@ class Show:
 
     def banner(self, title: str, text: str) -> None:
         self._console.print(
-            Panel(escape(text), title=f"[bold]{escape(title)}[/]", border_style="cyan", width=self._width)
+            Panel(escape(text), title=f"[bold]{escape(title)}[/]", border_style="cyan", width=self.width)
         )
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """Characters of a line."""
         return min(self._console.width, 100)
 
     @contextmanager
@@ -99,14 +101,24 @@ class Show:
         """Something that was tried and refused, as it should be."""
         self._line("[green]✓[/]", f"refused, as it should be: {text}")
 
+    def draw(self, picture: str) -> None:
+        """Lines of characters, as they are."""
+        for line in picture.splitlines():
+            self._above.print(f"      {line}", markup=False, emoji=False, style="cyan", no_wrap=True, overflow="crop")
+
+    @property
+    def _above(self) -> Console:
+        """What prints above the bar, while there is one."""
+        return self._progress.console if self._progress else self._console
+
     def _line(self, mark: str, text: str) -> None:
         if self._act is not None:
             self._act.facts.append(text)
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_column(width=4, justify="right")
-        table.add_column(max_width=self._width - 6, overflow="fold")
+        table.add_column(max_width=self.width - 6, overflow="fold")
         table.add_row(mark, escape(printable(text)))
-        (self._progress.console if self._progress else self._console).print(table)
+        self._above.print(table)
 
     def closing(self, note: str) -> None:
         """The table of all acts."""
@@ -114,7 +126,7 @@ class Show:
             title="what happened",
             title_justify="left",
             title_style="bold",
-            width=self._width,
+            width=self.width,
         )
         table.add_column("", style="bold cyan", no_wrap=True)
         table.add_column("what happened", ratio=5)
@@ -125,4 +137,10 @@ class Show:
         table.add_row("", "", "[bold]all acts[/]", f"[bold]{sum(a.seconds for a in self.acts):.1f} s[/]")
         self._console.print()
         self._console.print(table)
-        self._console.print(f"[yellow]{escape(note)}[/]", width=self._width)
+        self._console.print(f"[yellow]{escape(note)}[/]", width=self.width)
+
+
+def refusal(error: StrongroomError) -> str:
+    """A refusal as the command line would say it, with long digests cut."""
+    message = re.sub(r"([0-9a-f]{16})[0-9a-f]{48,}", r"\1...", error.message)
+    return f"{message} (exit status {error.exit_code})"

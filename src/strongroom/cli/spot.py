@@ -22,6 +22,11 @@ ACTIONS: Final = {
         "spot",
         "strongroom spot simulate --trace prices.csv --bid 0.0955 --steps 2000000 --best",
     ),
+    "run": (
+        "really kill and restart a training along a trace, its time compressed, and show its loss curve",
+        "spot_run",
+        "strongroom spot run --trace prices.csv --bid 0.0955 --speed 600 -- python train.py",
+    ),
 }
 
 _BIDS, _INTERVALS = 30, 10
@@ -44,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _simulate(parser: argparse.ArgumentParser) -> None:
+def _market(parser: argparse.ArgumentParser) -> None:
     market = parser.add_argument_group("market")
     market.add_argument(
         "--trace", type=Path, required=True, metavar="FILE",
@@ -67,6 +72,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     market.add_argument(
         "--first-hour-free", action="store_true", help="an instance taken away in its first hour costs nothing (EC2)"
     )
+
+
+def _simulate(parser: argparse.ArgumentParser) -> None:
+    _market(parser)
     job = parser.add_argument_group("job and mirror")
     job.add_argument("--steps", type=int, default=100_000, metavar="N", help="of training (default: 100,000)")
     job.add_argument("--step-seconds", type=float, default=1.0, metavar="S", help="for a step (default: 1)")
@@ -83,7 +92,36 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (needs strongroom[plot])")
 
 
-_ARGUMENTS: Final = {"simulate": _simulate}
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "strongroom spot run --trace FILE [OPTIONS] -- COMMAND ..."
+    _market(parser)
+    pace = parser.add_argument_group("pace")
+    pace.add_argument(
+        "--speed", type=float, default=600.0, metavar="N",
+        help="seconds of the trace in one of real time (default: 600, so that an hour takes 6 seconds)",
+    )  # fmt: skip
+    pace.add_argument("--skip-waiting", action="store_true", help="leap over the time without an instance")
+    pace.add_argument(
+        "--boot-seconds", type=float, default=0.0, metavar="S",
+        help="of the trace, from an instance's start until the command's (default: 0)",
+    )  # fmt: skip
+    pace.add_argument(
+        "--notice", type=float, default=0.0, metavar="S",
+        help="seconds of the trace that SIGTERM comes before SIGKILL (EC2: 120; default: 0, no SIGTERM)",
+    )  # fmt: skip
+    pace.add_argument("--limit", type=float, default=math.inf, metavar="S", help="give up after so many real seconds")
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument(
+        "--loss", metavar="REGEX",
+        help="two groups, step and loss, in what the command prints (default: finds 'step 12 ... loss 0.345')",
+    )  # fmt: skip
+    shown.add_argument("--mirror", type=Path, metavar="RUN.mirror", help="say how far it had got at each interruption")
+    shown.add_argument("--log", type=Path, metavar="FILE", help="append the command's output here (default: shown dim)")
+    shown.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it (needs strongroom[plot])")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
+
+
+_ARGUMENTS: Final = {"simulate": _simulate, "run": _run}
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -91,19 +129,12 @@ def simulate(args: argparse.Namespace) -> int:
     from strongroom.mirror import spot
     from strongroom.mirror.spot import plot
 
-    if args.plot is not None:
-        if args.plot.suffix.lower() != ".png":
-            raise UsageError(f"plot: {args.plot.name}, wanted a name that ends in .png")
-        plot.check_matplotlib()
+    check_plot(args.plot)
     for name in ("deadline", "budget"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}: {value:g}, wanted more than 0")
-    whole = spot.read(
-        args.trace, interval=args.interval * 60, price=args.price, zone=args.zone, instance=args.instance,
-        product=args.product,
-    )  # fmt: skip
-    trace = whole.since(args.start * 3600) if args.start else whole
+    trace = read_trace(args)
     job = spot.Job(args.steps, args.step_seconds, args.boot_seconds)
     mirror = spot.Saving(1, args.commit_seconds, args.restore_seconds)
     daly = spot.daly_steps(trace, args.bid, job, mirror)
@@ -118,7 +149,7 @@ def simulate(args: argparse.Namespace) -> int:
     if args.json:
         output.result(
             {
-                "trace": _trace_facts(trace, args.bid),
+                "trace": trace_facts(trace, args.bid),
                 "job": {"steps": job.steps, "step_seconds": job.step_seconds, "boot_seconds": job.boot_seconds},
                 "mirror": {"commit_seconds": mirror.commit_seconds, "restore_seconds": mirror.restore_seconds},
                 "daly_every": daly,
@@ -127,15 +158,36 @@ def simulate(args: argparse.Namespace) -> int:
         )
         return 0
     for line in _describe(trace, args, daly):
-        _print(line)
-    _print("")
+        show(line)
+    show("")
     for line in _table(ways, paid=bool(trace.prices.any())):
-        _print(line)
-    _print("")
-    _print(plot.text(trace, shown))
+        show(line)
+    show("")
+    show(plot.text(trace, shown))
     if args.plot is not None:
         output.note(f"drawn in {args.plot}")
     return 0
+
+
+def check_plot(path: Path | None) -> None:
+    """Refuse a picture that could not be drawn in the end, before anything is done."""
+    from strongroom.mirror.spot import plot
+
+    if path is not None:
+        if path.suffix.lower() != ".png":
+            raise UsageError(f"plot: {path.name}, wanted a name that ends in .png")
+        plot.check_matplotlib()
+
+
+def read_trace(args: argparse.Namespace) -> Trace:
+    """The trace that the arguments name, from where the job starts in it."""
+    from strongroom.mirror import spot
+
+    whole = spot.read(
+        args.trace, interval=args.interval * 60, price=args.price, zone=args.zone, instance=args.instance,
+        product=args.product,
+    )  # fmt: skip
+    return whole.since(args.start * 3600) if args.start else whole
 
 
 def _best(args: argparse.Namespace, trace: Trace, job: Job, mirror: Saving, daly: int) -> Outcome:
@@ -161,18 +213,23 @@ def _intervals(daly: int, every: int, steps: int) -> list[int]:
 
 
 def _describe(trace: Trace, args: argparse.Namespace, daly: int) -> list[str]:
-    facts = _trace_facts(trace, args.bid)
+    return [*describe_trace(trace, args), f"Daly's interval for that is {daly:,} steps"]
+
+
+def describe_trace(trace: Trace, args: argparse.Namespace) -> list[str]:
+    """What a reader is told of it first."""
+    facts = trace_facts(trace, args.bid)
     bid = "any price" if args.bid is None else f"a bid of {args.bid:g} USD an hour"
     return [
-        f"{args.trace.name}: {facts['rows']:,} rows, {_hours(trace.seconds)} hours, "
+        f"{args.trace.name}: {facts['rows']:,} rows, {hours(trace.seconds)} hours, "
         f"{facts['lowest_price']:g} to {facts['highest_price']:g} USD an hour",
         f"at {bid} an instance runs {facts['share']:.1%} of the time, "
         f"with {facts['interruptions']:,} interruption{'' if facts['interruptions'] == 1 else 's'} in the whole trace",
-        f"Daly's interval for that is {daly:,} steps",
     ]
 
 
-def _trace_facts(trace: Trace, bid: float | None) -> dict[str, Any]:
+def trace_facts(trace: Trace, bid: float | None) -> dict[str, Any]:
+    """What `--json` says of a trace."""
     return {
         "rows": len(trace.prices),
         "seconds": trace.seconds,
@@ -211,12 +268,12 @@ def _table(ways: dict[str, Outcome], *, paid: bool) -> list[str]:
         ("job done", ["yes" if way.finished else f"no: {_percent(way)}" for way in done]),
         ("interruptions", [f"{way.interruptions:,}" for way in done]),
         ("cost (USD)", [f"{way.cost:,.2f}" if paid else "-" for way in done]),
-        ("time (hours)", [_hours(way.wall_seconds) for way in done]),
-        ("  without instance", [_hours(way.waiting_seconds) for way in done]),
-        ("  starting", [_hours(way.starting_seconds) for way in done]),
-        ("  work that counts", [_hours(way.useful_seconds) for way in done]),
-        ("  work lost", [_hours(way.lost_seconds) for way in done]),
-        ("  stalled by commits", [_hours(way.stall_seconds) for way in done]),
+        ("time (hours)", [hours(way.wall_seconds) for way in done]),
+        ("  without instance", [hours(way.waiting_seconds) for way in done]),
+        ("  starting", [hours(way.starting_seconds) for way in done]),
+        ("  work that counts", [hours(way.useful_seconds) for way in done]),
+        ("  work lost", [hours(way.lost_seconds) for way in done]),
+        ("  stalled by commits", [hours(way.stall_seconds) for way in done]),
     ]
     return [f"{label:<20}" + "".join(f"{cell:>15}" for cell in cells) for label, cells in rows]
 
@@ -226,9 +283,9 @@ def _percent(way: Outcome) -> str:
     return f"{math.floor(1000 * way.steps / way.job.steps) / 10:g} %"
 
 
-def _hours(seconds: float) -> str:
+def hours(seconds: float) -> str:
     return f"{seconds / 3600:,.2f}"
 
 
-def _print(text: str) -> None:
+def show(text: str) -> None:
     output.stdout.print(text, markup=False, emoji=False, soft_wrap=True)  # a plot has ":o:" in it

@@ -1,6 +1,7 @@
-"""`strongroom spot simulate`, as a user types it."""
+"""`strongroom spot`, as a user types it."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -129,3 +130,113 @@ def test_the_example_of_the_page_runs():
     page = (Path(__file__).parents[3] / "docs" / "how-to" / "spot.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(compile(example, "docs/how-to/spot.md", "exec"), {})  # noqa: S102
+
+
+# `strongroom spot run`.
+
+posix = pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+
+# Under a mirror, without a framework. Twice it stands still between a step and its commit, until it is killed there.
+TRAIN = """
+import os, pathlib, signal
+import numpy as np
+from strongroom import FileAnchor, mirror
+from strongroom.sealed import create_key, load_key
+
+key = load_key("run.mirror.key") if os.path.exists("run.mirror.key") else create_key("run.mirror.key")
+with mirror.open("run.mirror", key=key, anchor=FileAnchor("run.mirror.anchor"), durability="process") as opened:
+    restored = opened.restore()
+    weights = restored["weights"] if restored else np.linspace(1, 2, 1000)
+    for step in range((opened.step or 0) + 1, 13):
+        weights = np.sin(weights * step)
+        print("step", step, "loss", repr(float(abs(weights).sum())), flush=True)
+        if step in (5, 9) and not os.path.exists(f"stood-{step}"):
+            pathlib.Path(f"stood-{step}").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with opened.begin(step) as commit:
+            commit["weights"] = weights
+"""
+
+
+@pytest.fixture
+def spells(tmp_path):
+    """A trace with times that each are longer than the one before, so that a busy machine only takes more of them."""
+    rows, time = ["time,price"], 0.0
+    for power in range(10):
+        rows += [f"{time},0.1", f"{time + 500 * 1.7**power},0.3"]
+        time += 500 * 1.7**power + 5
+    (tmp_path / "spells.csv").write_text("\n".join([*rows, f"{time},0.1", f"{time + 9e4},0.1"]))
+
+
+def spot_run(*command, speed="500"):
+    return ("run", "--trace", "spells.csv", "--bid", "0.2", "--speed", speed, *command)
+
+
+@posix
+def test_a_training_that_is_really_killed_goes_on(do, tmp_path, spells):
+    (tmp_path / "train.py").write_text(TRAIN)
+    out = do(
+        *spot_run("--json", "--mirror", "run.mirror", "--log", "log", "--plot", "x.png"),
+        "--",
+        sys.executable,
+        "train.py",
+    )
+    facts = json.loads(out)
+    assert (facts["ended"], facts["exit_status"], facts["steps"], facts["same_curve"]) == ("done", 0, 12, True)
+    assert facts["steps_again"] >= 2 and facts["starts"] == facts["interruptions"] + 1 >= 3
+    assert {5, 9} <= {kill["step"] for kill in facts["kills"]}
+    texts = {loss["step"]: loss["loss"] for loss in facts["losses"]}
+    assert len(facts["losses"]) >= 14 and len(set(texts.values())) == 12
+    assert "step 5; the mirror is at step 4" in do.errors and "step 9; the mirror is at step 8" in do.errors
+    assert f"step 9 loss {texts[9]}\n" in (tmp_path / "log").read_text() and "loss" not in do.errors
+    assert (tmp_path / "log").stat().st_mode & 0o077 == 0
+
+
+@posix
+def test_report(do, spells):
+    counts = "for n in 1 2 3; do echo step $n loss 0.$n; done"
+    out = do(*spot_run("--", "sh", "-c", counts))
+    assert "ended           done, after 0." in out
+    assert "steps           3 with a loss, the last 3" in out
+    assert "computed twice  no step" in out and "loss: o median, : range" in out
+    assert "step 2 loss 0.2" in do.errors
+    out = do(*spot_run("--", "sh", "-c", "echo hello"))
+    assert "losses          no line of the output had a step and a loss; --loss REGEX" in out
+
+
+@posix
+def test_another_curve_is_an_error(do, spells):
+    script = "echo step 1 loss 0.$$; [ -e once ] || { touch once; kill -STOP $$; }"
+    out = do(*spot_run("--", "sh", "-c", script), status=1)
+    assert "computed twice  1 step, 1 of them with another loss:\n                step 1: 0." in out
+    assert "losses: not the same curve: 1 step came out with another loss" in do.errors
+
+
+@posix
+def test_a_command_that_does_not_get_there(do, spells):
+    do(*spot_run("--", "sh", "-c", "echo what; exit 3"), status=3)
+    assert "command: ended with status 3, in start 1\nstrongroom: hint: it said last: what" in do.errors
+    do(*spot_run("--log", "log", "--", "sh", "-c", "kill -TERM $$"), status=128 + 15)
+    assert (
+        "was ended by SIGTERM, which was not sent here, in start 1\nstrongroom: hint: its output is in log" in do.errors
+    )
+    do(*spot_run("--", "sh", "-c", "kill -STOP $$", speed="1e6"), status=2)
+    assert "command: the trace ended before it did" in do.errors and "hint: a lower --speed" in do.errors
+    out = do(*spot_run("--json", "--limit", "0.01", "--", "sh", "-c", "kill -STOP $$"), status=2)
+    assert json.loads(out)["ended"] == "limit" and json.loads(out)["error"].startswith("command: the limit of 0.01 s")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        ((), 2, "command: none, wanted one after --"),
+        (("--", "no-such-program"), 2, "command: no-such-program is no program that can be started"),
+        (("--loss", "loss", "--", "true"), 2, "loss: 0 groups, wanted two"),
+        (("--speed", "0", "--", "true"), 2, "speed: 0, wanted more than 0"),
+        (("--plot", "x.pdf", "--", "true"), 2, "plot: x.pdf, wanted a name that ends in .png"),
+    ],
+)
+def test_runs_that_are_refused(do, spells, argv, status, message):
+    assert do(*spot_run(*argv), status=status) == ""
+    assert message in do.errors

@@ -1,7 +1,8 @@
 """Spot instances: cheap machines that are taken away when their price rises. What does a mirror save there?
 
 `read` takes a trace of prices or of availability, `simulate` runs a training job along it, `sweep` and `best` choose a
-bid and an interval between commits together. Needs NumPy only; `strongroom.mirror.spot.plot` draws.
+bid and an interval between commits together; `strongroom.mirror.spot.plot` draws. `strongroom.mirror.spot.run` really
+kills and restarts a program along a trace, and `strongroom.mirror.spot.curves` draws its losses. Needs NumPy only.
 """
 
 from strongroom.mirror.spot.simulate import (

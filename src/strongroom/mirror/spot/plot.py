@@ -1,4 +1,7 @@
-"""Pictures of a simulated job: in plain text for a terminal, and as PNG through matplotlib, which is optional."""
+"""Pictures of a simulated job: in plain text for a terminal, and as PNG through matplotlib, which is optional.
+
+`strongroom.mirror.spot.curves` draws a program that was really run, with the same means.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from strongroom.errors import MissingDependencyError, UsageError
 from strongroom.mirror.spot.simulate import Outcome
 from strongroom.mirror.spot.traces import Floats, Trace
 
-_LABEL: Final = 12  # characters left of the text picture's axis
+LABEL: Final = 12  # characters left of the text picture's axis
 _FEW: Final = 20  # interruptions that get a line each
-_WIDE: Final = 8.0  # from this ratio of prices on, a logarithmic scale
+WIDE: Final = 8.0  # from this ratio of prices on, a logarithmic scale
 
 
 class _Columns(NamedTuple):
@@ -44,22 +47,22 @@ def text(trace: Trace, ways: Mapping[str, Outcome], *, width: int = 80, height: 
     """
     if not ways or width < 40 or height < 3:
         raise UsageError(f"plot: {len(ways)} outcomes, {width} x {height} characters, wanted 1, 40 x 3 or more")
-    end, columns = _end(trace, ways), width - _LABEL - 2
+    end, columns = _end(trace, ways), width - LABEL - 2
     edges = np.linspace(0, end, columns + 1)
     first = next(iter(ways.values()))
     parts = _columns(trace, edges, first)
     lines = []
     if first.bid is not None or np.ptp(trace.prices) > 0:
         lines += _price_lines(parts, first.bid, height)
-    lines.append(_line("runs", "".join(" .:#"[math.ceil(share * 3 - 1e-9)] for share in parts.up)))
+    lines.append(labelled("runs", "".join(" .:#"[math.ceil(share * 3 - 1e-9)] for share in parts.up)))
     counts = np.histogram(first.stops, edges)[0]
-    lines.append(_line("stops", "".join(" " if not n else str(n) if n < 10 else "+" for n in counts)))
+    lines.append(labelled("stops", "".join(" " if not n else str(n) if n < 10 else "+" for n in counts)))
     for name, outcome in ways.items():
-        lines.append(_line(name[:8], _tenths(outcome, edges)))
-    unit, length = _unit(end)
-    lines.append(" " * _LABEL + "+" + "-" * columns)
+        lines.append(labelled(name[:8], _tenths(outcome, edges)))
+    unit, length = unit_of(end)
+    lines.append(" " * LABEL + "+" + "-" * columns)
     axis, right = f"0 {unit}", f"{end / length:.4g} {unit}"
-    lines.append(" " * (_LABEL + 1) + axis + right.rjust(columns - len(axis)))
+    lines.append(" " * (LABEL + 1) + axis + right.rjust(columns - len(axis)))
     lines.append("runs: # with an instance, : . part of it; stops: interruptions, + from ten;")
     lines.append("both of the first row below them. rows: tenths of the job done, * the end")
     return "\n".join(line.rstrip() for line in lines)
@@ -69,31 +72,45 @@ def _price_lines(parts: _Columns, bid: float | None, height: int) -> list[str]:
     low, high = float(parts.low.min()), float(parts.high.max())
     if bid is not None:
         low, high = min(low, bid or low), max(high, bid)
-    if high <= low:
-        high = low * 1.1 or 1.0
-    scale = np.log if low > 0 and high / low >= _WIDE else np.asarray
-
-    def row(price: Any) -> Any:  # 0 is the lowest; for one price and for arrays of them
-        share = (scale(np.maximum(price, low)) - scale(low)) / (scale(high) - scale(low))
-        return np.rint(share * (height - 1)).astype(int)
-
+    scale = Scale(low, high, height)
     grid = [[" "] * len(parts.low) for _ in range(height)]
     if bid is not None:
-        grid[int(row(bid))] = ["-"] * len(parts.low)
-    lows, middles, highs = row(parts.low), row(parts.middle), row(parts.high)
+        grid[int(scale.row(bid))] = ["-"] * len(parts.low)
+    lows, middles, highs = scale.row(parts.low), scale.row(parts.middle), scale.row(parts.high)
     for column in range(len(parts.low)):
         for at in range(lows[column], highs[column] + 1):
             grid[at][column] = "+" if grid[at][column] == "-" else ":"
         grid[middles[column]][column] = "o"
-    labels = {height - 1: f"{high:.4g}", 0: f"{low:.4g}"}
+    labels = scale.labels()
     if bid is not None:
-        labels[int(row(bid))] = f"bid {bid:.4g}"[: _LABEL - 1]
-    head = "USD/h" + (" (log)" if scale is np.log else "") + ": o median, : range"
-    return [" " * (_LABEL + 1) + head, *(_line(labels.get(at, ""), "".join(grid[at])) for at in range(height)[::-1])]
+        labels[int(scale.row(bid))] = f"bid {bid:.4g}"[: LABEL - 1]
+    head = "USD/h" + (" (log)" if scale.log else "") + ": o median, : range"
+    return [" " * (LABEL + 1) + head, *(labelled(labels.get(at, ""), "".join(grid[at])) for at in range(height)[::-1])]
 
 
-def _line(label: str, cells: str) -> str:
-    return f"{label:>{_LABEL - 1}} |{cells}"
+class Scale:
+    """Where values from `low` to `high` lie in `height` lines; logarithmic if they are far apart."""
+
+    def __init__(self, low: float, high: float, height: int) -> None:
+        if high <= low:
+            high = low + (abs(low) * 0.1 or 1.0)
+        self.low, self.high, self.height = low, high, height
+        self.log = low > 0 and high / low >= WIDE
+
+    def row(self, value: Any) -> Any:
+        """0 is the lowest line; for one value and for arrays of them."""
+        scale = np.log if self.log else np.asarray
+        share = (scale(np.maximum(value, self.low)) - scale(self.low)) / (scale(self.high) - scale(self.low))
+        return np.rint(share * (self.height - 1)).astype(int)
+
+    def labels(self) -> dict[int, str]:
+        """What stands left of the highest and the lowest line."""
+        return {self.height - 1: f"{self.high:.4g}", 0: f"{self.low:.4g}"}
+
+
+def labelled(label: str, cells: str) -> str:
+    """A line of a picture: what stands left of the axis, and what right of it."""
+    return f"{label:>{LABEL - 1}} |{cells}"
 
 
 def _tenths(outcome: Outcome, edges: Floats) -> str:
@@ -139,7 +156,8 @@ def _end(trace: Trace, ways: Mapping[str, Outcome]) -> float:
     return min(trace.seconds, 1.03 * max(outcome.wall_seconds for outcome in ways.values()))
 
 
-def _unit(seconds: float) -> tuple[str, float]:
+def unit_of(seconds: float) -> tuple[str, float]:
+    """The unit in which so long a time is read best, and its seconds."""
     for name, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 3 * length:
             return name, length
@@ -150,10 +168,11 @@ def check_matplotlib() -> None:
     """Raises:
     MissingDependencyError: matplotlib is not installed, so that `png` would fail.
     """
-    _matplotlib("figure")
+    matplotlib("figure")
 
 
-def _matplotlib(module: str) -> Any:
+def matplotlib(module: str) -> Any:
+    """A module of it. Raises as `check_matplotlib`."""
     try:
         return importlib.import_module(f"matplotlib.{module}")
     except ImportError as error:
@@ -162,8 +181,8 @@ def _matplotlib(module: str) -> Any:
         ) from None
 
 
-_INK, _FAINT, _BID, _STOP = "#333333", "#9aa5b1", "#c4570a", "#b3261e"
-_LINES: Final = ("#1f6fb2", "#7a7a7a", "#2e8b57", "#8a4fae")
+INK, FAINT, BID, STOP = "#333333", "#9aa5b1", "#c4570a", "#b3261e"
+LINES: Final = ("#1f6fb2", "#7a7a7a", "#2e8b57", "#8a4fae")
 
 
 def png(trace: Trace, ways: Mapping[str, Outcome], *, title: str = "") -> bytes:
@@ -177,25 +196,36 @@ def png(trace: Trace, ways: Mapping[str, Outcome], *, title: str = "") -> bytes:
     """
     if not ways:
         raise UsageError("plot: no outcome, wanted at least one")
-    figure = _matplotlib("figure").Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
-    _matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
+    figure, (above, below) = figure_of_two(sharex=True)
     end = _end(trace, ways)
-    unit, length = _unit(end)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
+    unit, length = unit_of(end)
     _draw_price(above, trace, *next(iter(ways.items())), end, length)
-    for (name, outcome), colour in zip(ways.items(), _LINES * len(ways), strict=False):
+    for (name, outcome), colour in zip(ways.items(), LINES * len(ways), strict=False):
         _draw_progress(below, name, outcome, length, colour)
     below.set_ylabel("steps done (%)")
     below.set_xlabel(f"time ({unit})")
     below.set_ylim(0, 104)
     below.set_xlim(0, end / length)
     below.legend(loc="upper left", bbox_to_anchor=(0, 1.16), ncols=4, frameon=False, fontsize=9, borderaxespad=0)
-    for axes in (above, below):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_FAINT)
-        axes.tick_params(colors=_INK, labelsize=9)
     if title:
-        above.set_title(title, loc="left", fontsize=11, color=_INK)
+        above.set_title(title, loc="left", fontsize=11, color=INK)
+    return saved(figure)
+
+
+def figure_of_two(*, sharex: bool) -> tuple[Any, Any]:
+    """A figure and its two axes, one above the other."""
+    figure = matplotlib("figure").Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
+    matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
+    both = figure.subplots(2, 1, sharex=sharex, height_ratios=(1.15, 1))
+    for axes in both:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=INK, labelsize=9)
+    return figure, both
+
+
+def saved(figure: Any) -> bytes:
+    """The figure as a PNG, the same bytes for the same figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
@@ -207,27 +237,27 @@ def _draw_price(axes: Any, trace: Trace, name: str, outcome: Outcome, end: float
     prices, up = trace.prices[:stop], trace.up(outcome.bid)[:stop]
     axes.fill_between(
         np.minimum(times, outcome.wall_seconds / length), np.append(up, up[-1]).astype(float), step="post",
-        transform=axes.get_xaxis_transform(), color=_LINES[0], alpha=0.13, linewidth=0,
+        transform=axes.get_xaxis_transform(), color=LINES[0], alpha=0.13, linewidth=0,
     )  # fmt: skip
-    axes.step(times, np.append(prices, prices[-1]), where="post", color=_INK, linewidth=0.6)
-    if prices.min() > 0 and prices.max() / prices.min() >= _WIDE:
+    axes.step(times, np.append(prices, prices[-1]), where="post", color=INK, linewidth=0.6)
+    if prices.min() > 0 and prices.max() / prices.min() >= WIDE:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(_matplotlib("ticker").LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(_matplotlib("ticker").FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_formatter(_matplotlib("ticker").NullFormatter())
+        axes.yaxis.set_major_locator(matplotlib("ticker").LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(matplotlib("ticker").FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(matplotlib("ticker").NullFormatter())
     axes.margins(y=0.12)
     axes.set_ylabel("price (USD an hour)")
     note = f"shaded: {name} runs; {outcome.interruptions:,} interruption{'' if outcome.interruptions == 1 else 's'}"
     if outcome.bid is not None:
-        axes.axhline(outcome.bid, color=_BID, linewidth=1.2)
+        axes.axhline(outcome.bid, color=BID, linewidth=1.2)
         axes.text(
-            1.0, outcome.bid, f" bid\n {outcome.bid:g}", transform=axes.get_yaxis_transform(), color=_BID, fontsize=9,
+            1.0, outcome.bid, f" bid\n {outcome.bid:g}", transform=axes.get_yaxis_transform(), color=BID, fontsize=9,
             va="center", ha="left", clip_on=False,
         )  # fmt: skip
     if outcome.interruptions <= _FEW:
-        axes.vlines(outcome.stops / length, 0, 1, transform=axes.get_xaxis_transform(), color=_STOP, linewidth=0.8)
+        axes.vlines(outcome.stops / length, 0, 1, transform=axes.get_xaxis_transform(), color=STOP, linewidth=0.8)
         note = note.replace("; ", "; red: ")
-    axes.text(1.0, 1.02, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=_INK)
+    axes.text(1.0, 1.02, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=9, color=INK)
 
 
 def _draw_progress(axes: Any, name: str, outcome: Outcome, length: float, colour: str) -> None:

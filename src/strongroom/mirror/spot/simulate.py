@@ -164,7 +164,7 @@ def simulate(
     Raises:
         UsageError: the bid makes no sense.
     """
-    starts, stops, paid = _spells(trace, _check_bid(bid))
+    starts, stops, paid = spells(trace, check_bid(bid))
     log: list[tuple[float, float]] = []
     run = _walk(starts, stops, paid, trace, job, mirror, first_hour_free, log)
     taken = np.array(stops[: run.interruptions], np.float64)
@@ -210,7 +210,7 @@ def sweep(
     wall = np.full((len(bids), len(ways)), math.inf)
     cost = np.full((len(bids), len(ways)), math.inf)
     for row, bid in enumerate(bids):
-        starts, stops, paid = _spells(trace, _check_bid(bid))
+        starts, stops, paid = spells(trace, check_bid(bid))
         for column, way in enumerate(ways):
             run = _walk(starts, stops, paid, trace, job, way, first_hour_free, None)
             if run.finished:
@@ -276,7 +276,7 @@ def daly_steps(trace: Trace, bid: float | None, job: Job, mirror: Saving) -> int
     Raises:
         UsageError: the bid makes no sense.
     """
-    interruptions = trace.interruptions(_check_bid(bid))
+    interruptions = trace.interruptions(check_bid(bid))
     if not interruptions:
         return job.steps  # nothing to be ready for: one commit, at the end
     between = trace.share(bid) * trace.seconds / interruptions
@@ -299,7 +299,7 @@ class _Run(NamedTuple):
     cost: float
 
 
-def _spells(trace: Trace, bid: float | None) -> tuple[list[float], list[float], Floats]:
+def spells(trace: Trace, bid: float | None) -> tuple[list[float], list[float], Floats]:
     """When the instance starts, when it stops, and what was paid by each time of the trace if it ran all along."""
     up = np.concatenate(([False], trace.up(bid), [False]))
     edges = np.flatnonzero(up[1:] != up[:-1])
@@ -371,12 +371,19 @@ def _walk(
             lost += begun
             shown = kept
     interruptions = count - (1 if finished or (stops and stops[-1] >= trace.seconds) else 0)
+    return _Run(
+        finished, shown, count, interruptions, wall, up, starting, useful, lost, stall, bill(trace, billed, paid)
+    )
+
+
+def bill(trace: Trace, billed: Sequence[tuple[float, float]], paid: Floats) -> float:
+    """What an instance cost from each first to each second moment, in USD; `paid` as `spells` gives it."""
     ends = np.interp(np.array(billed, np.float64).reshape(-1, 2), trace.times, paid)
-    cost = float(max(0.0, (ends[:, 1] - ends[:, 0]).sum()))
-    return _Run(finished, shown, count, interruptions, wall, up, starting, useful, lost, stall, cost)
+    return float(max(0.0, (ends[:, 1] - ends[:, 0]).sum()))
 
 
-def _check_bid(bid: float | None) -> float | None:
+def check_bid(bid: float | None) -> float | None:
+    """Raises UsageError if it makes no sense."""
     if bid is not None and not 0 <= bid < math.inf:
         raise UsageError(f"bid: {bid:g}, wanted 0 or more USD an hour")
     return bid
