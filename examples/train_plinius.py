@@ -4,11 +4,13 @@
 
     python train_plinius.py mnist.cfg --data mnist --mirror run.mirror
 
-What it prints of each step is the same, digit for digit, however often it was killed. The mirror is sealed with the key
-in ``run.mirror.key``, which the first run makes. Of the ``.cfg`` file it takes the layers (convolutional, connected,
-maxpool, avgpool, dropout, softmax, cost), the size of a batch, the number of steps and what SGD needs to know; what the
-file says of images that are larger (crop, hue, exposure and the like) does not apply. Images are made as large as the
-network wants them.
+What it prints of each step is the same, digit for digit, however often it was killed. The first start seals the
+training images beside the mirror, a byte for each pixel; later starts find them there, and each batch is decrypted and
+normalised as it is drawn. Both are sealed with the key in ``run.mirror.key``, which the first start makes.
+
+Of the ``.cfg`` file it takes the layers (convolutional, connected, maxpool, avgpool, dropout, softmax, cost), the size
+of a batch, the number of steps and what SGD needs to know; what the file says of images that are larger (crop, hue,
+exposure and the like) does not apply. Images are made as large as the network wants them.
 """
 
 import argparse
@@ -21,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from strongroom import mirror
+from strongroom.data import Normalise, SealedDataset, collate, seal_once
 from strongroom.errors import StrongroomError
 from strongroom.mirror.torch import Training
 from strongroom.sealed import FileAnchor
@@ -111,7 +114,8 @@ def network(sections: list[Section]) -> nn.Sequential:
             shape = tuple(module.eval()(torch.zeros(1, *shape)).shape[1:])
     if len(shape) != 1:
         raise CfgError(f"the network ends in {shape}, wanted numbers: [avgpool] or [connected] before its end")
-    return nn.Sequential(Fit(image), *modules).train()
+    # With the channels last in memory, convolutions on a processor take an eighth less time.
+    return nn.Sequential(Fit(image), *modules).to(memory_format=torch.channels_last).train()
 
 
 class Fit(nn.Module):
@@ -130,7 +134,7 @@ class Fit(nn.Module):
 # The data.
 
 
-def read_idx(directory: Path, name: str) -> torch.Tensor:
+def read_idx(directory: Path, name: str) -> np.ndarray:
     """An idx file of bytes, compressed or not (https://github.com/cvdfoundation/mnist#file-format)."""
     path = next((path for path in (directory / name, directory / f"{name}.gz") if path.exists()), None)
     if path is None:
@@ -139,13 +143,26 @@ def read_idx(directory: Path, name: str) -> torch.Tensor:
     shape = np.frombuffer(data, ">u4", data[3], 4).tolist() if data[:3] == b"\0\0\x08" else []
     if not shape or len(data) != 4 + 4 * len(shape) + math.prod(shape):
         raise ValueError(f"{path}: wanted an idx file of bytes")
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy())
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
-def read_images(directory: Path, which: str) -> TensorDataset:
+def read_images(directory: Path, which: str) -> dict[str, np.ndarray]:
     """Images (uint8, N x 1 x H x W) and labels."""
     images, labels = (read_idx(directory, f"{which}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-    return TensorDataset(images.unsqueeze(1), labels.long())
+    return {"image": images[:, np.newaxis], "label": labels}
+
+
+def sealed_images(args: argparse.Namespace, key: bytes) -> SealedDataset:
+    """The training images, sealed beside the mirror by the first start, mapped and decrypted on access by all."""
+    path, anchor = beside(args.mirror, ".data"), FileAnchor(beside(args.mirror, ".data.anchor"))
+    seal_once(
+        path,
+        lambda: read_images(args.data, "train"),
+        key=key,
+        anchor=anchor,
+        normalise={"image": Normalise(std=255)},
+    )
+    return SealedDataset(path, key=key, anchor=anchor, mapped=True)
 
 
 # The training.
@@ -159,7 +176,13 @@ def share(options: Mapping[str, str], steps: int) -> Callable[[int], float]:
     return lambda step: (1 - step / steps) ** power if policy == "poly" else 1.0
 
 
-def train(model: nn.Module, options: Mapping[str, str], args: argparse.Namespace, opened: mirror.Mirror) -> None:
+def train(
+    model: nn.Module,
+    options: Mapping[str, str],
+    data: SealedDataset,
+    args: argparse.Namespace,
+    opened: mirror.Mirror,
+) -> None:
     """Train from wherever the mirror is to the last step."""
     steps = args.steps or int(options.get("max_batches", "500"))
     base, momentum, decay = (
@@ -169,7 +192,7 @@ def train(model: nn.Module, options: Mapping[str, str], args: argparse.Namespace
     optimizer = torch.optim.SGD(model.parameters(), lr=base, momentum=momentum, weight_decay=decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share(options, steps))
     batch = int(options.get("batch", "1"))
-    loader = DataLoader(read_images(args.data, "train"), batch, shuffle=True, drop_last=True)
+    loader = DataLoader(data, batch, shuffle=True, drop_last=True, collate_fn=collate)
     if not len(loader):
         raise ValueError(f"{args.data}: fewer images than the {batch} of a batch")
     training = Training(opened, model=model, optimizer=optimizer, scheduler=scheduler, loader=loader)
@@ -179,7 +202,7 @@ def train(model: nn.Module, options: Mapping[str, str], args: argparse.Namespace
         for images, labels in batches:
             if training.step == steps:
                 return
-            loss = nn.functional.cross_entropy(model(images / 255), labels)
+            loss = nn.functional.cross_entropy(model(images), labels.long())
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -188,12 +211,17 @@ def train(model: nn.Module, options: Mapping[str, str], args: argparse.Namespace
             training.commit()
 
 
-def test(model: nn.Module, data: TensorDataset) -> float:
+def test(model: nn.Module, images: torch.Tensor, labels: np.ndarray) -> float:
     """The percentage of images that the network gets right."""
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(x / 255).argmax(1) == y).sum()) for x, y in DataLoader(data, 500))
-    return 100 * right / len(data)
+        found = torch.cat([model(some).argmax(1) for some in images.split(500)])
+    return 100 * float((found.numpy() == labels).mean())
+
+
+def beside(path: Path, end: str) -> Path:
+    """The file of that name and ending."""
+    return path.with_name(path.name + end)
 
 
 def main() -> None:
@@ -210,22 +238,25 @@ def main() -> None:
     if args.data is None:
         parser.error("no data: give --data, or name the directory above it in STRONGROOM_DATA")
     torch.manual_seed(args.seed)
-    key = args.mirror.with_name(args.mirror.name + ".key")
-    anchor = FileAnchor(args.mirror.with_name(args.mirror.name + ".anchor"))
+    key, anchor = beside(args.mirror, ".key"), FileAnchor(beside(args.mirror, ".anchor"))
     try:
         sections = read_cfg(args.cfg)
         model = network(sections)
         secret = load_key(key) if key.exists() else create_key(key)
-        with mirror.open(args.mirror, key=secret, anchor=anchor, mode="overlapped") as opened:
-            train(model, sections[0][1], args, opened)
-        tests = read_images(args.data, "t10k")
-        print(f"accuracy {test(model, tests):.2f} % of {len(tests)} test images", flush=True)
+        with (
+            sealed_images(args, secret) as data,
+            mirror.open(args.mirror, key=secret, anchor=anchor, mode="overlapped") as opened,
+        ):
+            train(model, sections[0][1], data, args, opened)
+        found = read_images(args.data, "t10k")
+        images, labels = torch.from_numpy(found["image"] / np.float32(255)), found["label"]
+        print(f"accuracy {test(model, images, labels):.2f} % of {len(labels)} test images", flush=True)
     except (OSError, ValueError, StrongroomError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     if args.onnx:
         torch.onnx.export(
             model,
-            (tests[:2][0] / 255,),
+            (images[:2],),
             args.onnx,
             input_names=["image"],
             output_names=["logits"],

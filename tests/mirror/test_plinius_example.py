@@ -145,11 +145,23 @@ def test_a_training_that_is_killed_prints_what_one_that_is_not_does(tmp_path, cf
     assert run(cfg, data, tmp_path / "killed") == ["resumed after step 14", curve[-1]]
 
 
-def test_the_mirror_does_not_hold_the_network_in_clear(tmp_path, cfg, data, run):
+def test_neither_the_network_nor_the_images_lie_on_the_disk_in_clear(tmp_path, example, cfg, data, run):
     run(cfg, data, tmp_path / "run", "--steps", "2")
-    assert {path.name for path in tmp_path.glob("run*")} >= {"run", "run.key", "run.anchor"}
+    assert {path.name for path in tmp_path.glob("run*")} >= {"run", "run.key", "run.anchor", "run.data"}
     stored = (tmp_path / "run").read_bytes()
     assert b"optimizer" not in stored and b"momentum" not in stored
+    images, sealed = example.read_images(data, "train")["image"], (tmp_path / "run.data").read_bytes()
+    assert len(sealed) < images.size + (1 << 20)
+    assert not any(image.tobytes() in sealed for image in images)
+
+
+def test_a_later_start_does_not_need_the_data_that_the_first_one_sealed(tmp_path, cfg, data, run):
+    curve = run(cfg, data, tmp_path / "alone")
+    run(cfg, data, tmp_path / "run", "--steps", "14")
+    assert run(cfg, data, tmp_path / "run")[-1] == curve[-1]
+    for path in data.glob("train*"):
+        path.unlink()
+    assert run(cfg, data, tmp_path / "run") == ["resumed after step 14", curve[-1]]
 
 
 def test_what_the_layers_become(example, tmp_path):

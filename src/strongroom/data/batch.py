@@ -9,6 +9,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from strongroom.data.bfloat16 import is_bfloat16
+
 _TENSOR_KINDS = "biufc"
 
 
@@ -56,13 +58,17 @@ def collate(batch: Sequence[Any]) -> Any:
     if isinstance(batch, Batch):
         if torch is None:
             return batch.unwrap()
-        tensors = tuple(
-            torch.from_numpy(array) if array.dtype.kind in _TENSOR_KINDS else array for array in batch.arrays
-        )
+        tensors = tuple(_tensor(torch, array) for array in batch.arrays)
         return tensors[0] if batch.single else tensors
     if torch is None:
         return stack(batch)
     return torch.utils.data.default_collate(batch)
+
+
+def _tensor(torch: Any, array: npt.NDArray[Any]) -> Any:
+    if is_bfloat16(array.dtype):  # PyTorch's type of that name has no counterpart in NumPy that it knows
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array) if array.dtype.kind in _TENSOR_KINDS else array
 
 
 def stack(samples: Sequence[Any]) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from strongroom.data.bfloat16 import bfloat16_type, narrow, widen
 from strongroom.data.blocks import Bytes, Rows
 from strongroom.data.buffers import Buffers
 from strongroom.data.formats import Array, Decoded, Stored
@@ -20,17 +21,25 @@ _CHUNK = 256 << 10
 
 
 class Column:
-    """One field. `dtype` and `row_shape` are those of what it gives: in the machine's byte order, BF16 as float32."""
+    """One field. `dtype` and `row_shape` are those of what it gives: in the machine's byte order; BF16 and what is
+    normalised as float32, or else as bfloat16.
+    """
 
-    def __init__(self, name: str, array: Array, rows: Rows | Parts | None) -> None:
+    def __init__(self, name: str, array: Array, rows: Rows | Parts | None, *, bfloat16: bool = False) -> None:
         self.name = name
         self.array = array
         self.rows = rows
         self.row_shape = array.shape[1:]
-        self.dtype = np.dtype(np.float32) if array.bfloat16 else array.dtype.newbyteorder("=")
+        self.dtype = np.dtype(np.float32) if array.bfloat16 or array.normalise else array.dtype.newbyteorder("=")
+        self._narrow = bfloat16
+        if bfloat16:
+            if self.dtype != np.float32:
+                raise UsageError(f"bfloat16: field {name!r} of {self.dtype}, wanted one that is given as float32")
+            self.dtype = bfloat16_type()
         self._raw = array.dtype
         self._swapped = not array.dtype.isnative
         self._buffers = Buffers()
+        self._normalised = Buffers()
 
     def gather(self, indices: Indices) -> npt.NDArray[Any]:
         """The rows as one new array of shape (len(indices), *row_shape)."""
@@ -40,10 +49,17 @@ class Column:
             self.rows.gather(indices, out)
         values: npt.NDArray[Any] = out.reshape(-1).view(self._raw)
         if self._swapped:
-            values = values.byteswap(inplace=True).view(self.dtype)
+            values = values.byteswap(inplace=True).view(self._raw.newbyteorder("="))
+        values = values.reshape(count, *self.row_shape)
+        normalise = self.array.normalise
         if self.array.bfloat16:
-            values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return values.reshape(count, *self.row_shape)
+            if self._narrow and normalise is None:
+                return values.view(self.dtype)
+            values = widen(values)
+        if normalise is not None:
+            floats = self._normalised.take(4 * values.size).view(np.float32).reshape(values.shape)
+            values = normalise.of(values, floats)
+        return narrow(values).view(self.dtype) if self._narrow else values
 
     @property
     def kept(self) -> int:
@@ -117,7 +133,9 @@ class Parts:
             return part
 
 
-def make_columns(fields: Sequence[tuple[str, Source, Array]], cache: int) -> list[Column]:
+def make_columns(
+    fields: Sequence[tuple[str, Source, Array]], cache: int, bfloat16: Collection[str] = ()
+) -> list[Column]:
     """Columns over `fields` (name, file, array) that keep at most `cache` bytes together.
 
     1. What must be decoded whole has to fit.                           else FormatError
@@ -156,7 +174,7 @@ def make_columns(fields: Sequence[tuple[str, Source, Array]], cache: int) -> lis
         elif isinstance(array, Stored) and array.nbytes:
             ring = shares[at] // 4 if at in needs else 0
             rows = Rows(source, array.offset, array.count, array.row_bytes, held=shares[at] - ring, ring=ring)
-        columns.append(Column(name, array, rows))
+        columns.append(Column(name, array, rows, bfloat16=name in bfloat16))
     return columns
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.context
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,15 @@ import numpy as np
 
 from strongroom.data.batch import Batch, stack
 from strongroom.data.columns import chunk_rows, make_columns
+from strongroom.data.fields import check_names, choose, normalised
 from strongroom.data.formats import Array, read_arrays
+from strongroom.data.normalise import Normalise
 from strongroom.data.order import Batches, Indices, Order
 from strongroom.data.source import Readable, Source
-from strongroom.errors import FormatError, UsageError
-from strongroom.sealed import NO_FRESHNESS, Anchor, NoFreshness, PinnedAnchor, Root, open_sealed
+from strongroom.errors import UsageError
+from strongroom.sealed import NO_FRESHNESS, Anchor, NoFreshness, PinnedAnchor, Root
+from strongroom.sealed.opening import check_anchor, check_key, open_in
+from strongroom.storage import LocalDirectory
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,6 +52,13 @@ class SealedDataset:
         fields: the names of the fields to read, in the order in which a sample has them; None for all.
         transform: is called with each sample; must be picklable if workers are spawned.
         cache: the cap, in bytes.
+        normalise: by field, what is made of its values in place of what the file says (`seal_arrays`); None for the
+            values as they are stored.
+        bfloat16: the names of fields to give as the nearest bfloat16, not as float32: in the type of ml_dtypes, of
+            which `collate` makes PyTorch's and `to_tf` TensorFlow's.
+        mapped: read the files given by path through memory that they are mapped into: for persistent memory (DAX) and
+            tmpfs, in a directory that nobody else writes to, since a process dies that reads where a mapped file was
+            cut. What is read is copied before it is decrypted either way.
 
     Raises:
         UsageError: arguments that make no sense together, the path of a directory, or a path for a key or an anchor.
@@ -64,10 +75,16 @@ class SealedDataset:
         fields: Sequence[str] | None = None,
         transform: Callable[[Any], Any] | None = None,
         cache: int = DEFAULT_CACHE,
+        normalise: Mapping[str, Normalise | None] | None = None,
+        bfloat16: Collection[str] = (),
+        mapped: bool = False,
     ) -> None:
         self._given = source
         self._key = key
         self._wanted = fields
+        self._normalise = dict(normalise or {})
+        self._bfloat16 = bfloat16
+        self._mapped = mapped
         self._transform = transform
         self._cache = cache
         self._sources: dict[str, Source] = {}
@@ -83,11 +100,15 @@ class SealedDataset:
             raise UsageError("source: names no file, wanted at least one")
         found: dict[str, tuple[Source, Array]] = {}
         for name, place in given.items():
-            source = self._sources[name] = _open_source(place, self._key, _anchor_of(anchor, name), name)
+            source = self._sources[name] = _open_source(
+                place, self._key, _anchor_of(anchor, name), name, mapped=self._mapped
+            )
             arrays = read_arrays(source)
             for field, array in arrays.items():
                 found[field if not name else name if len(arrays) == 1 else f"{name}/{field}"] = (source, array)
-        self._columns = make_columns(_choose(found, self._wanted), self._cache)
+        chosen = normalised(choose(found, self._wanted), self._normalise)
+        check_names("bfloat16", self._bfloat16, chosen)
+        self._columns = make_columns(chosen, self._cache, self._bfloat16)
         self._count = self._columns[0].array.count
         self._single = len(self._columns) == 1
 
@@ -294,6 +315,9 @@ class SealedDataset:
             "fields": self.fields,
             "transform": self._transform,
             "cache": self._cache,
+            "normalise": self._normalise,
+            "bfloat16": self._bfloat16,
+            "mapped": self._mapped,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -309,7 +333,7 @@ def _anchor_of(anchor: AnyAnchor | Mapping[str, AnyAnchor] | None, name: str) ->
     return anchor
 
 
-def _open_source(place: Place, key: bytes | None, anchor: AnyAnchor | None, name: str) -> Source:
+def _open_source(place: Place, key: bytes | None, anchor: AnyAnchor | None, name: str, *, mapped: bool) -> Source:
     if not isinstance(place, (str, os.PathLike)):
         return Source(place)
     if Path(place).is_dir():
@@ -331,28 +355,8 @@ def _open_source(place: Place, key: bytes | None, anchor: AnyAnchor | None, name
             f"anchor: a {type(anchor).__name__}, wanted an anchor or NO_FRESHNESS",
             hint="strongroom.FileAnchor(path) is the anchor in a file",
         )
-    return Source(open_sealed(place, "r", key=key, anchor=anchor), owned=True)
-
-
-def _choose(found: Mapping[str, tuple[Source, Array]], wanted: Sequence[str] | None) -> list[tuple[str, Source, Array]]:
-    """The fields wanted; all have one length."""
-    if isinstance(wanted, str):
-        raise UsageError(f"fields: the string {wanted!r}, wanted a list of names")
-    names = list(found) if wanted is None else list(wanted)
-    unknown = [name for name in names if name not in found]
-    if unknown:
-        raise UsageError(f"fields: {unknown[0]!r}, wanted some of {', '.join(sorted(found)[:50])}")
-    if not names:
-        raise FormatError("fields: none that hold numbers, wanted at least one")
-    counts = {}
-    for name in names:
-        source, array = found[name]
-        if not array.shape:
-            raise FormatError(
-                f"{source.name}: field {name!r}: a single value, wanted rows", hint="name the others with fields="
-            )
-        counts[name] = array.count
-    if len(set(counts.values())) > 1:
-        lengths = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:20])
-        raise FormatError(f"fields: lengths {lengths}, wanted one length", hint="name those that match with fields=")
-    return [(name, *found[name]) for name in names]
+    check_key(key)
+    check_anchor(anchor)
+    path = Path(os.path.realpath(place))  # as `open_sealed`, which knows of no mapped files
+    directory = LocalDirectory(path.parent, mapped=mapped)
+    return Source(open_in(directory, path.name, "r", key, anchor, what=os.fspath(place)), owned=True)

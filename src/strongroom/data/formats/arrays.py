@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from strongroom.data.normalise import Normalise
 from strongroom.data.source import Source
 from strongroom.errors import FormatError
 
@@ -26,12 +27,14 @@ class Array:
         dtype: as it lies in the file, its byte order too.
         shape: of all of it.
         bfloat16: `dtype` is uint16, and each value the upper half of a float32.
+        normalise: what is made of the values when they are read; None leaves them as they are.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     bfloat16: bool = field(default=False, kw_only=True)
+    normalise: Normalise | None = field(default=None, kw_only=True)
 
     @property
     def count(self) -> int:
@@ -95,6 +98,7 @@ def stored(
     size: int,
     *,
     bfloat16: bool = False,
+    normalise: Normalise | None = None,
 ) -> Stored:
     """An array of which the header says that its bytes are the `size` from `offset` on.
 
@@ -111,4 +115,4 @@ def stored(
             f"{where}: ends at byte {offset + size}, wanted at most {source.length}",
             hint="the file was cut; make it anew",
         )
-    return Stored(name, dtype, shape, offset=offset, bfloat16=bfloat16)
+    return Stored(name, dtype, shape, offset=offset, bfloat16=bfloat16, normalise=normalise)
