@@ -8,7 +8,7 @@ Attestation, kind 1, on one TLS connection; `session.py` is the other end:
 4. The CAS recomputes the report data from that nonce, this connection's exporter and the claims; verifies; appraises
    against the policy; checks that the claims name this CAS, this policy and the key that the TLS handshake proved.
 5. It answers with the configuration, HPKE-sealed to the key in the claims, and a certificate for the TLS key. From now
-   on the connection is attested: anchors, time tokens and service results are given on it.
+   on the connection is attested: anchors, time tokens, service results and lineage are given on it.
 6. The enclave opens the configuration.
 
 Rules:
@@ -43,6 +43,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.token import verify_token
 from strongroom.attest.verify import verify
 from strongroom.cas.authority import Authority
+from strongroom.cas.lineage import statements
 from strongroom.cas.policy import Policy, parse_policy
 from strongroom.cas.store import Store
 from strongroom.cas.wire import (
@@ -123,6 +124,7 @@ def cas_application(store: Store, authority: Authority, *, clock: Clock = time.t
         Route("/v1/attest", _guard(cas.attest), methods=["POST"]),
         Route("/v1/time-token", _guard(cas.time_token), methods=["POST"]),
         Route("/v1/service", _guard(cas.service), methods=["POST"]),
+        Route("/v1/lineage", _guard(cas.lineage), methods=["POST"]),
         Route("/v1/policies/{namespace}/{name}", _guard(cas.get_policy), methods=["GET"]),
         Route("/v1/policies/{namespace}/{name}", _guard(cas.put_policy), methods=["PUT"]),
         Route("/v1/policies/{namespace}/{name}/secrets/{secret}", _guard(cas.put_secret), methods=["PUT"]),
@@ -204,6 +206,7 @@ class _Cas:
         """Steps 3 to 5."""
         body, tls, now = await _body(request), tls_info(request.scope), self._now()
         tls.session.pop("attested", None)
+        tls.session.pop("appraised", None)
         # 3
         nonce, key = tls.session.pop("nonce", None), _enclave_key(tls)
         if nonce is None:
@@ -225,6 +228,7 @@ class _Cas:
         detail: dict[str, object] = {"role": role, "tee": result.tee, "measurement": result.measurement}
         self._store.record("attested", policy.name, detail | {"version": policy.version}, now=now)
         tls.session["attested"] = (policy.name, policy.digest)
+        tls.session["appraised"] = result
         return JSONResponse({"configuration": b64(box), "certificate": b64(certificate.der)})
 
     @contextmanager
@@ -317,6 +321,19 @@ class _Cas:
         )
         return JSONResponse({"result": signed, "cas_chain": [b64(c.der) for c in self._authority.chain]})
 
+    async def lineage(self, request: Request) -> Response:
+        """Sign what an enclave says of its run, and what is known here of the enclave."""
+        body, now = await _body(request), self._now()
+        policy = self._attested_policy(request)
+        appraised = tls_info(request.scope).session["appraised"]
+        stated = statements(body, policy=policy, appraised=appraised, cas_root=self._authority.cas_root, now=now)
+        signed = [self._authority.sign_lineage(statement) for statement in stated]
+        together = digest(*(digest(envelope.payload) for envelope in signed)).hex()
+        detail: dict[str, object] = {"invocation": stated[0].run.invocation, "measurement": appraised.measurement}
+        detail |= {"version": policy.version, "outputs": len(signed), "statements": together}
+        self._store.record("lineage", policy.name, detail, now=now)
+        return JSONResponse({"envelopes": [envelope.to_bytes().decode() for envelope in signed]})
+
     # Enclaves and owners
 
     async def get_anchor(self, request: Request) -> Response:
@@ -352,7 +369,7 @@ class _Cas:
                 f"vault: policy {policy.name} names none called {name[:80]!r}",
                 hint="`strongroom cas show` prints the policy; add the vault in its next version",
             )
-        if enclave and write and rule.access != "read-write":
+        if enclave and write and rule.access == "read-only":
             raise UnauthorizedError(
                 f"vault {rule.name}: this enclave may only read it",
                 hint='to let it write, say access = "read-write" in the policy\'s next version',

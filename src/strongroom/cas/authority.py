@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
+from strongroom.attest.dsse import Envelope
 from strongroom.attest.token import sign_token
 from strongroom.cas.files import create_once
 from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, RESULT_TOKEN, TIME_TOKEN
 from strongroom.channel import Identity
 from strongroom.crypto import Certificate, CertificateAuthority, PublicKey, SigningKey, random_bytes
+from strongroom.lineage.statement import PAYLOAD_TYPE, Statement
 
 # The leaf's key lives as long as the process, so this is also how long a CAS may run without being started anew.
 _LEAF_LIFETIME = dt.timedelta(days=365)
@@ -58,6 +60,10 @@ class Authority:
     def result_token(self, payload: dict[str, str], *, now: int) -> str:
         """A signed attestation result."""
         return sign_token(self.identity.key, RESULT_TOKEN, {"iat": now, "exp": now + RESULT_LIFETIME, **payload})
+
+    def sign_lineage(self, statement: Statement) -> Envelope:
+        """A signed statement of where an output comes from, for whoever has pinned the root key."""
+        return Envelope.sign(self.identity.key, self.chain, PAYLOAD_TYPE, statement.to_bytes())
 
 
 def _load_or_create(directory: Path, now: dt.datetime) -> CertificateAuthority:

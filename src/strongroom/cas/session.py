@@ -7,17 +7,26 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
 from strongroom.cas.client import MAX_ANSWER, TIMEOUT, CasAnchor, cas_expectation
-from strongroom.cas.wire import ATTEST_FIRST, CONFIGURATION_INFO, b64, bytes_field, hex_field, text_field
+from strongroom.cas.wire import (
+    ATTEST_FIRST,
+    CONFIGURATION_INFO,
+    MAX_OUTPUTS,
+    b64,
+    bytes_field,
+    hex_field,
+    text_field,
+)
 from strongroom.channel import HttpClient, Identity, Response, TlsStream
 from strongroom.crypto import Certificate, HpkeKey, digest
 from strongroom.errors import CasError, ChannelError
+from strongroom.lineage.statement import Output, Run
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,21 @@ class EnclaveSession:
             raise CasError("answer: cas_chain is missing")
         ders = tuple(bytes_field({"cas_chain": der}, "cas_chain") for der in chain)
         return ServiceResult(evidence, claims, token, text_field(answer, "result"), ders)
+
+    def sign_lineage(self, run: Run, outputs: Sequence[Output]) -> list[bytes]:
+        """Have the CAS sign where outputs come from: an envelope for each, in order.
+
+        Raises:
+            FormatError: what is to be said is too much for one statement.
+        """
+        envelopes: list[bytes] = []
+        for at in range(0, len(outputs), MAX_OUTPUTS):
+            some = [output.to_wire() for output in outputs[at : at + MAX_OUTPUTS]]
+            signed = self.post("/v1/lineage", {"run": run.to_wire(), "outputs": some}).get("envelopes")
+            if not isinstance(signed, list) or len(signed) != len(some):
+                raise CasError(f"answer: wanted {len(some)} envelopes")
+            envelopes += [text_field({"envelope": one}, "envelope").encode() for one in signed]
+        return envelopes
 
 
 def _provisions(opened: bytes, policy_digest: str, certificate: Certificate) -> Provisions:

@@ -7,10 +7,8 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
+from strongroom.attest.issuer import CAS_URI as CAS_URI
 from strongroom.errors import FormatError
-
-CAS_URI = "spiffe://strongroom/cas"
-"""The name in the certificate of every CAS; which CAS it is, the root key tells."""
 
 CONFIGURATION_INFO = b"strongroom/cas/configuration/v1"
 """The HPKE info string under which a configuration is sealed to an enclave."""
@@ -22,6 +20,9 @@ TIME_TOKEN = "strongroom-time+jwt"  # noqa: S105  # a token's type
 RESULT_TOKEN = "strongroom-result+jwt"  # noqa: S105
 RESULT_LIFETIME = 600
 """Seconds for which a service's attestation result stands; the service renews it before."""
+
+MAX_OUTPUTS = 32
+"""Statements of lineage in one answer."""
 
 
 def b64(data: bytes) -> str:

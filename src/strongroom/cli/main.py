@@ -16,17 +16,18 @@ from strongroom.errors import MissingDependencyError, StrongroomError, UsageErro
 
 # In the order of the story that `strongroom --help` tells. A verb's module is imported only when it is called.
 VERBS = {
-    "demo": "run the whole story on real data: seal, train, serve, predict, refuse",
+    "demo": "run the whole story on real data: seal, train, kill, resume, serve, predict, refuse",
     "seal": "encrypt a file or a directory",
     "unseal": "decrypt what `seal` made",
     "mount": "show a vault as a directory that programs read and write",
     "unmount": "commit and take away what `mount` made",
     "vault": "look into vaults, copy in and out, verify, back up, and say who can open them",
     "mirror": "look into the mirror of a training: its commits, arrays and values; verify, go back, export",
-    "spot": "simulate training on spot instances, with and without a mirror",
+    "spot": "training on spot instances: simulate it with and without a mirror, or really kill and restart one",
     "run": "run a program in an enclave, with its data unsealed only there",
     "serve": "serve a sealed model from an enclave",
     "predict": "appraise a service, then send it inputs",
+    "verify": "walk a model back to the program, policy and data that it was made from",
     "cas": "run a configuration and attestation service, or talk to one",
     "measure": "print the measurement of a program and its parts",
     "doctor": "say what this machine offers and what is missing for what",

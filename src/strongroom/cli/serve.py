@@ -20,6 +20,7 @@ from strongroom.cli.workspace import Home, SealedVault, apply_development_policy
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.measure import measure
 from strongroom.errors import UsageError
+from strongroom.lineage.requirement import Requirement
 
 _MODEL_VAULT = "model"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -38,6 +39,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, metavar="FILE", help="the vault's key file (default: VAULT.key)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8443, help="the port, 0 for any free one (default: %(default)s)")
+    parser.add_argument(
+        "--require-lineage", action="store_true", help="refuse, inside the enclave, a model without a valid lineage"
+    )
+    parser.add_argument(
+        "--lineage-policy",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a policy that it may have been trained under (default: any)",
+    )
+    parser.add_argument(
+        "--lineage-cas-root", metavar="sha256:...", help="the CAS whose word counts (default: this service's)"
+    )
     parser.add_argument("--debug-enclave", action="store_true", help="launch as a debug enclave; policies refuse it")
     output.add_json(parser)
 
@@ -65,13 +79,30 @@ def run(args: argparse.Namespace) -> int:
     listener = bind(args.host, args.port)
     with listener, home.cas() as address:
         policy, enclave, serving = start_service(
-            home, address, sealed, names, listener=listener, debug=args.debug_enclave
+            home,
+            address,
+            sealed,
+            names,
+            listener=listener,
+            debug=args.debug_enclave,
+            lineage=_requirement(args, home, address),
         )
         _until_told(enclave)
         url = local_url(args.host, listener.getsockname()[1])
         waiter = threading.Thread(target=_announce, args=(args, enclave, serving, url, policy), daemon=True)
         waiter.start()
         return enclave.wait()
+
+
+def _requirement(args: argparse.Namespace, home: Home, address: CasAddress) -> Requirement | None:
+    """What the arguments require of the models' lineage."""
+    if not args.require_lineage:
+        if args.lineage_policy or args.lineage_cas_root:
+            raise UsageError("--lineage-policy, --lineage-cas-root: say what --require-lineage requires, add that")
+        return None
+    if not args.lineage_policy:
+        output.note("lineage: any policy of that CAS counts; --lineage-policy NAME says which may have trained a model")
+    return Requirement(args.lineage_cas_root or address.cas_root, tuple(args.lineage_policy), home.vendor().root_digest)
 
 
 def start_service(
@@ -83,6 +114,7 @@ def start_service(
     listener: Any,
     debug: bool = False,
     quiet: bool = False,
+    lineage: Requirement | None = None,
 ) -> tuple[Policy, Enclave, threading.Event]:
     """Apply a development policy for a service, give the CAS the vault's key, and launch it.
 
@@ -90,13 +122,14 @@ def start_service(
         listener: the socket to accept on.
         debug: launch a debug enclave, which the policy refuses.
         quiet: say nothing of what the enclave reports.
+        lineage: what it requires of the models' lineage.
 
     Returns:
         The policy, the enclave, and an event that is set once it accepts requests.
     """
     owner, vendor = home.owner(), home.vendor()
     rule = VaultRule(_MODEL_VAULT, "", "read-only")
-    program = Program(tuple(models))
+    program = Program((*([lineage.to_word()] if lineage else []), *models))
     name = policy_name("serve-" + PurePosixPath(models[0]).stem, [sealed.key()])
     config = boot_config(name, address, program, (rule,), role="service")
     with OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:

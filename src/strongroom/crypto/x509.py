@@ -10,7 +10,7 @@ import datetime as dt
 import ipaddress
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -31,7 +31,7 @@ class Certificate:
             spki = self._cert.public_key().public_bytes(
                 serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
             )
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
             raise FormatError("certificate: not X.509 DER") from None
         self.der = der
         self.key = PublicKey(spki)
@@ -85,7 +85,7 @@ class Certificate:
             self._cert.verify_directly_issued_by(root._cert)
         except x509.ExtensionNotFound:
             raise VerificationError("issuer: has no basic constraints") from None
-        except (InvalidSignature, ValueError, TypeError):
+        except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, x509.DuplicateExtension):
             raise VerificationError("certificate: not issued by the expected authority") from None
         for name, cert in (("certificate", self._cert), ("issuer", root._cert)):
             if not cert.not_valid_before_utc <= now <= cert.not_valid_after_utc:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ from dataclasses import dataclass, field
 from strongroom.attest.appraise import AttestationResult, ReferenceValues, appraise
 from strongroom.attest.binding import JSON, MAX_CANONICAL, NO_BINDER, Kind, parse_canonical, report_data
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.issuer import issuer_key
 from strongroom.attest.token import MAX_TOKEN, verify_token
 from strongroom.attest.verify import verify
-from strongroom.cas.wire import CAS_URI, RESULT_TOKEN, TIME_TOKEN
-from strongroom.crypto import Certificate, PublicKey, digest, equal
+from strongroom.cas.wire import RESULT_TOKEN, TIME_TOKEN
+from strongroom.crypto import Certificate, digest
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -149,7 +149,7 @@ def appraise_service(
     """
     with _only_attestation_errors():
         # 1
-        signer = _cas_key(attestation.cas_chain, cas_root, now)
+        signer = issuer_key(attestation.cas_chain, cas_root, now=now)
         # 2
         result = verify_token(attestation.result, signer, RESULT_TOKEN, now=now)
         if set(result) != _RESULT:
@@ -169,22 +169,6 @@ def appraise_service(
         models = _check_claims(claims, peer, cas_root, policy)
         _check_result(result, claims, attestation.claims, appraised)
     return AppraisedService(peer.key.fingerprint, expires, models, policy, str(claims["policy_digest"]), appraised)
-
-
-def _cas_key(chain: tuple[Certificate, Certificate], cas_root: str, now: int) -> PublicKey:
-    """The key of the CAS's leaf."""
-    leaf, root = chain
-    if not equal(root.key.fingerprint.encode(), cas_root.encode()):
-        raise VerificationError(
-            f"CAS root: got {root.key.fingerprint}, wanted {cas_root}",
-            hint="the service belongs to another CAS than the one that was named",
-        )
-    moment = dt.datetime.fromtimestamp(now, dt.UTC)
-    root.verify_issued_by(root, now=moment)
-    leaf.verify_issued_by(root, now=moment)
-    if leaf.uris != [CAS_URI]:
-        raise VerificationError(f"CAS certificate: got the names {leaf.uris}, wanted {CAS_URI}")
-    return leaf.key
 
 
 def _check_claims(claims: Mapping[str, JSON], peer: Certificate, cas_root: str, policy: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A service's enclave, from boot to the last answer: models out of a sealed vault, evidence renewed, requests served.
 
 The boot configuration's command lists the models to serve: paths in the vault `model`, each served under the name of
-its file without ``.onnx``.
+its file without ``.onnx``. A first word may require their lineage (`lineage.requirement`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from strongroom.channel import Server
 from strongroom.crypto import Certificate
 from strongroom.enclave.boot import Booted, main
 from strongroom.errors import ServeError, StrongroomError, UsageError
+from strongroom.lineage.requirement import LineageReader, Requirement
 from strongroom.serve.app import ServiceApp
 from strongroom.serve.attestation import ServiceAttestation
 from strongroom.serve.stage import Stage
 from strongroom.serve.weights import inline_weights
-from strongroom.vault import Vault
 
 MODEL_VAULT = "model"
 _RETRY_SECONDS = 10
@@ -100,10 +100,13 @@ def load_stages(booted: Booted) -> dict[str, Stage]:
     Raises:
         UsageError: one of them is not in the vault, or two would have the same name.
         ModelFormatError: one is not a model that can be run.
+        AttestationError, TamperedError: lineage is required, and that of a model, or of a file with weights of it, is
+            missing or does not convince.
     """
     stages: dict[str, Stage] = {}
+    requirement, paths = Requirement.split(booted.config.command)
     with booted.open_vault(MODEL_VAULT) as vault:
-        for path in booted.config.command:
+        for path in paths:
             name = PurePosixPath(path).name.removesuffix(".onnx")
             if path not in vault:
                 raise UsageError(
@@ -111,14 +114,17 @@ def load_stages(booted: Booted) -> dict[str, Stage]:
                 )
             if name in stages:
                 raise UsageError(f"model: two would be served as {name}")
-            model = inline_weights(vault.read_bytes(path), _beside(vault, path))
+            read = LineageReader(requirement, vault.read_bytes) if requirement else vault.read_bytes
+            model = inline_weights(read(path), _beside(read, path))
             stages[name] = Stage.load(model, name=name)
+            if requirement is not None:
+                booted.control.event("notice", text=f"model {name}: its lineage is as required")
     return stages
 
 
-def _beside(vault: Vault, path: str) -> Callable[[str], bytes]:
+def _beside(read: Callable[[str], bytes], path: str) -> Callable[[str], bytes]:
     folder = PurePosixPath(path).parent
-    return lambda name: vault.read_bytes(str(folder / name))
+    return lambda name: read(str(folder / name))
 
 
 if __name__ == "__main__":
