@@ -32,7 +32,9 @@
     │   └── PortInUseError              52   port-in-use
     ├── EnclaveError                    60   enclave
     │   └── UnsupportedPlatformError    61   unsupported-platform
-    └── ServeError                      70   serve
+    ├── ServeError                      70   serve
+    └── MpcError                        80   mpc
+        └── DivergedError               81   diverged
 
 The number is the exit status of the command line, the word is the error's name on the wire, so that a refusal by a
 distant service is raised here as the same class. A message says the field, what it got and what it wanted; the hint
@@ -247,6 +249,18 @@ class ServeError(StrongroomError):
     """A model could not be served, or a prediction failed."""
 
     code, exit_code = "serve", 70
+
+
+class MpcError(StrongroomError):
+    """A computation on shares cannot go on; nothing of it may be tried again in the same epoch."""
+
+    code, exit_code = "mpc", 80
+
+
+class DivergedError(MpcError):
+    """The parties of a computation on shares do not run the same program."""
+
+    code, exit_code = "diverged", 81
 
 
 def _walk(root: type[StrongroomError]) -> Iterator[type[StrongroomError]]:

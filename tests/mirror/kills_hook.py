@@ -1,8 +1,8 @@
 """Scripts under `strongroom.mirror.hook`, killed over and over, or one after another. Run as a module, it reports.
 
-``python -m tests.mirror.kills_hook kill --directory D --kills N --seed S SCRIPT ARGUMENTS`` prints a line of JSON (see
-`lives`); the script's last argument is the log that it writes. ``... after --directory D SCRIPT SCRIPT ...`` runs one
-after another under one mirror, and prints what was told of each.
+``python -m tests.mirror.kills_hook kill --directory D --kills N --seed S "SCRIPT ARGUMENTS" ...`` prints what `lives`
+says of each script, as JSON; a script's last argument is the log that it writes. ``... after --directory D "SCRIPT
+SCRIPT" ...`` runs the scripts of each group one after another under one mirror, and prints what was told of each.
 """
 
 from __future__ import annotations
@@ -70,15 +70,18 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("words", nargs="+")
     args = parser.parse_args()
-    if args.what == "kill":
-        print(json.dumps(Lives(args.directory, train(args.words)).run(args.kills, args.seed)))
-        return
-    said = []
-    for script in args.words:
-        told = args.directory / "told"
-        sys.stdout.flush()
-        os.waitpid(child(report, args.directory, script, told), 0)
-        said.append(json.loads(told.read_text()))
+    said: list[Any] = []
+    for number, words in enumerate(args.words):
+        directory = args.directory / str(number)
+        directory.mkdir()
+        if args.what == "kill":
+            said.append(Lives(directory, train(words.split())).run(args.kills, args.seed))
+            continue
+        for script in words.split():
+            told = directory / "told"
+            sys.stdout.flush()
+            os.waitpid(child(report, directory, script, told), 0)
+            said.append(json.loads(told.read_text()))
     print(json.dumps(said))
 
 

@@ -30,7 +30,7 @@ POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
-_ACCESS = ("read-only", "read-write")
+_ACCESS = ("read-only", "read-write", "mirror")
 
 # Top directories of an enclave that no vault may hide or lie in.
 _TAKEN = frozenset(
@@ -75,7 +75,10 @@ _QUOTED = re.compile(
 
 @dataclass(frozen=True)
 class VaultRule:
-    """A vault that the enclave gets the key of: its name here, where the program finds it, and how."""
+    """A vault that the enclave gets the key of: its name here, where the program finds it, and how.
+
+    With access ``mirror`` it is no vault, but the mirror of what the program trains, which the program does not see.
+    """
 
     name: str
     mount: str
@@ -202,6 +205,9 @@ def parse_policy(text: str, *, draft: bool = False) -> Policy:
         for name, count in Counter(names).items():
             if count > 1:
                 raise PolicyError(f"{kind}: {name!r} appears twice")
+    mirrors = [v.name for v in policy.vaults if v.access == "mirror"]
+    if len(mirrors) > 1 or (mirrors and policy.role != "program"):
+        raise PolicyError(f"vaults: {len(mirrors)} mirrors in a {policy.role}'s policy, wanted one in a program's")
     mounts = sorted(v.mount + "/" for v in policy.vaults if v.mount)
     for outer, inner in pairwise(mounts):
         if inner.startswith(outer):
@@ -266,6 +272,8 @@ def _vault(table: _Table) -> VaultRule:
         mount=table.text("mount", default=""),
         access=table.choice("access", _ACCESS),
     )
+    if rule.access == "mirror" and rule.mount:
+        raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, and a mirror has none")
     parts = rule.mount.split("/")
     if rule.mount and parts[1:2] and parts[1] in _TAKEN:
         raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, and /{parts[1]} is the enclave's own")

@@ -13,20 +13,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from strongroom.channel.duplex import Channel, TlsChannel
 from strongroom.channel.http import HttpClient, Response
-from strongroom.channel.tls import Expect, Identity, TlsStream, connect, expect_authority, expect_key
+from strongroom.channel.tls import Expect, Identity, TlsStream, accept, connect, expect_authority, expect_key
 
 if TYPE_CHECKING:
     from strongroom.channel.server import Server, TlsInfo, bind, tls_info
 
 __all__ = [
+    "Channel",
     "Expect",
     "HttpClient",
     "Identity",
     "Response",
     "Server",
+    "TlsChannel",
     "TlsInfo",
     "TlsStream",
+    "accept",
     "bind",
     "connect",
     "expect_authority",

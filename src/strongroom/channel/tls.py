@@ -165,6 +165,10 @@ class TlsStream:
         """32 bytes that only the two ends of this very connection can compute."""
         return export(self._tls, label, context)
 
+    def release(self) -> tuple[SSL.Connection, socket.socket]:
+        """The connection and its socket, for whoever goes on with them instead of this stream."""
+        return self._tls, self._socket
+
     def send(self, data: bytes) -> None:
         """Send all of `data`."""
         view = memoryview(data)
@@ -242,6 +246,10 @@ def connect(
     if host and any(c.isalpha() for c in host) and ":" not in host:
         connection.set_tlsext_host_name(host.encode("idna"))
     connection.set_connect_state()
+    return _shake_hands(sock, connection, expect)
+
+
+def _shake_hands(sock: socket.socket, connection: SSL.Connection, expect: Expect) -> TlsStream:
     stream = TlsStream(sock, connection)
     try:
         stream.handshake(expect)
@@ -249,6 +257,16 @@ def connect(
         sock.close()
         raise
     return stream
+
+
+def accept(sock: socket.socket, *, expect: Expect, identity: Identity) -> TlsStream:
+    """Run a handshake as server over an accepted socket, with `connect`'s arguments, promises and errors.
+
+    A client that shows no certificate is refused.
+    """
+    connection = SSL.Connection(server_context(identity), None)
+    connection.set_accept_state()
+    return _shake_hands(sock, connection, expect)
 
 
 def _reason(error: SSL.Error) -> str:

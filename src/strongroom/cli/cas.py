@@ -118,13 +118,15 @@ def _deal(args: argparse.Namespace, address: CasAddress, owner: SigningKey) -> i
                     sys.stdout.write(policy.text)
             case "entrust":
                 policy = client.policy(args.policy)
-                if policy.vault(args.name) is None:
+                rule = policy.vault(args.name)
+                if rule is None:
                     raise UsageError(
                         f"vault: policy {policy.name} names none called {args.name!r}",
                         hint=f"`strongroom cas show {policy.name}` prints the policy",
                     )
                 sealed = SealedVault.at(args.vault, args.key)
-                sealed.key()
+                if rule.access != "mirror":
+                    sealed.key()
                 entrust(client, policy, {args.name: sealed})
                 _print(args, {"policy": policy.name, "vault": args.name, "path": str(args.vault)})
             case "secret":

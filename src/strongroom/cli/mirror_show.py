@@ -35,8 +35,14 @@ def show(args: argparse.Namespace) -> int:
             )
         if args.json:
             wire = {"step": found.step, "time": found.time, "root": str(found.root)}
+            wire |= {"resumes": found.manifest.resumes.to_wire()}
             output.result(wire | {"arrays": [_wire(one) for one in arrays], "values": values})
             return 0
+        resumes = found.manifest.resumes
+        if resumes.count and name is None:
+            steps = ", ".join(str(one.step) for one in resumes.listed[-_SHOWN:])
+            left_out = "..., " if resumes.count > _SHOWN else ""
+            output.stdout.print(f"resumed {resumes.count:,} times, at step {left_out}{steps}\n", markup=False)
         if arrays:
             rows = [[one.name, one.dtype, _shape(one), size(one.nbytes)] for one in arrays]
             print_table(["array", "type", "shape", "size"], rows, right={"size"})

@@ -21,6 +21,7 @@ from strongroom.cli.workspace import (
     SealedVault,
     apply_development_policy,
     entrust,
+    mirror_key,
     policy_name,
     read_policy,
     take_back,
@@ -29,7 +30,10 @@ from strongroom.cli.workspace import (
 from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, VaultMount
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.measure import measure, program_files, python_files
+from strongroom.enclave.mirrored import check_command
 from strongroom.errors import UsageError
+
+MIRROR = "run-mirror"  # no vault's name, which come from mounts, and none is in /run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +50,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="out.vault",
         metavar="VAULT[:MOUNT]",
         help="read-write (at /out); made if it does not exist (default: out.vault)",
+    )
+    parser.add_argument(
+        "--mirror",
+        type=Path,
+        metavar="DIR",
+        help="keep a mirror of what the script trains, so that the same command goes on with it after a kill",
+    )
+    parser.add_argument(
+        "--every", default="auto", metavar="N", help="steps between two commits of the mirror (default: auto)"
     )
     parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
@@ -67,6 +80,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("command: give a command after --, or --policy FILE", hint="strongroom run -- python train.py")
     if bool(args.cas) != bool(args.cas_root):
         raise UsageError("--cas, --cas-root: one is useless without the other")
+    if args.policy and args.mirror:
+        raise UsageError("--mirror: the policy says that", hint='access = "mirror" in it, and --vault NAME=DIR here')
+    if args.every != "auto" and not (args.every.isascii() and args.every.isdigit() and 0 < int(args.every[:9]) < 10**9):
+        raise UsageError(f"--every: got {args.every[:20]!r}, wanted a number of steps from 1 on, or auto")
+    if args.mirror:
+        check_command(command)
     output.note(output.SIMULATED_BANNER)
     for line in isolation.notes:
         output.note(line)
@@ -85,11 +104,14 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
     missing = [rule.name for rule in policy.vaults if rule.name not in vaults]
     if missing:
         raise UsageError(f"vault {missing[0]}: the policy names it", hint=f"give --vault {missing[0]}=PATH")
+    for rule in policy.vaults:
+        if rule.access == "mirror":
+            vaults[rule.name].mkdir(mode=0o700, parents=True, exist_ok=True)
     with _cas_of(args, home) as address:
         try:
             return _launch(args, home, address, policy, policy.program, files, vaults)
         finally:
-            written = [rule.name for rule in policy.vaults if rule.access == "read-write"]
+            written = [rule.name for rule in policy.vaults if rule.access != "read-only"]
             with OwnerClient(address.url, cas_root=address.cas_root, owner=home.owner()) as client:
                 for name in written:
                     take_back(client, policy, name, SealedVault.at(vaults[name]))
@@ -119,8 +141,15 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
         with out.create() as new:
             new.commit()
         output.note(f"made {out.path}; its key is {out.key_path}")
+    if args.mirror:
+        if any(args.mirror.resolve() == vault.path.resolve() for vault in sealed.values()):
+            raise UsageError(f"mirror: {args.mirror} is a vault", hint="give --mirror a directory of its own")
+        sealed[MIRROR] = SealedVault.at(args.mirror)
+        if not args.mirror.exists():
+            output.note(f"makes {args.mirror}; its key is {sealed[MIRROR].key_path}")
+        rules = (*rules, VaultRule(MIRROR, "", "mirror"))
     owner, vendor = home.owner(), home.vendor()
-    keys = [vault.key() for vault in sealed.values()]
+    keys = [mirror_key(vault) if name == MIRROR else vault.key() for name, vault in sealed.items()]
     label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
     name = policy_name(label, keys)
     with home.cas() as address, OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
@@ -142,7 +171,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
             return _launch(args, home, address, policy, program, files, {n: v.path for n, v in sealed.items()})
         finally:
             for rule in rules:
-                if rule.access == "read-write":
+                if rule.access != "read-only":
                     take_back(client, policy, rule.name, sealed[rule.name])
 
 
@@ -169,6 +198,7 @@ def _launch(
         cas=address,
         vendor=home.vendor(),
         vaults=vaults,
+        every=args.every,
         debug=args.debug_enclave,
         on_event=on_event,
         stdout=sys.stderr.fileno() if args.json else None,
@@ -190,8 +220,24 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
         case "sealed":
             count = len(detail["files"])
             return f"vault {detail['vault']}: sealed {count} file{'s' * (count != 1)}"
+        case "mirror":
+            return _describe_mirror(detail)
         case "notice":
             return str(detail["text"])
+    return None
+
+
+def _describe_mirror(detail: Mapping[str, Any]) -> str | None:
+    match detail["what"]:
+        case "begins":
+            return "mirror: begins"
+        case "resumes":
+            return f"mirror: resumes from step {detail['step']}"
+        case "left-out":
+            return f"mirror: nothing is committed: {detail['why']}"
+        case "ended":
+            count = detail["commits"]
+            return f"mirror: {count} commit{'s' * (count != 1)}, the newest of step {detail['step']}"
     return None
 
 

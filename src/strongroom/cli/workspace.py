@@ -240,6 +240,15 @@ def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
     return client.apply(following)
 
 
+def mirror_key(mirror: SealedVault) -> bytes:
+    """The key of a mirror, which is made with its directory if there is none."""
+    if mirror.path.exists() and not mirror.path.is_dir():
+        raise UsageError(f"mirror: {mirror.path} is a file, wanted a directory")
+    key = load_key(mirror.key_path) if mirror.key_path.exists() else create_key(mirror.key_path)
+    mirror.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return key
+
+
 def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVault]) -> None:
     """Give the CAS the keys of a policy's vaults, and the root that each has now.
 
@@ -247,10 +256,13 @@ def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVaul
     CAS's anchor is further, the other follows. Neither ever moves back; an authorised restore is further.
     """
     for name, sealed in vaults.items():
-        client.put_vault_key(policy.name, name, sealed.key())
+        rule = policy.vault(name)
+        mirror = rule is not None and rule.access == "mirror"
+        client.put_vault_key(policy.name, name, mirror_key(sealed) if mirror else sealed.key())
         take_back(client, policy, name, sealed)
-        with sealed.open():
-            pass  # it opens, and its anchor file is up to date now
+        if not mirror:
+            with sealed.open():
+                pass  # it opens, and its anchor file is up to date now
         root = sealed.anchor.read()
         anchor = client.anchor(policy.name, name)
         known = anchor.read()

@@ -49,7 +49,7 @@ class _HostAttester:
 
 
 @dataclass(frozen=True)
-class _Watched:
+class Watched:
     """An anchor for reading only: the direct successor of its root is as fresh, and moving on is for the writer."""
 
     anchor: CasAnchor
@@ -97,7 +97,7 @@ class Booted:
         anchor = self.session.anchor(name)
         if writable:
             return vault.open(Path(place), "r+", key=key, anchor=anchor)
-        return vault.open(Path(place), "r", key=key, anchor=_Watched(anchor))
+        return vault.open(Path(place), "r", key=key, anchor=Watched(anchor))
 
 
 def boot(control: Control) -> Booted:

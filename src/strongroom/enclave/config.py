@@ -16,6 +16,7 @@ SANDBOX, PROCESS = "sandbox", "process"
 # Where things lie in a sandboxed enclave. Constants of measured code, so that the host has no say in them.
 PROGRAM_DIRECTORY = "/program"
 VAULTS_DIRECTORY = "/run/strongroom/vaults"
+MIRROR_DIRECTORY = "/run/mirror"
 SANDBOX_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",  # noqa: S108  # the enclave's own

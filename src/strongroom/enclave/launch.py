@@ -100,8 +100,9 @@ class Enclave:
 
     def _await_death(self) -> None:
         """Wait until the sandboxed process has closed all its files: bubblewrap, when killed, is gone before it."""
-        if self._death is not None:
-            select.select([self._death], [], [])
+        death, self._death = self._death, None  # once: it is closed with the other resources
+        if death is not None:
+            select.select([death], [], [])
 
     @property
     def running(self) -> bool:
@@ -136,6 +137,7 @@ def launch(
     vendor: SimulatedVendor,
     vaults: Mapping[str, Path],
     listener: socket.socket | None = None,
+    every: str = "auto",
     debug: bool = False,
     on_event: EventHandler | None = None,
     stdout: int | None = None,
@@ -146,7 +148,8 @@ def launch(
     Args:
         files: the program's files by their names inside the enclave.
         cas: where the CAS is; which CAS it must be is in `config`.
-        vaults: where the policy's vaults lie on this host.
+        vaults: where the policy's vaults lie on this host, and the directory of its mirror.
+        every: steps between two commits of the program's mirror, or ``auto``.
         listener: the socket that a service accepts on.
         debug: launch as a debug enclave, which every policy refuses.
         on_event: called from another thread as the enclave reports.
@@ -168,10 +171,12 @@ def launch(
         resources.callback(ours.close)
         resources.callback(theirs.close)
         writable = {v.name for v in config.vaults if v.access == "read-write"}
-        places = {name: (path.resolve(), name in writable) for name, path in vaults.items()}
+        mirror = next((vaults[v.name].resolve() for v in config.vaults if v.access == "mirror"), None)
+        mirrors = {v.name for v in config.vaults if v.access == "mirror"}
+        places = {n: (path.resolve(), n in writable) for n, path in vaults.items() if n not in mirrors}
         inner = [str(here.executable), "-I", "-X", f"pycache_prefix={SANDBOX_PYCACHE}", "-m", config.entry]
         inner += ["--control", str(theirs.fileno())]
-        layout: dict[str, Any] = {"fuse": isolation.fuse}
+        layout: dict[str, Any] = {"fuse": isolation.fuse, "every": every}
         environment = dict(SANDBOX_ENVIRONMENT)
         descriptors = [theirs.fileno()]
         info_read = None
@@ -187,6 +192,7 @@ def launch(
                 environment=here,
                 program=program,
                 vaults=places,
+                mirror=mirror,
                 fuse=isolation.fuse,
                 info_fd=info_write,
             )
@@ -194,7 +200,7 @@ def launch(
         else:
             private = _private_directory(resources)
             layout |= {
-                "vaults": {name: str(place) for name, (place, _) in places.items()},
+                "vaults": {name: str(path.resolve()) for name, path in vaults.items()},
                 "private_root": str(private),
             }
             inner[3] = f"pycache_prefix={private / '.pycache'}"

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from strongroom.enclave.boot import Booted, main
 from strongroom.enclave.config import SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, VaultMount
+from strongroom.enclave.mirrored import Keeper, check_command
+from strongroom.enclave.witness import Witness, is_lineage
 from strongroom.errors import EnclaveError, MissingDependencyError, UnsupportedPlatformError
 from strongroom.shield import files
 from strongroom.vault import Vault
@@ -26,26 +28,40 @@ _MOUNTED = Path("/run/mounted")
 
 def run(booted: Booted) -> int:
     """Mount, run, and seal what was written; the program's exit status, 128 + n if signal n ended it."""
+    witness = Witness(booted)
     with ExitStack() as shields:
         rules = [rule for rule in booted.config.vaults if rule.mount]
         places = {rule.name: _place(booted, rule) for rule in rules}
         readable = {r.name: places[r.name] for r in rules if r.access == "read-only"}
-        mounted = shields.enter_context(_readable(booted, readable))
+        mounted = shields.enter_context(_readable(booted, readable, witness))
         for rule in rules:
             if rule.access == "read-write":
-                shields.enter_context(_writable(booted, rule.name, places[rule.name]))
+                shields.enter_context(_writable(booted, rule.name, places[rule.name], witness))
         command = [_expand(word, places) for word in booted.config.command]
         if not command:
             raise EnclaveError("command: is empty")
+        mirror = next((rule.name for rule in booted.config.vaults if rule.access == "mirror"), None)
+        keeper = None
+        if mirror is not None:
+            check_command(command)
+            keeper = shields.enter_context(Keeper(booted, mirror))
+            command[1:] = keeper.wrapped(command[1:])
         if command[0] in ("python", "python3"):
             # As an option too: `-I` and `-E` turn the variable off.
             command[:1] = [sys.executable, "-X", f"pycache_prefix={_pycache(booted)}"]
         booted.control.event("running", command=list(booted.config.command))
-        status = _supervise(command, _environment(booted), _pycache(booted), hide=booted.sandboxed)
+        inherited = () if keeper is None else (keeper.descriptor,)
+        status = _supervise(command, _environment(booted), _pycache(booted), hide=booted.sandboxed, inherited=inherited)
         booted.control.event("ended", status=status)
+        if keeper is not None:
+            keeper.check()
+            state = keeper.state()
+            if state is not None:
+                witness.mirror(state)
         # The program saw an I/O error and may have gone on: what it made of that is not committed.
         if mounted is not None and mounted.failure is not None:
             raise mounted.failure
+        witness.ended(status)
     return status
 
 
@@ -65,7 +81,7 @@ def _expand(word: str, places: Mapping[str, Path]) -> str:
 
 
 @contextmanager
-def _readable(booted: Booted, places: Mapping[str, Path]) -> Iterator[files.MountedVault | None]:
+def _readable(booted: Booted, places: Mapping[str, Path], witness: Witness) -> Iterator[files.MountedVault | None]:
     """Read-only vaults, decrypted on access through FUSE (the mount), or unpacked into memory where there is none."""
     if not places:
         yield None
@@ -76,6 +92,10 @@ def _readable(booted: Booted, places: Mapping[str, Path]) -> Iterator[files.Moun
         if mounted is None:
             for name, place in places.items():
                 opened.enter_context(files.expose(vaults[name], place))
+                witness.unpacked(name, vaults[name], place)
+        else:
+            for name in places:
+                witness.mounted(name, vaults[name])
         how = "unpacked to private memory" if mounted is None else "decrypted on access (FUSE)"
         for name, place in places.items():
             booted.control.event("vault", vault=name, mount=str(place), how=how)
@@ -103,18 +123,21 @@ def _mount(booted: Booted, vaults: Mapping[str, Vault], places: Mapping[str, Pat
 
 
 @contextmanager
-def _writable(booted: Booted, name: str, place: Path) -> Iterator[None]:
+def _writable(booted: Booted, name: str, place: Path, witness: Witness) -> Iterator[None]:
     """A directory in memory with the vault's content, sealed and committed when the program has ended."""
     with booted.open_vault(name) as opened:
         files.expose(opened, place)
+        witness.writable(name, opened, place)
         booted.control.event("vault", vault=name, mount=str(place), how="in memory, sealed when the program ends")
         yield
         skipped = files.collect(place, opened)
         for path in opened.files():
             if not (place / path).is_file():
                 opened.remove(path)
+        stated = witness.state(name, opened)
         opened.commit()
-        booted.control.event("sealed", vault=name, files=opened.files(), root=str(opened.root))
+        written = [path for path in opened.files() if not is_lineage(path)]
+        booted.control.event("sealed", vault=name, files=written, lineage=len(stated), root=str(opened.root))
         if skipped:
             booted.control.event(
                 "notice", text=f"vault {name}: not sealed, being no regular files: {', '.join(skipped)}"
@@ -141,14 +164,17 @@ def _pycache(booted: Booted) -> str:
     return SANDBOX_PYCACHE if booted.sandboxed else str(_private_root(booted) / ".pycache")
 
 
-def _supervise(command: list[str], environment: Mapping[str, str], pycache: str, *, hide: bool) -> int:
+def _supervise(
+    command: list[str], environment: Mapping[str, str], pycache: str, *, hide: bool, inherited: Sequence[int] = ()
+) -> int:
     """Run a command without privileges, pass signals on, reap orphans (this may be process 1).
 
-    With `hide`, the program does not see the directory of the vaults' ciphertext, which is the host's disk.
+    With `hide`, the program does not see the directory of the vaults' ciphertext, which is the host's disk. Of this
+    process's descriptors it gets those that are `inherited`.
     """
     drop = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={pycache}", str(Path(__file__).with_name("drop.py"))]
     wrapped = [*drop, *(["--hide", _CIPHERTEXT] if hide else []), "--", *command]
-    child = subprocess.Popen(wrapped, env=dict(environment))  # noqa: S603  # the measured command
+    child = subprocess.Popen(wrapped, env=dict(environment), pass_fds=inherited)  # noqa: S603  # the measured command
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from strongroom.enclave.config import PROGRAM_DIRECTORY, VAULTS_DIRECTORY
+from strongroom.enclave.config import MIRROR_DIRECTORY, PROGRAM_DIRECTORY, VAULTS_DIRECTORY
 from strongroom.enclave.measure import Environment
 from strongroom.errors import UnsupportedPlatformError
 
@@ -78,6 +78,7 @@ def bubblewrap_command(
     environment: Environment,
     program: Path,
     vaults: Mapping[str, tuple[Path, bool]],
+    mirror: Path | None,
     fuse: bool,
     info_fd: int,
 ) -> list[str]:
@@ -86,6 +87,7 @@ def bubblewrap_command(
     Args:
         program: a directory with exactly the program's files.
         vaults: place on the host, and whether it is writable, by name.
+        mirror: a directory on the host that the program's mirror is written to.
         fuse: let the enclave mount file systems of its own.
         info_fd: where bubblewrap reports the process id.
     """
@@ -109,6 +111,8 @@ def bubblewrap_command(
     command += ["--ro-bind", str(program), PROGRAM_DIRECTORY, "--dir", VAULTS_DIRECTORY]
     for name, (place, writable) in vaults.items():
         command += ["--bind" if writable else "--ro-bind", str(place), f"{VAULTS_DIRECTORY}/{name}"]
+    if mirror is not None:
+        command += ["--bind", str(mirror), MIRROR_DIRECTORY]
     # For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the
     # program, which gets no capability at all.
     command += ["--cap-add", "CAP_SYS_ADMIN"]

@@ -16,10 +16,11 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from strongroom.errors import FormatError
+from strongroom.lineage.resumes import Resumes
 from strongroom.mirror.state import MAX_DIMENSIONS, item_size
 
 MAGIC: Final = b"SRMIRROR"
@@ -138,6 +139,7 @@ class Manifest:
         layout: where its arrays lie.
         values: the state as `state.encode` made it.
         kept: (step, sequence) of earlier commits that were kept when this was made, the oldest first.
+        resumes: every return from the mirror that this commit follows.
     """
 
     step: int
@@ -145,6 +147,7 @@ class Manifest:
     layout: Layout
     values: Any
     kept: tuple[tuple[int, int], ...] = ()
+    resumes: Resumes = field(default_factory=Resumes)
 
     def to_bytes(self) -> bytes:
         """The manifest and the footer."""
@@ -157,6 +160,8 @@ class Manifest:
             "values": _json(self.values),
             "kept": _json([list(one) for one in self.kept]),
         }
+        if self.resumes.count:
+            members["resumes"] = _json(self.resumes.to_wire())
         text = ",".join(f'"{name}":{value}' for name, value in members.items())
         body = f"{{{text}}}".encode("utf-8", "surrogatepass")
         if len(body) > MAX_MANIFEST:
@@ -192,8 +197,8 @@ def parse_manifest(body: bytes, *, area: int, length: int, block_size: int) -> M
     except (ValueError, RecursionError):
         raise FormatError("mirror manifest: no JSON") from None
     names = {"step", "time", "rest", "arrays", "values", "kept"}
-    if not isinstance(raw, dict) or raw.keys() != names:
-        raise FormatError(f"mirror manifest: wanted exactly {', '.join(sorted(names))}")
+    if not isinstance(raw, dict) or raw.keys() - {"resumes"} != names:
+        raise FormatError(f"mirror manifest: wanted exactly {', '.join(sorted(names))}, and maybe resumes")
     step, rest = _count(raw["step"], "step"), _count(raw["rest"], "rest")
     time = raw["time"]
     if not isinstance(time, (int, float)) or isinstance(time, bool) or not math.isfinite(time):
@@ -206,7 +211,8 @@ def parse_manifest(body: bytes, *, area: int, length: int, block_size: int) -> M
     if len({entry.name for entry in entries}) != len(entries):
         raise FormatError("mirror manifest: two arrays of one name")
     kept = tuple(_kept(one) for one in _list(raw["kept"], "kept"))
-    return Manifest(step, float(time), Layout(block_size, entries, area, rest), raw["values"], kept)
+    resumes = Resumes.from_wire(raw["resumes"]) if "resumes" in raw else Resumes()
+    return Manifest(step, float(time), Layout(block_size, entries, area, rest), raw["values"], kept, resumes)
 
 
 def _entry(raw: object, area: int, rest: int, block_size: int) -> Entry:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from strongroom.errors import FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
+from strongroom.lineage.resumes import Resume, Resumes
 from strongroom.mirror import region
 from strongroom.mirror.commit import Commit, MirrorWarning
 from strongroom.mirror.image import Bytes, Image, Pieces, put_rests, tail_of, whole_blocks
@@ -85,6 +86,7 @@ class Mirror:
         self._layout = self._manifest.layout if self._manifest else None
         self._future_kept: list[tuple[int, int]] = []  # of steps behind the one that was restored
         self._went_back: int | None = None  # the version that was restored, if it is not the newest
+        self._resume: Resume | None = None  # the return that the next commit follows
         self._image = Image(self._file, delta=delta)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mirror") if self._overlapped else None
         self._under_way: Commit | None = None
@@ -284,7 +286,10 @@ class Mirror:
         file = self._file
         self._image.write(layout, self._layout, pieces)
         kept = self._plan_kept()
-        manifest = Manifest(commit.step, float(self._clock()), layout, values, tuple(kept))
+        resumes = self._manifest.resumes if self._manifest else Resumes()
+        if self._resume is not None:
+            resumes = resumes.then(self._resume)
+        manifest = Manifest(commit.step, float(self._clock()), layout, values, tuple(kept), resumes)
         end = tail.tobytes() + manifest.to_bytes()
         file.write_at(layout.area, end)
         file.truncate(layout.area + len(end))
@@ -295,7 +300,7 @@ class Mirror:
             self._unnamed = False
         self._manifest, self._layout = manifest, layout
         self._kept = [*kept, (commit.step, root.sequence)] if self._keep > 1 else []
-        self._future_kept, self._went_back = [], None
+        self._future_kept, self._went_back, self._resume = [], None, None
         self._image.committed(layout)
         return root
 
@@ -359,13 +364,18 @@ class Mirror:
                 raise UsageError(f"step: {step}, and {self._what} has none yet")
             return None
         if step in (None, self.step):
-            return self._restored_at(self._went_back)
+            return self._resumed(self._restored_at(self._went_back))
         for kept, sequence in self._kept:
             if kept == step:
                 restored = self._restored_at(sequence)
                 self._go_back(restored.manifest, sequence)
-                return restored
+                return self._resumed(restored)
         raise UsageError(f"step: {step} is not kept, wanted one of {', '.join(map(str, self.steps))}")
+
+    def _resumed(self, restored: Restored) -> Restored:
+        """Note the return, for the manifest of the commit that follows it, if one does."""
+        self._resume = Resume.at(self._clock(), restored.step, restored.root)
+        return restored
 
     def _restored_at(self, sequence: int | None) -> Restored:
         if sequence is None:

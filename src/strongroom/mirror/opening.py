@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from strongroom.errors import TamperedError, TruncatedError, UsageError
+from strongroom.errors import LockedError, TamperedError, TruncatedError, UsageError
 from strongroom.mirror import region
 from strongroom.mirror.mirror import Mirror, Mode
 from strongroom.sealed import NO_FRESHNESS, Anchor, Grouped, NoFreshness
@@ -18,6 +18,7 @@ from strongroom.sealed.opening import check_anchor, check_key
 from strongroom.storage import Directory
 
 MAX_KEPT: Final = 14  # of the 16 versions that a slot lists; two are left to readers
+_LOCK_SECONDS: Final = 1.0
 _LAZY_COMMITS: Final = 64
 _LAZY_SECONDS: Final = 5.0
 _MIXTURE: Final = (
@@ -87,19 +88,21 @@ def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
         directory, name, what = path, "mirror", "mirror"
         where = region.Region("other", durability, "the storage's own")
     try:
-        made = Mirror(
-            directory,
-            name,
-            key=key,
-            anchor=anchor,
-            keep=keep,
-            mode=mode,
-            delta=delta,
-            when_full=when_full,
-            block_size=block_size,
-            what=what,
-            where=where,
-            clock=clock,
+        made = _patiently(
+            lambda: Mirror(
+                directory,
+                name,
+                key=key,
+                anchor=anchor,
+                keep=keep,
+                mode=mode,
+                delta=delta,
+                when_full=when_full,
+                block_size=block_size,
+                what=what,
+                where=where,
+                clock=clock,
+            )
         )
     except (TamperedError, TruncatedError) as error:
         if durability == "process":
@@ -108,3 +111,15 @@ def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
     if isinstance(directory, region.PmemDirectory):
         made.region = replace(where, means=directory.means)  # known only now: the kernel tells by mapping the file
     return made
+
+
+def _patiently(make: Callable[[], Mirror]) -> Mirror:
+    """What `make` gives; a training that was just killed may hold its locks for a moment longer than it seems to."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return make()
+        except LockedError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(0.02)

@@ -1,0 +1,63 @@
+"""Buffers that are used again: what the inner loops of the protocols work in.
+
+The first touch of fresh memory costs more than the arithmetic done in it, so temporaries come from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_SLAB = 1 << 22  # bytes of the first slab; each later one is at least twice its predecessor
+_ALIGN = 64  # bytes: a cache line
+
+
+class Arena:
+    """A stack of uninitialised arrays. For one thread.
+
+    An array is valid until the innermost `scope` around its `take` ends; memory is kept for the next one. What outlives
+    an operation is allocated by NumPy instead.
+
+    Attributes:
+        size: bytes held.
+    """
+
+    def __init__(self) -> None:
+        self._slabs: list[NDArray[np.uint8]] = []
+        self._slab = self._used = 0
+        self.size = 0
+
+    def take(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.uint64) -> NDArray[Any]:
+        """An uninitialised array in C order."""
+        kind = np.dtype(dtype)
+        count = shape if isinstance(shape, int) else prod(shape)
+        size = count * kind.itemsize
+        while True:
+            if self._slab == len(self._slabs):
+                self._grow(size)
+            slab = self._slabs[self._slab]
+            if self._used + size <= len(slab):
+                break
+            self._slab, self._used = self._slab + 1, 0
+        start = self._used
+        self._used = start + size + (-size % _ALIGN)
+        return slab[start : start + size].view(kind).reshape(shape)
+
+    def _grow(self, size: int) -> None:
+        last = len(self._slabs[-1]) if self._slabs else _SLAB // 2
+        self._slabs.append(np.empty(max(size, 2 * last), np.uint8))
+        self.size += len(self._slabs[-1])
+
+    @contextmanager
+    def scope(self) -> Iterator[Arena]:
+        """What is taken inside is given back at the end."""
+        mark = self._slab, self._used
+        try:
+            yield self
+        finally:
+            self._slab, self._used = mark

@@ -1,0 +1,84 @@
+"""Signs, comparisons, choices and maxima."""
+
+from __future__ import annotations
+
+from strongroom.errors import UsageError
+from strongroom.mpc.protocols.below import below
+from strongroom.mpc.protocols.convert import bit_plane, plane_to_ring, share_plane
+from strongroom.mpc.protocols.linear import multiply
+from strongroom.mpc.protocols.opening import open_sum
+from strongroom.mpc.protocols.relu import relu
+from strongroom.mpc.shared import Shared, concatenate
+from strongroom.mpc.transcript import shapes
+
+
+def is_negative(x: Shared, *, width: int | None = None) -> Shared:
+    """1 where x < 0, else 0, without fractional bits; four rounds.
+
+    With c = x + r mod 2^k open, the sign is c_(k-1) xor r_(k-1) xor [c mod 2^(k-1) < r mod 2^(k-1)].
+
+    Args:
+        x: within -2^(width-1) and 2^(width-1).
+        width: of the opening; by default what the difference of two values within the settings' bound takes.
+    """
+    party = x.party
+    width = party.settings.opening(x.frac) if width is None else width
+    if not 3 <= width <= 64:
+        raise UsageError(f"comparison: got a width of {width} bits, wanted 3 to 64")
+    with party.operation("is negative", shapes(x.shape), x.frac, width):
+        c = open_sum(party, x.words, width)
+        top = bit_plane(party, c, width - 1)
+        if party.is_dealer:
+            share_plane(party, top)
+            below(party, c, 0, width - 1)
+            plane_to_ring(party, None, x.size)
+            return Shared.of_shape(party, x.shape, 0)
+        sign = party.fill_dealt(party.arena.take(len(top)))
+        less = below(party, c, 0, width - 1)
+        assert less is not None  # noqa: S101  # at a server
+        sign ^= less
+        if party.first:
+            sign ^= top
+        return Shared(party, plane_to_ring(party, sign, x.size).reshape(x.shape), 0)
+
+
+def less(x: Shared, y: Shared) -> Shared:
+    """1 where x < y, else 0, without fractional bits."""
+    return is_negative(x - y)
+
+
+def maximum(x: Shared, y: Shared) -> Shared:
+    """The larger of each pair: y + max(x - y, 0)."""
+    return y + relu(x - y, 0, width=x.party.settings.opening(x.frac) + 1)
+
+
+def amax(x: Shared) -> Shared:
+    """The largest along the last axis: a tournament of as many comparisons as the axis has halvings."""
+    if not x.shape or not x.shape[-1]:
+        raise UsageError(f"max: got shape {x.shape}, wanted a last axis of at least one element")
+    order = len(x.shape) - 1, *range(len(x.shape) - 1)
+    x = x.transpose(*order)  # halves of the first axis lie together in memory
+    while len(x.words) > 1:
+        half = len(x.words) // 2
+        best = maximum(x[:half], x[half : 2 * half])
+        x = concatenate([best, x[2 * half :]], axis=0) if len(x.words) % 2 else best
+    return x[0]
+
+
+def argmax(x: Shared) -> Shared:
+    """Where the last axis is largest: an index without fractional bits, of several equal ones the first."""
+    if not x.shape or not x.shape[-1]:
+        raise UsageError(f"argmax: got shape {x.shape}, wanted a last axis of at least one element")
+    place = Shared.public(x.party, range(x.shape[-1]), frac=0).broadcast(x.shape)
+    while x.shape[-1] > 1:
+        pairs = x.shape[-1] // 2
+        later = less(x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2])
+        x, place = (_winners(each, later, pairs) for each in (x, place))
+    return place[..., 0]
+
+
+def _winners(values: Shared, later: Shared, pairs: int) -> Shared:
+    """Of each pair of neighbours the later one where `later` is 1; what has no neighbour stays."""
+    first, second = values[..., 0 : 2 * pairs : 2], values[..., 1 : 2 * pairs : 2]
+    best = first + multiply(later, second - first)
+    return concatenate([best, values[..., 2 * pairs :]]) if values.shape[-1] % 2 else best

@@ -1,0 +1,87 @@
+"""Products of shared values: Beaver's, with openings that are kept.
+
+D. Beaver, "Efficient Multiparty Protocols Using Circuit Randomization", CRYPTO '91.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from strongroom.errors import UsageError
+from strongroom.mpc.party import P0, P1, Party
+from strongroom.mpc.ring import Convolution, Words
+from strongroom.mpc.ring import matmul as ring_matmul
+from strongroom.mpc.shared import Masked, Shared
+from strongroom.mpc.transcript import broadcast, shapes
+
+Product = Callable[[Words, Words], Words]
+
+
+def open_masked(party: Party, *values: Shared) -> list[Masked]:
+    """Open each value minus its mask, once in its life: those that are not open yet, in one round."""
+    todo: list[Shared] = []
+    for value in values:
+        whole = value.to_open()
+        if value.masked is None and not any(whole is other for other in todo):
+            todo.append(whole)
+    if party.is_dealer:
+        for value in todo:
+            mask = party.stream(P0).words(value.shape)
+            mask += party.stream(P1).words(value.shape)
+            value.set_masked(Masked(value.words, mask))
+    elif todo:
+        masks = [party.dealt.words(value.shape) for value in todo]
+        ours = [value.words - mask for value, mask in zip(todo, masks, strict=True)]
+        theirs = [np.empty_like(each) for each in ours]
+        party.exchange(ours, theirs)
+        for value, mask, own, other in zip(todo, masks, ours, theirs, strict=True):
+            own += other
+            value.set_masked(Masked(own, mask))
+    opened = [value.masked for value in values]
+    return [each for each in opened if each is not None]
+
+
+def matmul(x: Shared, w: Shared) -> Shared:
+    """The matrix product, of stacks too as in `numpy.matmul`; with the fractional bits of both."""
+    return _product("matmul", x, w, ring_matmul, check_matmul(x.shape, w.shape))
+
+
+def check_matmul(x: tuple[int, ...], w: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a matrix product; UsageError unless both shapes fit."""
+    if len(x) < 2 or len(w) < 2 or x[-1] != w[-2]:
+        raise UsageError(f"matmul: got shapes {x} and {w}, wanted (..., n, k) and (..., k, m)")
+    return (*broadcast("matmul", x[:-2], w[:-2]), x[-2], w[-1])
+
+
+def multiply(x: Shared, y: Shared) -> Shared:
+    """The product element by element, with the fractional bits of both."""
+    return _product("multiply", x, y, np.multiply, broadcast("multiply", x.shape, y.shape))
+
+
+def conv2d(x: Shared, w: Shared, convolution: Convolution | None = None) -> Shared:
+    """The convolution of images (batch, channels, height, width), with the fractional bits of both."""
+    how = convolution or Convolution()
+    return _product("conv2d", x, w, how, how.shape(x.shape, w.shape), how)
+
+
+def _product(name: str, x: Shared, w: Shared, product: Product, shape: tuple[int, ...], *facts: object) -> Shared:
+    """[X . W] out of E = X - A and F = W - B, where . is bilinear:
+
+    1. D: C = A . B; P1's share C_1 = C - C_0
+    2. Z_i = C_i + A_i . F + E . (B_i + [i=0] F)
+    """
+    party, frac = x.party, x.frac + w.frac
+    with party.operation(name, shapes(x.shape, w.shape), frac, *facts):
+        x_masked, w_masked = open_masked(party, x, w)
+        if party.is_dealer:
+            c = product(x_masked.mask, w_masked.mask)  # 1
+            c -= party.stream(P0).words(shape)
+            party.deal(c)
+            return Shared.of_shape(party, shape, frac)
+        z = product(x_masked.mask, w_masked.opening)  # 2
+        second = w_masked.mask + w_masked.opening if party.first else w_masked.mask
+        z += product(x_masked.opening, second)
+        z += party.fill_dealt(party.arena.take(shape))
+        return Shared(party, z, frac)

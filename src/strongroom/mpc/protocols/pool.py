@@ -1,0 +1,58 @@
+"""Functions that are a few comparisons: |x|, clamping, pooling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from strongroom.errors import UsageError
+from strongroom.mpc.protocols.compare import amax
+from strongroom.mpc.protocols.relu import relu
+from strongroom.mpc.shared import Shared, concatenate
+
+
+def absolute(x: Shared) -> Shared:
+    """|x| = 2 max(x, 0) - x."""
+    positive = relu(x, 0)
+    return positive + positive - x
+
+
+def clamp(x: Shared, low: float, high: float) -> Shared:
+    """`x` where it lies between two public numbers, else the nearer of them; two comparisons."""
+    if not low <= high:
+        raise UsageError(f"clamp: got {low} and {high}, wanted a lower and an upper bound")
+    width = x.party.settings.opening(x.frac) + 1  # of a difference
+    x = relu(x - low, 0, width=width) + low
+    return -(relu(-(x - high), 0, width=width) - high)
+
+
+def max_pool2d(
+    x: Shared, kernel: tuple[int, int], stride: tuple[int, int] | None = None, padding: tuple[int, int] = (0, 0)
+) -> Shared:
+    """The largest of each window of images (batch, channels, height, width); padding never is.
+
+    As many comparisons in a row as the window has halvings.
+    """
+    steps = stride or kernel
+    if len(x.shape) != 4 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise UsageError(
+            f"max pool: got shape {x.shape}, kernel {kernel} and padding {padding}, "
+            "wanted (batch, channels, height, width) and at most half the kernel"
+        )
+    for axis, width in zip((2, 3), padding, strict=True):
+        if width:
+            shape = [*x.shape[:axis], width, *x.shape[axis + 1 :]]
+            settings = x.party.settings
+            lowest = -(2.0**settings.bound) + 2.0**-x.frac
+            border = Shared.public(x.party, np.full(shape, lowest), x.frac)
+            x = concatenate([border, x, border], axis)
+    sides = [(side - k) // step + 1 for side, k, step in zip(x.shape[2:], kernel, steps, strict=True)]
+    if min(sides) < 1:
+        raise UsageError(f"max pool: got padded images {x.shape[2:]} and kernel {kernel}, wanted none that is larger")
+    # The first window's elements, and from each of them as many steps on as there are windows.
+    down, right = ((n - 1) * step + 1 for n, step in zip(sides, steps, strict=True))
+    windows = [
+        x[:, :, i : i + down : steps[0], j : j + right : steps[1], None]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return amax(concatenate(windows))
