@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from strongroom.mirror.manifest import Entry, Layout
 from strongroom.sealed.file import SealedFile
+from strongroom.sealed.threads import split
 
+_LONG: Final = 8 << 20  # bytes that are worth more threads than one
+_COPIED: Final = 2 << 20  # bytes copied at once
 _COMPARED: Final = 1 << 20  # bytes compared at once, about what the second-level cache holds
 
 Bytes = npt.NDArray[np.uint8]
@@ -24,17 +27,11 @@ def whole_blocks(layout: Layout, views: list[Bytes]) -> Pieces:
     return [(offset, view) for offset, view in pieces if len(view)]
 
 
-def tail_of(layout: Layout, views: list[Bytes]) -> Bytes:
-    """A copy of the rest of every array, as the tail has it."""
-    tail = np.zeros(layout.rest, np.uint8)
-    put_rests(tail, zip(layout.entries, views, strict=True))
-    return tail
-
-
 def put_rests(tail: Bytes, arrays: Iterable[tuple[Entry, Bytes]]) -> None:
-    """The rest of some arrays once more."""
+    """Copy the rest of some arrays to where the tail has it."""
     for entry, view in arrays:
-        tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
+        if entry.whole != entry.nbytes:
+            tail[entry.tail : entry.tail + entry.nbytes - entry.whole] = view[entry.whole :]
 
 
 class Image:
@@ -51,9 +48,18 @@ class Image:
         self._file = file
         self._delta = delta
         self._copy: Bytes | None = None
+        self._tail: Bytes = np.empty(0, np.uint8)
+        self._tail_layout: Layout | None = None
         self._known: Bytes | None = None
         self._known_layout: Layout | None = None
         self.written = 0
+
+    def tail(self, layout: Layout, views: list[Bytes]) -> Bytes:
+        """A copy of the rest of every array, in memory of its own, which is used again by the next call."""
+        if self._tail_layout is not layout:
+            self._tail, self._tail_layout = np.zeros(layout.rest, np.uint8), layout
+        put_rests(self._tail, zip(layout.entries, views, strict=True))
+        return self._tail
 
     def copy(self, layout: Layout, pieces: Pieces) -> Pieces:
         """The pieces in memory of its own, which is used again by the next call."""
@@ -116,8 +122,17 @@ class Image:
 
 
 def _fill(memory: Bytes, pieces: Pieces) -> None:
-    for offset, view in pieces:
-        memory[offset : offset + len(view)] = view
+    """Put the pieces where they belong."""
+    parts = [(offset + at, view[at : at + _COPIED]) for offset, view in pieces for at in range(0, len(view), _COPIED)]
+
+    def copy(start: int, stop: int) -> None:
+        for offset, part in parts[start:stop]:
+            memory[offset : offset + len(part)] = part
+
+    if sum(len(view) for _, view in pieces) < _LONG:
+        copy(0, len(parts))
+    else:
+        split(len(parts), _COPIED, copy)
 
 
 def _runs(blocks: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:

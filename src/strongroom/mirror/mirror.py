@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from strongroom.errors import FormatError, IntegrityError, RollbackError, Strong
 from strongroom.lineage.resumes import Resume, Resumes
 from strongroom.mirror import region
 from strongroom.mirror.commit import Commit, MirrorWarning
-from strongroom.mirror.image import Bytes, Image, Pieces, put_rests, tail_of, whole_blocks
+from strongroom.mirror.image import Bytes, Image, Pieces, put_rests, whole_blocks
 from strongroom.mirror.manifest import MAX_STEP, Layout, Manifest, Wanted, arrange, unique
 from strongroom.mirror.restored import Restored, read_manifest
 from strongroom.mirror.state import encode
@@ -240,7 +241,7 @@ class Mirror:
         if self._pool is None:
             for wait in waits:
                 wait()
-        pieces, tail = whole_blocks(layout, views), tail_of(layout, views)
+        pieces, tail = whole_blocks(layout, views), self._image.tail(layout, views)
         if self._pool is None:
             commit._future = Future()
             try:
@@ -256,6 +257,8 @@ class Mirror:
         pieces = [*copied, *(one for one in pieces if one[0] in own)]
 
         def seal() -> Root:
+            # Whoever commits goes on first: else it waits for the interpreter as often as both want it.
+            time.sleep(_GIVES_WAY)
             for wait in waits:
                 wait()
             put_rests(tail, late)
@@ -290,7 +293,7 @@ class Mirror:
         if self._resume is not None:
             resumes = resumes.then(self._resume)
         manifest = Manifest(commit.step, float(self._clock()), layout, values, tuple(kept), resumes)
-        end = tail.tobytes() + manifest.to_bytes()
+        end = b"".join((tail.data, manifest.to_bytes()))
         file.write_at(layout.area, end)
         file.truncate(layout.area + len(end))
         root = file.commit(retain=self._keep > 1)
@@ -454,4 +457,5 @@ def _leave_to_parent() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
+_GIVES_WAY: Final = 0.0005  # seconds
 _NOTHING: Final = np.empty(0, np.uint8)
