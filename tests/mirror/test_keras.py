@@ -30,14 +30,15 @@ def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 def test_killed_trainings_end_as_those_left_alone(tmp_path):
     optimizers = ["sgd", "adam", "adamw"]
-    ended = python("-m", "tests.mirror.kills_keras", *optimizers, "--kills", "4", "--directory", str(tmp_path))
+    words = ["--kills", "5", "--epochs", "5", "--directory", str(tmp_path)]
+    ended = python("-m", "tests.mirror.kills_keras", *optimizers, *words)
     assert ended.returncode == 0, ended.stderr
     said = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [one["optimizer"] for one in said] == optimizers
     for one in said:
         assert one["same"], one
-        assert one["kills"] >= 3, one  # the last may have come too late
-        assert one["lines"] == 24 + 3 + 1
+        assert one["kills"] == 5, one
+        assert one["lines"] == 40 + 5 + 1
 
 
 # What the parts below begin with.
