@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mpc [--rounds N] [--json FILE]`: products, ReLU and small networks on shares.
+"""`python -m benchmarks.mpc [--rounds N] [--only NAME] [--json FILE]`: products, functions, networks on shares.
 
 The parties are three local processes that talk over Unix sockets, each with one thread for its arithmetic, and warm:
 the first run is not counted. A run begins when the first party begins and ends when the last has its share of the
@@ -24,13 +24,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import report
 from benchmarks.mpc_networks import NETWORKS, Layer, in_float, on_shares, random_weights
-from strongroom.mpc import DEALER, P0, P1, Party, Shared, join_unix, matmul, relu, reveal, share, truncate
+from strongroom.mpc import (
+    DEALER,
+    P0,
+    P1,
+    Party,
+    Shared,
+    exp,
+    gelu,
+    join_unix,
+    matmul,
+    relu,
+    reveal,
+    share,
+    softmax,
+    truncate,
+)
 
 SIDE = 1024
 ELEMENTS = 1_000_000
@@ -59,6 +75,9 @@ WORKLOADS = (
     Workload("W2", f"ReLU on {ELEMENTS:,} elements", 0.25, "half of MP-SPDZ's with a dealer, in another run", 2e-3),
     Workload("A", "network A, one image", 0.006, "half of MP-SPDZ's with a dealer, in another run", 2e-3, "A"),
     Workload("B", "network B, one image", 0.030, "half of MP-SPDZ's with a dealer, in another run", 2e-3, "B"),
+    Workload("softmax", "softmax of 1000 x 100", 0.335, "half of CrypTen's in another run", 2e-3),
+    Workload("exp", "e^x of 100,000 elements", 0.034, "half of CrypTen's in another run", 2e-4),
+    Workload("gelu", "GELU of 100,000 elements", 0.165, "half of CrypTen's in another run", 2e-3),
 )
 
 
@@ -86,31 +105,43 @@ class Task:
             shape, self.layers = NETWORKS[workload.network]
             self.weights = random_weights(self.layers, rng)
             self.inputs = [rng.uniform(0, 1, (1, *shape))]
-        elif workload.name == "W1":
-            self.inputs = [rng.uniform(-1, 1, (SIDE, SIDE)) for _ in range(2)]
         else:
-            self.inputs = [rng.uniform(-10, 10, ELEMENTS)]
+            self.inputs = {
+                "W1": lambda: [rng.uniform(-1, 1, (SIDE, SIDE)) for _ in range(2)],
+                "W2": lambda: [rng.uniform(-10, 10, ELEMENTS)],
+                "softmax": lambda: [rng.normal(0, 2, (1000, 100))],
+                "exp": lambda: [rng.uniform(-5, 2, 100_000)],
+                "gelu": lambda: [rng.uniform(-5, 5, 100_000)],
+            }[workload.name]()
+        self.name = workload.name
 
     def on_shares(self, weights: Sequence[Shared], inputs: Sequence[Shared]) -> Shared:
         if self.layers:
             return on_shares(self.layers, weights, inputs[0])
-        return truncate(matmul(*inputs)) if len(inputs) == 2 else relu(inputs[0])
+        if self.name == "W1":
+            return truncate(matmul(*inputs))
+        return {"W2": relu, "softmax": softmax, "exp": exp, "gelu": gelu}[self.name](inputs[0])
 
     def error(self, result: NDArray[np.float64]) -> float:
         if self.layers:
             wanted = in_float(self.layers, self.weights, self.inputs[0])
             return float(np.abs(result - wanted).max() / np.abs(wanted).max())
-        wanted = self.inputs[0] @ self.inputs[1] if len(self.inputs) == 2 else np.maximum(self.inputs[0], 0)
-        return float(np.abs(result - wanted).max())
+        x, *more = map(torch.from_numpy, self.inputs)
+        functions: dict[str, Callable[[], torch.Tensor]] = {
+            "W1": lambda: x @ more[0],
+            "W2": lambda: torch.relu(x),
+            "softmax": lambda: torch.softmax(x, -1),
+            "exp": lambda: torch.exp(x),
+            "gelu": lambda: torch.nn.functional.gelu(x),
+        }
+        return float(np.abs(result - functions[self.name]().numpy()).max())
 
 
-def party_main(rank: int, directory: Path, rounds: int) -> None:
+def party_main(rank: int, directory: Path, rounds: int, chosen: Sequence[Workload]) -> None:
     """One party's process: prints its figures as JSON."""
-    import torch
-
     torch.set_num_threads(1)
     with join_unix(rank, directory) as party:
-        print(json.dumps({w.name: asdict(_measure(party, Task(w), rounds)) for w in WORKLOADS}))
+        print(json.dumps({w.name: asdict(_measure(party, Task(w), rounds)) for w in chosen}))
 
 
 def _measure(party: Party, task: Task, rounds: int) -> Figures:
@@ -146,10 +177,11 @@ def _meet(party: Party) -> None:
             peer.exchange([nothing], [nothing])
 
 
-def measure(rounds: int) -> dict[str, list[Figures]]:
+def measure(rounds: int, chosen: Sequence[Workload]) -> dict[str, list[Figures]]:
     """Run the three processes; the figures of each workload, by rank."""
     with tempfile.TemporaryDirectory() as directory:  # mode 0700
         command = [sys.executable, "-m", "benchmarks.mpc", "--rounds", str(rounds), "--directory", directory]
+        command += [part for w in chosen for part in ("--only", w.name)]
         children = [
             subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(3)
         ]
@@ -157,7 +189,7 @@ def measure(rounds: int) -> dict[str, list[Figures]]:
     if any(child.returncode for child in children):
         raise SystemExit("a party failed: see above")
     parsed = [json.loads(text) for text in printed]
-    return {w.name: [Figures(**each[w.name]) for each in parsed] for w in WORKLOADS}
+    return {w.name: [Figures(**each[w.name]) for each in parsed] for w in chosen}
 
 
 def summary(figures: Sequence[Figures]) -> dict[str, float]:
@@ -184,21 +216,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table; the result is the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mpc", description="Measure computing on shares.")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="runs that count (5)")
+    parser.add_argument("--only", action="append", choices=[w.name for w in WORKLOADS], help="measure that; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine")
     parser.add_argument("--rank", type=int, choices=range(3), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error("--rounds: wanted at least 1")
+    chosen = [w for w in WORKLOADS if not args.only or w.name in args.only]
     if args.rank is not None:
-        party_main(args.rank, args.directory, args.rounds)
+        party_main(args.rank, args.directory, args.rounds, chosen)
         return 0
 
-    measured = measure(args.rounds)
+    measured = measure(args.rounds, chosen)
     results = {name: summary(figures) for name, figures in measured.items()}
     table = Table("", "ms", "goal", "processor ms: P0, P1, D", "rounds", "MB online, dealt", "error", "verdict")
     holds = True
-    for w in WORKLOADS:
+    for w in chosen:
         got = results[w.name]
         ok = got["seconds"] <= w.goal and got["error"] <= w.error
         holds = holds and ok
@@ -216,11 +250,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table)
     facts = report.machine()
     console.print(f"on {facts['processor']}, {facts['cores']} cores, {facts['system']}", markup=False, style="dim")
-    for w in WORKLOADS:
+    for w in chosen:
         console.print(f"{w.name}: {w.what}; goal from {w.source}", markup=False, style="dim")
     console.print("No peer was measured: the goals are constants from other runs.", style="dim")
     if args.json:
-        rows = {w.name: {**asdict(w), **results[w.name]} for w in WORKLOADS}
+        rows = {w.name: {**asdict(w), **results[w.name]} for w in chosen}
         args.json.write_text(json.dumps({"machine": facts, "workloads": rows}, indent=2) + "\n")
     return 0 if holds else 1
 

@@ -11,7 +11,7 @@ from strongroom.mpc.protocols.owned import conv2d_owned, matmul_owned, own
 from strongroom.mpc.protocols.pool import absolute, clamp, max_pool2d
 from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.protocols.reveal import reveal, share
-from strongroom.mpc.ring import Convolution, Settings
+from strongroom.mpc.ring import Convolution, Settings, Transposed
 from strongroom.mpc.shared import concatenate
 from tests.mpc.parties import integers, opened, random_integers
 
@@ -60,6 +60,29 @@ def test_convolution_is_exact_in_the_ring(how):
     x, w = ring_words(rng, 2, 4, 6, 5), ring_words(rng, 4, 4 // how.groups, 3, 2)
     got = opened(run_local(lambda p: linear.conv2d(integers(p, x), integers(p, w), how)))
     assert (got.view(np.uint64) == how(x.view(np.uint64), w.view(np.uint64))).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_of_sequences_and_transposed_ones(groups):
+    """Integers small enough for float64, which torch convolves by other code."""
+    rng = np.random.default_rng(groups)
+    x, w = rng.integers(-99, 99, (2, 4, 9)), rng.integers(-99, 99, (6, 4 // groups, 3))
+    image, kernel = rng.integers(-99, 99, (2, 4, 5, 4)), rng.integers(-99, 99, (4, 6 // groups, 3, 2))
+    how = Transposed((2, 1), (1, 0), (1, 0), groups=groups)
+    results = run_local(
+        lambda p: (
+            linear.conv1d(integers(p, x), integers(p, w), stride=2, padding=1, groups=groups),
+            linear.conv_transpose2d(integers(p, image), integers(p, kernel), how),
+        )
+    )
+    floats = [torch.from_numpy(each.astype(float)) for each in (x, w, image, kernel)]
+    plain = torch.nn.functional
+    wanted = [
+        plain.conv1d(*floats[:2], stride=2, padding=1, groups=groups),
+        plain.conv_transpose2d(*floats[2:], stride=(2, 1), padding=(1, 0), output_padding=(1, 0), groups=groups),
+    ]
+    for i, each in enumerate(wanted):
+        assert (opened([result[i] for result in results]) == each.numpy()).all()
 
 
 @pytest.mark.parametrize(("bits", "width"), WIDTHS)
@@ -133,6 +156,21 @@ def test_sizes_around_planes_and_chunks(count):
     )
     assert (opened([each[0] for each in results]) == np.maximum(x, 0)).all()
     assert (opened([each[1] for each in results]) == x >> 4).all()
+
+
+def test_single_numbers_and_no_numbers_at_all():
+    def program(party):
+        x, y = (share(party, lambda v=v: v, source=0, shape=()) for v in (-2.5, 3.0))
+        product = truncate.truncate(linear.multiply(x, y)) + 1.0
+        row = share(party, lambda: [4.0, 5.0], source=1, shape=(2,))
+        nothing = share(party, lambda: np.zeros((0, 3)), source=0, shape=(0, 3))
+        values = [product, relu(product), compare.maximum(row[0], row[1]), -row[1] - row[0]]
+        empty = [relu(nothing), truncate.truncate(linear.matmul(nothing, nothing.T), exact=True)]
+        return [reveal(v, to=[0]) for v in values], [each.shape for each in empty]
+
+    numbers, shapes = run_local(program)[0]
+    assert numbers == [-6.5, 0, 5, -9]
+    assert shapes == [(0, 3), (0, 0)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 11])
@@ -293,6 +331,8 @@ def test_opening_a_part_does_not_open_the_whole():
         lambda p: linear.conv2d(integers(p, np.zeros((1, 2, 3, 3))), integers(p, np.zeros((1, 1, 3, 3)))),
         lambda p: linear.multiply(integers(p, np.zeros(3)), integers(p, np.zeros(4))),
         lambda p: integers(p, np.zeros(3)) + np.zeros(4),
+        lambda p: linear.conv1d(integers(p, np.zeros((1, 3))), integers(p, np.zeros((1, 1, 3)))),
+        lambda p: linear.conv_transpose2d(integers(p, np.zeros((1, 2, 3, 3))), integers(p, np.zeros((1, 1, 3, 3)))),
         lambda p: truncate.truncate(integers(p, np.zeros(3)), 30, width=32),
         lambda p: integers(p, np.zeros(3)) + integers(p, np.zeros(3), frac=16),
         lambda p: compare.is_negative(integers(p, np.zeros(3)), width=65),

@@ -89,7 +89,10 @@ class Channel:
 
     def hears(self) -> bool:
         """Whether the peer has said something, or hung up."""
-        return _poll(self._socket, True, False, 0)[0]
+        try:
+            return _poll(self._socket, True, False, 0)[0]
+        except (OSError, ValueError):
+            return True
 
     def hurry(self, seconds: float) -> None:
         """Wait no longer than that from now on."""
@@ -134,7 +137,11 @@ class Channel:
         if not readable and not writable:
             raise self._stuck("sent" if reading else "took")
         if writable:
-            self._push()
+            try:
+                self._push()
+            except ChannelError:
+                if not readable:
+                    raise  # else what the peer said last tells more
 
     def _push(self) -> None:
         try:

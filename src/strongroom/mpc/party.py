@@ -197,12 +197,13 @@ class Party:
         """What `deal` sent, at P1."""
         self.peers[DEALER].receive(into)
 
-    def fill_dealt(self, out: Array) -> Array:
-        """A server's share of what the dealer shares: P0 draws it, P1 is sent it."""
+    def fill_dealt(self, out: Array, *more: Array) -> Array:
+        """A server's shares of what the dealer shares in one go: P0 draws them, P1 is sent them. Returns the first."""
         if self.first:
-            self.dealt.fill(out)
+            for each in (out, *more):
+                self.dealt.fill(each)
         else:
-            self.take(out)
+            self.take(out, *more)
         return out
 
     def enter(self, name: str, *facts: object, public: Words | None = None) -> None:

@@ -171,6 +171,48 @@ class Convolution:
         )
 
 
+@dataclass(frozen=True)
+class Transposed:
+    """The numbers of a transposed convolution, as `torch.nn.functional.conv_transpose2d` takes them."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    output_padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def shape(self, x: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the result; UsageError unless both shapes fit."""
+        if len(x) != 4 or len(w) != 4 or x[1] != w[0] or w[0] % self.groups:
+            raise UsageError(
+                f"transposed conv2d: got shapes {tuple(x)} and {tuple(w)} in {self.groups} groups, "
+                "wanted (batch, channels, height, width) and (channels, channels out / groups, height, width)"
+            )
+        sides = [
+            (side - 1) * stride - 2 * padding + dilation * (kernel - 1) + more + 1
+            for side, kernel, stride, padding, dilation, more in zip(
+                x[2:], w[2:], self.stride, self.padding, self.dilation, self.output_padding, strict=True
+            )
+        ]
+        if min(sides) < 1:
+            raise UsageError(f"transposed conv2d: got padding {self.padding}, wanted some of the image to be left")
+        return (x[0], w[1] * self.groups, *sides)
+
+    def __call__(self, x: Words, w: Words) -> Words:
+        """The transposed convolution in the ring."""
+        return _numpy(
+            torch.nn.functional.conv_transpose2d(
+                _torch(x),
+                _torch(w),
+                stride=self.stride,
+                padding=self.padding,
+                output_padding=self.output_padding,
+                dilation=self.dilation,
+                groups=self.groups,
+            )
+        )
+
+
 def _torch(words: Words) -> torch.Tensor:
     if any(stride < 0 for stride in words.strides):
         words = words.copy()  # torch has no negative strides

@@ -57,7 +57,9 @@ class Shared:
         self, party: Party, words: Words, frac: int, *, base: Shared | None = None, view: View | None = None
     ) -> None:
         self.party = party
-        self.words = words
+        self.words = np.asarray(
+            words
+        )  # NumPy makes scalars of arrays without a dimension, and those warn when they wrap
         self.frac = frac
         self._base, self._view = base, view
         self._masked: Masked | None = None
@@ -169,16 +171,31 @@ class Shared:
                 return Shared(self.party, np.broadcast_to(self.words, shape), self.frac)
             return Shared(self.party, function(self.words, words), self.frac)
 
-    def times_public(self, factor: ArrayLike) -> Shared:
-        """The product with public numbers, with the fractional bits of both."""
-        settings = self.party.settings
-        words = encode(factor, settings.frac, settings.bound)
-        frac = self.frac + settings.frac
-        shape = broadcast("times public", self.shape, words.shape)
-        with self.party.operation("times public", shapes(self.shape, words.shape), frac, public=words):
+    def sum(self, *, keep: bool = False) -> Shared:
+        """The sum along the last axis; with `keep`, over an axis of one."""
+        with self.party.operation("sum", shapes(self.shape), int(keep)):
             if self.party.is_dealer:
-                return Shared.of_shape(self.party, shape, frac)
-            return Shared(self.party, self.words * words, frac)
+                return Shared.of_shape(self.party, self.shape[:-1] + (1,) * keep, self.frac)
+            return Shared(self.party, self.words.sum(-1, keepdims=keep), self.frac)
+
+    def times_public(self, factor: ArrayLike, *, frac: int | None = None) -> Shared:
+        """The product with public numbers at `frac` fractional bits, the settings' by default; it has those of both."""
+        settings = self.party.settings
+        own = settings.frac if frac is None else frac
+        words = encode(factor, own, settings.bound)
+        shape = broadcast("times public", self.shape, words.shape)
+        total = self.frac + own
+        with self.party.operation("times public", shapes(self.shape, words.shape), total, public=words):
+            if self.party.is_dealer:
+                return Shared.of_shape(self.party, shape, total)
+            return Shared(self.party, self.words * words, total)
+
+    def shifted(self, bits: int, frac: int) -> Shared:
+        """The words times 2^bits, read with `frac` fractional bits: the value times 2^(bits + own frac - frac)."""
+        with self.party.operation("shift", shapes(self.shape), self.frac, bits, frac):
+            if self.party.is_dealer:
+                return Shared.of_shape(self.party, self.shape, frac)
+            return Shared(self.party, self.words << np.uint64(bits), frac)
 
 
 class _Rearranged(Shared):

@@ -11,7 +11,7 @@ import numpy as np
 
 from strongroom.errors import UsageError
 from strongroom.mpc.party import P0, P1, Party
-from strongroom.mpc.ring import Convolution, Words
+from strongroom.mpc.ring import Convolution, Transposed, Words
 from strongroom.mpc.ring import matmul as ring_matmul
 from strongroom.mpc.shared import Masked, Shared
 from strongroom.mpc.transcript import broadcast, shapes
@@ -20,7 +20,7 @@ Product = Callable[[Words, Words], Words]
 
 
 def open_masked(party: Party, *values: Shared) -> list[Masked]:
-    """Open each value minus its mask, once in its life: those that are not open yet, in one round."""
+    """Open each value minus its mask, once in its life: those that are not open yet, in one round. In an operation."""
     todo: list[Shared] = []
     for value in values:
         whole = value.to_open()
@@ -33,8 +33,8 @@ def open_masked(party: Party, *values: Shared) -> list[Masked]:
             value.set_masked(Masked(value.words, mask))
     elif todo:
         masks = [party.dealt.words(value.shape) for value in todo]
-        ours = [value.words - mask for value, mask in zip(todo, masks, strict=True)]
-        theirs = [np.empty_like(each) for each in ours]
+        ours = [np.asarray(value.words - mask) for value, mask in zip(todo, masks, strict=True)]
+        theirs = [party.arena.take(each.shape) for each in ours]
         party.exchange(ours, theirs)
         for value, mask, own, other in zip(todo, masks, ours, theirs, strict=True):
             own += other
@@ -66,6 +66,22 @@ def conv2d(x: Shared, w: Shared, convolution: Convolution | None = None) -> Shar
     return _product("conv2d", x, w, how, how.shape(x.shape, w.shape), how)
 
 
+def conv1d(x: Shared, w: Shared, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Shared:
+    """The convolution of sequences (batch, channels, length), with the fractional bits of both."""
+    if len(x.shape) != 3 or len(w.shape) != 3:
+        raise UsageError(f"conv1d: got shapes {x.shape} and {w.shape}, wanted three dimensions each")
+    how = Convolution((1, stride), (0, padding), (1, dilation), groups)
+    image, kernel = (each.reshape(*each.shape[:2], 1, each.shape[2]) for each in (x, w))
+    result = conv2d(image, kernel, how)
+    return result.reshape(*result.shape[:2], result.shape[3])
+
+
+def conv_transpose2d(x: Shared, w: Shared, transposed: Transposed | None = None) -> Shared:
+    """The transposed convolution of images, with the fractional bits of both."""
+    how = transposed or Transposed()
+    return _product("conv transpose2d", x, w, how, how.shape(x.shape, w.shape), how)
+
+
 def _product(name: str, x: Shared, w: Shared, product: Product, shape: tuple[int, ...], *facts: object) -> Shared:
     """[X . W] out of E = X - A and F = W - B, where . is bilinear:
 
@@ -76,12 +92,14 @@ def _product(name: str, x: Shared, w: Shared, product: Product, shape: tuple[int
     with party.operation(name, shapes(x.shape, w.shape), frac, *facts):
         x_masked, w_masked = open_masked(party, x, w)
         if party.is_dealer:
-            c = product(x_masked.mask, w_masked.mask)  # 1
+            c = np.asarray(product(x_masked.mask, w_masked.mask))  # 1
             c -= party.stream(P0).words(shape)
             party.deal(c)
             return Shared.of_shape(party, shape, frac)
-        z = product(x_masked.mask, w_masked.opening)  # 2
-        second = w_masked.mask + w_masked.opening if party.first else w_masked.mask
+        z = np.asarray(product(x_masked.mask, w_masked.opening))  # 2
+        second = w_masked.mask
+        if party.first:
+            second = np.add(second, w_masked.opening, out=party.arena.take(second.shape))
         z += product(x_masked.opening, second)
         z += party.fill_dealt(party.arena.take(shape))
         return Shared(party, z, frac)

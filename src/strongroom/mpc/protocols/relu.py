@@ -72,14 +72,14 @@ def _deal(party: Party, r: Words, rho: Planes, bits: int, width: int) -> None:
             np.right_shift(r[part], np.uint64(bits), out=out[1])
             np.multiply(out[1], chosen, out=out[2])
             out -= first.fill(other)
-            party.deal(out)
+            parts = [out]
             if width - bits < WIDTH:
                 wrap = r[part] >> np.uint64(width - 1)
                 for bit in (wrap, wrap & chosen):
                     wraps, theirs = Wraps(arena, count, bits, width), Wraps(arena, count, bits, width)
-                    first.fill(theirs.shares)
-                    wraps.share_out(bit, theirs.shares)
-                    party.deal(wraps.shares)
+                    wraps.share_out(bit, first.fill(theirs.shares))
+                    parts.append(wraps.shares)
+            party.deal(*parts)
 
 
 def _select(party: Party, c: Words, e: Planes, bits: int, width: int) -> Words:
@@ -87,15 +87,16 @@ def _select(party: Party, c: Words, e: Planes, bits: int, width: int) -> Words:
     for part in chunks(len(c)):
         with party.arena.scope() as arena:
             count = part.stop - part.start
-            rho, minus_t, rho_t = party.fill_dealt(arena.take((3, count)))
+            words = arena.take((3, count))
+            wraps = [Wraps(arena, count, bits, width) for _ in range(2 if width - bits < WIDTH else 0)]
+            party.fill_dealt(words, *(each.shares for each in wraps))
+            rho, minus_t, rho_t = words
             np.negative(minus_t, out=minus_t)
             np.negative(rho_t, out=rho_t)
-            if width - bits < WIDTH:
+            if wraps:
                 not_top = (c[part] >> np.uint64(width - 1)) ^ np.uint64(1)
-                for target in (minus_t, rho_t):
-                    wraps = Wraps(arena, count, bits, width)
-                    party.fill_dealt(wraps.shares)
-                    wraps.add_to(target, not_top)
+                for target, each in zip((minus_t, rho_t), wraps, strict=True):
+                    each.add_to(target, not_top)
             public = public_part(c[part], bits, width, arena.take(count))
             rho *= public
             rho += rho_t  # pub rho - rho T: what is added where e is 0, and taken away where it is 1

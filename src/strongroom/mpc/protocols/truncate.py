@@ -94,29 +94,29 @@ class Wraps:
 
 def _deal(party: Party, r: Words, bits: int, width: int) -> None:
     with party.arena.scope() as arena:
-        count = len(r)
-        other = arena.take(count)
+        count, first = len(r), party.stream(P0)
         quotient = arena.take(count)
         np.right_shift(r, np.uint64(bits), out=quotient)
-        quotient -= party.stream(P0).fill(other)
-        party.deal(quotient)
+        quotient -= first.fill(arena.take(count))
+        parts = [quotient]
         if width - bits < WIDTH:
             wraps, theirs = Wraps(arena, count, bits, width), Wraps(arena, count, bits, width)
-            party.stream(P0).fill(theirs.shares)
-            wraps.share_out(r >> np.uint64(width - 1), theirs.shares)
-            party.deal(wraps.shares)
+            wraps.share_out(r >> np.uint64(width - 1), first.fill(theirs.shares))
+            parts.append(wraps.shares)
+        party.deal(*parts)
 
 
 def _shift(party: Party, c: Words, bits: int, width: int, out: Words) -> None:
     with party.arena.scope() as arena:
-        count = len(c)
-        quotient = party.fill_dealt(arena.take(count))
+        quotient = arena.take(len(c))
         if party.first:
             public_part(c, bits, width, out)
         else:
             out[:] = 0
-        out -= quotient
         if width - bits < WIDTH:
-            wraps = Wraps(arena, count, bits, width)
-            party.fill_dealt(wraps.shares)
+            wraps = Wraps(arena, len(c), bits, width)
+            party.fill_dealt(quotient, wraps.shares)
             wraps.add_to(out, (c >> np.uint64(width - 1)) ^ np.uint64(1))
+        else:
+            party.fill_dealt(quotient)
+        out -= quotient

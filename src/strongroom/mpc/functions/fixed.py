@@ -1,0 +1,66 @@
+"""Arithmetic at more fractional bits than values have: what happens between an argument and a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strongroom.errors import UsageError
+from strongroom.mpc.party import Party
+from strongroom.mpc.protocols.linear import multiply
+from strongroom.mpc.protocols.truncate import truncate
+from strongroom.mpc.ring import WIDTH
+from strongroom.mpc.shared import Shared, concatenate
+
+_BLOCK = 4  # coefficients of a polynomial that are summed up before the next product
+
+
+def inner_frac(party: Party) -> int:
+    """The most fractional bits at which a product of two values still has room below the settings' bound."""
+    return (WIDTH - 2 - party.settings.bound) // 2
+
+
+def product(x: Shared, y: Shared, frac: int, *, bits: int = 1) -> Shared:
+    """x y with `frac` fractional bits, where |x y| < 2^bits; two rounds, or one if both are open."""
+    return drop(multiply(x, y), frac, bits=bits)
+
+
+def drop(x: Shared, frac: int, *, bits: int = 1) -> Shared:
+    """`x` with fewer fractional bits, where |x| < 2^bits; one round."""
+    return truncate(x, x.frac - frac, width=min(WIDTH, x.frac + bits + 2)) if x.frac > frac else raised(x, frac)
+
+
+def raised(x: Shared, frac: int, *, power: int = 0) -> Shared:
+    """x 2^power with more fractional bits; no round. UsageError where that would drop bits."""
+    shift = frac + power - x.frac
+    if shift < 0:
+        raise UsageError(
+            f"fractional bits: got {x.frac} and a bound of 2^{x.party.settings.bound}, wanted fewer",
+            hint="functions work at more fractional bits than values have; lower either setting",
+        )
+    return x.shifted(shift, frac)
+
+
+def polynomial(t: Shared, coefficients: Sequence[float]) -> Shared:
+    """The sum of c_i t^i for |t| <= 1, where no partial sum reaches 2, at t's fractional bits.
+
+    Up to four coefficients take 2 products one after the other; each four more take one more (Paterson and Stockmeyer,
+    SIAM J. Comput. 2 (1973)). Rounds: 4 and, for every four coefficients beyond the first four, 2; and 1.
+    """
+    frac = t.frac
+    square = product(t, t, frac)
+    # Both products take the opening of the square, which the first of them makes.
+    pair = concatenate([each.reshape(1, *each.shape) for each in (multiply(square, t), multiply(square, square))], 0)
+    higher = drop(pair, frac)
+    cube, fourth = higher[0], higher[1]
+    blocks = [coefficients[i : i + _BLOCK] for i in range(0, len(coefficients), _BLOCK)]
+    result: Shared | None = None
+    for block in reversed(blocks):
+        terms = [power.times_public(c, frac=frac) for power, c in zip((t, square, cube), block[1:], strict=False)]
+        total = Shared.public(t.party, block[0], 2 * frac).broadcast(t.shape)
+        for term in terms:
+            total = total + term
+        if result is not None:
+            total = total + multiply(result, fourth)
+        result = drop(total, frac)
+    assert result is not None  # noqa: S101  # there are coefficients
+    return result

@@ -1,0 +1,146 @@
+"""Functions keep the error that they state over the range that they state, in the rounds that they state."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from strongroom.errors import UsageError
+from strongroom.mpc.functions.activation import gelu, sigmoid, silu, softmax
+from strongroom.mpc.functions.division import reciprocal, rsqrt
+from strongroom.mpc.functions.exponential import exp
+from strongroom.mpc.functions.normalisation import layer_norm, rms_norm
+from strongroom.mpc.local import run_local
+from strongroom.mpc.protocols.reveal import reveal, share
+from strongroom.mpc.ring import Settings
+
+LAST = 2.0**-16
+END = 2.0**15 - LAST
+
+
+def evaluate(function, values, settings=None):
+    """The revealed result and the rounds it took; `values` are first rounded as shares are."""
+
+    def program(party):
+        x = share(party, lambda: values, source=0, shape=values.shape)
+        before = party.rounds
+        y = function(x)
+        return reveal(y, to=[0]), party.rounds - before - 2
+
+    return run_local(program, settings)[0]
+
+
+def rounded(values, frac=16):
+    return np.rint(np.asarray(values) * 2.0**frac) / 2.0**frac
+
+
+def stated_rounds(function):
+    return int(re.search(r"(\d+) rounds", function.__doc__)[1])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_exp(exact):
+    x = rounded(np.linspace(-16, 10.3, 20_001))
+    y, rounds = evaluate(exp, x, Settings(exact=exact))
+    assert (np.abs(y - np.exp(x)) <= LAST + 2e-5 * np.exp(x)).all()
+    assert np.abs(y - np.exp(x))[(x >= -5) & (x <= 2)].max() < 2e-4
+    if not exact:
+        assert rounds == stated_rounds(exp)
+
+
+def test_exp_just_below_its_range_is_next_to_nothing():
+    assert np.abs(evaluate(exp, np.linspace(-20, -16, 1000))[0]).max() <= LAST
+
+
+def test_reciprocal():
+    x = rounded(
+        np.concatenate([np.geomspace(2.0**-8, END, 10_000), 2.0 ** np.arange(-8, 15), 2.0 ** np.arange(1, 15) - LAST])
+    )
+    y, rounds = evaluate(reciprocal, x)
+    assert (np.abs(y - 1 / x) <= LAST + 1e-6 / x).all()
+    assert rounds == stated_rounds(reciprocal)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 3), (-2, 15), (-15, -13)])
+def test_reciprocal_of_a_known_range(low, high):
+    x = rounded(np.linspace(2.0**low, 2.0**high - LAST, 1000))
+    wide = evaluate(lambda v: reciprocal(v, low=low, high=high), x)[0]
+    assert (np.abs(wide - 1 / x) <= LAST + 1e-6 / x).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(3, 3), (-20, 1), (0, 16)])
+def test_a_range_that_cannot_be_is_refused(low, high):
+    with pytest.raises(UsageError, match=r"range: got 2.*, wanted one within"):
+        evaluate(lambda v: reciprocal(v, low=low, high=high), np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("function", "reference", "error"),
+    [
+        (sigmoid, torch.sigmoid, lambda x: 2.0**-15),
+        (silu, torch.nn.functional.silu, lambda x: 2.0**-15 + 2e-6 * np.abs(x)),
+        (gelu, torch.nn.functional.gelu, lambda x: 5e-5),
+    ],
+)
+def test_activations_over_all_values(function, reference, error):
+    x = rounded(np.concatenate([np.linspace(-30, 30, 10_001), [-END, END, -1000, 1000, 0, LAST, -LAST]]))
+    y, rounds = evaluate(function, x)
+    assert (np.abs(y - reference(torch.from_numpy(x)).numpy()) <= error(x)).all()
+    assert rounds == stated_rounds(function)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 100])
+def test_softmax(length):
+    rng = np.random.default_rng(length)
+    x = rounded(rng.normal(0, 2, (200, length)))
+    x[0], x[1], x[2, 0] = END, -END, END
+    y, rounds = evaluate(softmax, x)
+    assert np.abs(y - torch.softmax(torch.from_numpy(x), -1).numpy()).max() <= 2.0**-15
+    halvings = {1: 0, 2: 1, 7: 3, 100: 7}[length]
+    assert rounds <= int(re.search(r"Rounds: (\d+)", softmax.__doc__)[1]) + 4 * halvings
+
+
+def test_settings_without_room_for_inner_bits_are_refused_by_name():
+    with pytest.raises(UsageError, match=r"fractional bits: got 20 .*, wanted fewer"):
+        evaluate(exp, np.ones(3), Settings(frac=20, bound=15))
+
+
+def test_other_settings_with_room_work_too():
+    x = rounded(np.linspace(-8, 5, 1000), 14)
+    y, _ = evaluate(exp, x, Settings(frac=14, bound=12))
+    assert np.abs(y - np.exp(x)).max() <= 2.0**-14 + 2e-5 * np.exp(5)
+
+
+def test_reciprocal_square_root():
+    x = rounded(np.concatenate([np.geomspace(2.0**-8, END, 10_000), 2.0 ** np.arange(-8, 15)]))
+    y, rounds = evaluate(rsqrt, x)
+    assert (np.abs(y - x**-0.5) <= LAST + 2e-6 * x**-0.5).all()
+    assert rounds == stated_rounds(rsqrt)
+
+
+@pytest.mark.parametrize("size", [0.05, 1, 20])
+def test_norms(size):
+    rng = np.random.default_rng(1)
+    x, w, b = (rounded(v) for v in (rng.normal(size, size, (50, 96)), rng.uniform(0.5, 2, 96), rng.normal(0, 1, 96)))
+
+    def program(party):
+        secrets = [share(party, lambda v=v: v, source=0, shape=v.shape) for v in (x, w, b)]
+        rounds = [party.rounds]
+        results = []
+        for function, more in ((layer_norm, ()), (layer_norm, secrets[1:]), (rms_norm, ()), (rms_norm, secrets[1:2])):
+            results.append(reveal(function(secrets[0], *more), to=[0]))
+            rounds.append(party.rounds)
+        return results, [after - before - 2 for before, after in itertools.pairwise(rounds)]
+
+    got, rounds = run_local(program)[0]
+    plain, x, w, b = torch.nn.functional, *map(torch.from_numpy, (x, w, b))
+    wanted = [plain.layer_norm(x, (96,)), plain.layer_norm(x, (96,), w, b)]
+    wanted += [plain.rms_norm(x, (96,), eps=1e-5), plain.rms_norm(x, (96,), w, eps=1e-5)]
+    for result, each in zip(got, wanted, strict=True):
+        reference = each.numpy()
+        # Weights are at most 2.
+        assert (np.abs(result - reference) / np.maximum(np.abs(reference), 2)).max() < 2.0**-14 + 2.0**-15 / size
+    # The last one finds its operand open: it takes 33 instead of 34.
+    assert rounds == [33, 35, 32, 33]
