@@ -493,3 +493,42 @@ def test_the_last_step_there_can_be():
         made.commit((1 << 63) - 1, {"a": 1})
         restored = made.restore()
         assert restored is not None and restored["a"] == 1
+
+
+def test_what_another_thread_writes_behind_a_commit_is_in_the_next(monkeypatch):
+    """Also with delta: what is remembered of a commit is what the file got, not what the memory held a moment later."""
+    directory = MemoryDirectory()
+    array = np.zeros(1 << 20, np.uint8)
+    with opened(directory, delta=True) as made:
+        write = made._file.write_blocks
+
+        def write_and_change(pieces):
+            write(pieces)
+            array[:] += 1
+
+        monkeypatch.setattr(made._file, "write_blocks", write_and_change)
+        made.commit(1, {"w": array})
+        made.commit(2, {"w": array})
+        monkeypatch.undo()
+        made.commit(3, {"w": array})
+    with opened(directory) as made:
+        restored = made.restore()
+        assert restored is not None
+        assert (restored["w"] == 2).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_forked_child_that_leaves_the_with_block_ends(tmp_path):
+    options = {"key": KEY, "anchor": NO_FRESHNESS, "mode": "overlapped"}
+    with mirror.open(tmp_path / "m", **options) as made:
+        made.commit(1, {"w": np.zeros(1 << 24, np.uint8)})
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # ends it if it hangs
+            made.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        made.commit(2, {"w": np.ones(1 << 24, np.uint8)})
+    with mirror.read(tmp_path / "m", key=KEY, anchor=NO_FRESHNESS) as found:
+        assert found.step == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from strongroom.cli import output
-from strongroom.errors import UsageError
+from strongroom.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from strongroom.mirror.spot import Job, Outcome, Saving, Trace
@@ -221,7 +221,7 @@ def describe_trace(trace: Trace, args: argparse.Namespace) -> list[str]:
     facts = trace_facts(trace, args.bid)
     bid = "any price" if args.bid is None else f"a bid of {args.bid:g} USD an hour"
     return [
-        f"{args.trace.name}: {facts['rows']:,} rows, {hours(trace.seconds)} hours, "
+        f"{printable(args.trace.name)}: {facts['rows']:,} rows, {hours(trace.seconds)} hours, "
         f"{facts['lowest_price']:g} to {facts['highest_price']:g} USD an hour",
         f"at {bid} an instance runs {facts['share']:.1%} of the time, "
         f"with {facts['interruptions']:,} interruption{'' if facts['interruptions'] == 1 else 's'} in the whole trace",

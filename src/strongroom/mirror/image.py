@@ -81,13 +81,13 @@ class Image:
             self._punch(layout)
         if known is not None:
             pieces = [run for offset, view in pieces for run in self._changed(offset, view, known)]
+        elif self._delta:
+            self._known = None  # first give back what there was
+            self._known = np.empty(layout.area, np.uint8)
+            _fill(self._known, pieces)
+            pieces = [(offset, self._known[offset : offset + len(view)]) for offset, view in pieces]
         self._file.write_blocks(pieces)
         self.written = sum(len(view) for _, view in pieces)
-        if known is None:
-            self._known = None
-            if self._delta:
-                self._known = np.empty(layout.area, np.uint8)
-                _fill(self._known, pieces)
 
     def committed(self, layout: Layout) -> None:
         """Note that what the last `write` wrote is committed."""
@@ -107,7 +107,10 @@ class Image:
                 at = max(at, entry.offset + entry.whole)
 
     def _changed(self, offset: int, view: Bytes, known: Bytes) -> Iterator[tuple[int, Bytes]]:
-        """The blocks of `view` that differ from what is known, which knows them from now on."""
+        """The blocks of `view` that differ from what is known, as they are known from now on.
+
+        Each is read once: another thread may be writing to it, and what is known must be what the file gets.
+        """
         block = self._file.block_size
         step = max(block, _COMPARED // block * block)
         for at in range(0, len(view), step):
@@ -117,8 +120,9 @@ class Image:
                 continue
             changed = (new.reshape(-1, block).view(np.uint64) != old.reshape(-1, block).view(np.uint64)).any(axis=1)
             for first, stop in _runs(np.flatnonzero(changed)):
-                yield offset + at + first * block, new[first * block : stop * block]
-            old[:] = new
+                run = old[first * block : stop * block]
+                run[:] = new[first * block : stop * block]
+                yield offset + at + first * block, run
 
 
 def _fill(memory: Bytes, pieces: Pieces) -> None:

@@ -201,7 +201,7 @@ def parse_manifest(body: bytes, *, area: int, length: int, block_size: int) -> M
         raise FormatError(f"mirror manifest: wanted exactly {', '.join(sorted(names))}, and maybe resumes")
     step, rest = _count(raw["step"], "step"), _count(raw["rest"], "rest")
     time = raw["time"]
-    if not isinstance(time, (int, float)) or isinstance(time, bool) or not math.isfinite(time):
+    if not isinstance(time, (int, float)) or isinstance(time, bool) or not abs(time) < MAX_STEP:
         raise FormatError("mirror manifest: time, wanted a number")
     if area % block_size or area + rest + len(body) + FOOTER.size != length:
         raise FormatError(f"mirror manifest: {area} and {rest} bytes of arrays in {length} bytes")

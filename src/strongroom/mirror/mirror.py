@@ -416,6 +416,8 @@ class Mirror:
         if self._closed:
             return
         self._closed = True
+        if self._process != os.getpid():
+            return  # a forked child has given the file back already, and the thread that seals is its parent's
         try:
             self._settle()
         finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -66,6 +68,7 @@ class LocalHost:
             stderr=subprocess.STDOUT,
             env=self._environment,
             start_new_session=True,  # Ctrl-C reaches this process alone
+            preexec_fn=_end_with_parent if _prctl else None,  # it makes one system call
             bufsize=0,
         )
         self._rest, self._open, self._ended = b"", True, None
@@ -135,6 +138,16 @@ class LocalHost:
         if self._rest and self._status >= 0:
             self._lines.append(self._rest.decode(errors="replace"))
         self._rest = b""
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """In the child: be killed when who started it ends, by whatever."""
+    assert _prctl is not None  # noqa: S101  # for mypy
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
