@@ -31,6 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from strongroom.errors import MissingDependencyError, UsageError
+from strongroom.mirror.commit import Commit
 from strongroom.mirror.cursor import Cursor
 from strongroom.mirror.mirror import Mirror
 from strongroom.mirror.pace import BUDGET, Pace
@@ -223,15 +224,16 @@ class MirrorCallback(Callback):  # type: ignore[misc,unused-ignore]
             self._random = None
 
     def _commit(self, trainer: Any) -> None:
+        self._commit_made: Commit | None = None
         trainer.save_checkpoint(NAME, weights_only=False)
-        self.pace.committed()
+        self.pace.committed(self._commit_made)
         self._due = False
 
     def _save(self, checkpoint: Mapping[str, Any]) -> None:
         kept = {name: part for name, part in checkpoint.items() if name not in _LEFT_OUT}
         if self._between:
             kept["loops"] = {**kept["loops"], "fit_loop": _begun(kept["loops"]["fit_loop"])}
-        commit_staged(self._mirror, self.step, {"lightning": kept}, self._staging)
+        self._commit_made = commit_staged(self._mirror, self.step, {"lightning": kept}, self._staging)
 
     def _load(self) -> dict[str, Any]:
         checkpoint, self._checkpoint = self._checkpoint, None

@@ -48,6 +48,8 @@ class Pace:
         self._clock = clock
         self._step: float | None = None  # seconds, of one that no commit goes on behind
         self._cost: float | None = None  # seconds, of a commit
+        self._commits = 0
+        self._agreed: int | None = None
         self._sealing: Sealing | None = None
         self._extra = 0.0  # of the commit under way, so far
         self._steps = 0
@@ -59,10 +61,22 @@ class Pace:
         """Steps between two commits, as things are now."""
         if self._every != "auto":
             return self._every
+        if self._agreed is not None:
+            return self._agreed
         if self._step is None or self._cost is None:
             return 2 * _FIRST  # so that there are steps to compare with
         share = self._budget * _AIM
         return max(1, math.ceil(self._cost * (1 - share) / max(1e-9, self._step * share)))
+
+    def agree(self, most: Callable[[int], int]) -> None:
+        """Let the ranks of one training commit at the same steps: each is as far from the last as the most of any.
+
+        Args:
+            most: gives the highest of what all ranks call it with. All do so after the same commit.
+        """
+        if self._every == "auto":
+            self._agreed = None
+            self._agreed = most(self.every)
 
     def due(self) -> bool:
         """Whether to commit now. Asked once a step, after it."""
@@ -93,7 +107,8 @@ class Pace:
 
     def _end(self) -> None:
         self._sealing = None
-        if self._steps > _FIRST:
+        self._commits += 1
+        if self._steps > _FIRST and self._commits > 1:  # the first gets memory and places, once
             self._cost = _mean(self._cost, max(0.0, self._extra))
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+_NUMBER: Final = struct.Struct("<Q")
+_MAX_NUMBER: Final = (1 << 64) - 1
 _WORD: Final = struct.Struct("<BqQ32s")  # how it went, step, sequence, digest
 _FAILED, _WORKED, _FULL = 0, 1, 2
 _MAX_RANKS: Final = 1 << 16
@@ -143,6 +145,13 @@ class RankedMirror:
             theirs, other, sequence, digest = _WORD.unpack(said)
             heard.append((theirs, other, Root(sequence, digest) if sequence else None))
         return heard
+
+    def most(self, number: int) -> int:
+        """The highest of the numbers, from 0 up, that the ranks call this with. Raises ChannelError if one is gone."""
+        heard = self._ranks.gather(_NUMBER.pack(min(number, _MAX_NUMBER)))
+        if any(len(said) != _NUMBER.size for said in heard):
+            raise ChannelError(f"ranks: said {[len(said) for said in heard]} bytes, wanted {_NUMBER.size} each")
+        return max(int(_NUMBER.unpack(said)[0]) for said in heard)
 
     def restore(self, step: int | None = None) -> Restored | None:
         """This rank's part of the newest commit of all, or of an older one; None if there is none.

@@ -47,6 +47,8 @@ class Steps(ABC):
             return None
         commit = self._commit()
         self.pace.committed(commit)
+        if isinstance(self._mirror, RankedMirror):
+            self.pace.agree(self._mirror.most)
         return commit
 
     def _commit(self) -> Commit:
