@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from strongroom import mirror
-from strongroom.errors import FormatError, LockedError, StrongroomError, UsageError, WrongKeyError
+from strongroom.errors import CasError, FormatError, LockedError, StrongroomError, UsageError, WrongKeyError
 from strongroom.mirror import MirrorWarning
 from strongroom.sealed import NO_FRESHNESS, Grouped, MemoryAnchor, open_sealed
 from strongroom.storage import MemoryDirectory
@@ -532,3 +532,77 @@ def test_a_forked_child_that_leaves_the_with_block_ends(tmp_path):
         made.commit(2, {"w": np.ones(1 << 24, np.uint8)})
     with mirror.read(tmp_path / "m", key=KEY, anchor=NO_FRESHNESS) as found:
         assert found.step == 2
+
+
+class TroubledAnchor(MemoryAnchor):
+    """An anchor that raises `trouble` as long as there is one, before or after it has taken note."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__()
+        self.after = after
+        self.trouble: Exception | None = None
+
+    def advance(self, old, new):
+        if self.trouble is None or self.after:
+            super().advance(old, new)
+        if self.trouble is not None:
+            raise self.trouble
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "overlapped"])
+@pytest.mark.parametrize("after", [False, True], ids=["before it noted", "after it noted"])
+def test_a_disk_that_is_too_full_for_the_anchor_is_a_warning(mode, after):
+    directory, anchor = MemoryDirectory(), TroubledAnchor(after=after)
+    with opened(directory, anchor=anchor, mode=mode) as made:
+        made.commit(1, {"w": np.full(9, 1)}).durable()
+        anchor.trouble = OSError(errno.ENOSPC, "No space left")
+        with pytest.warns(MirrorWarning, match="no room for step 2; step 1 stays"):
+            made.commit(2, {"w": np.full(9, 2)})
+            made._settle()
+        with pytest.warns(MirrorWarning, match="no room for step 3"):
+            made.commit(3, {"w": np.full(9, 3)})
+            made._settle()
+        assert made.missed == 2
+        anchor.trouble = None
+        made.commit(4, {"w": np.full(9, 4)}).durable()
+        assert made.steps[-2:] == [2, 4] or made.step == 4
+        restored = made.restore()
+        assert restored is not None
+        assert (restored["w"] == 4).all()
+    with opened(directory, anchor=anchor) as again:
+        assert again.step == 4
+
+
+@pytest.mark.parametrize("mode", ["synchronous", "overlapped"])
+def test_a_commit_that_the_anchor_does_not_answer_to_is_undecided_and_tried_again(mode, monkeypatch):
+    monkeypatch.setattr("strongroom.mirror.mirror._PATIENCE", 0.0)
+    directory, anchor = MemoryDirectory(), TroubledAnchor(after=False)
+    with opened(directory, anchor=anchor, mode=mode) as made:
+        made.commit(1, {"w": np.full(9, 1)}).durable()
+        anchor.trouble = CasError("CAS: does not answer")
+        with pytest.raises(CasError):
+            made.commit(2, {"w": np.full(9, 2)}).durable()
+        assert made.step == 1
+        anchor.trouble = None
+        restored = made.restore()
+        assert restored is not None
+        assert (restored.step, restored["w"][0]) == (2, 2)
+        made.commit(3, {"w": np.full(9, 3)}).durable()
+        assert made.step == 3
+
+
+def test_an_anchor_that_answers_late_is_waited_for(monkeypatch):
+    anchor = TroubledAnchor(after=False)
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        anchor.trouble = None
+
+    with opened(MemoryDirectory(), anchor=anchor) as made:
+        made.commit(1, {"w": np.full(9, 1)})
+        anchor.trouble = CasError("CAS: does not answer")
+        monkeypatch.setattr("strongroom.mirror.mirror.time.sleep", sleep)
+        made.commit(2, {"w": np.full(9, 2)})
+        assert made.step == 2
+        assert waited

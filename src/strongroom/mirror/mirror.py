@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from strongroom.errors import FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
+from strongroom.errors import CasError, FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
 from strongroom.lineage.resumes import Resume, Resumes
 from strongroom.mirror import region
 from strongroom.mirror.commit import Commit, MirrorWarning
@@ -93,6 +93,7 @@ class Mirror:
         self._under_way: Commit | None = None
         self._changes = 0  # commits that were begun: from then on the file's content is on its way to another state
         self._unsure = False  # which commit the file is at, after one that failed
+        self._undecided: Callable[[], None] | None = None  # takes on a commit that the anchor has not taken note of
         self._process = os.getpid()
         self._closed = False
         _open_mirrors.add(self)
@@ -271,10 +272,13 @@ class Mirror:
     # In the thread that seals, or in the caller's own.
 
     def _seal(self, commit: Commit, layout: Layout, values: Any, pieces: Pieces, tail: Bytes) -> Root:
+        self._decide()
         before = self._file.root
         try:
             return self._seal_now(commit, layout, values, pieces, tail)
         except BaseException:
+            if self._undecided is not None:
+                raise
             self._unsure = True
             # What was written of it must never be committed: not by the next commit, nor by closing. After a write or
             # a sync that failed even to look is wrong: what is seen may not be on the disk, and the anchor would move.
@@ -296,16 +300,55 @@ class Mirror:
         end = b"".join((tail.data, manifest.to_bytes()))
         file.write_at(layout.area, end)
         file.truncate(layout.area + len(end))
-        root = file.commit(retain=self._keep > 1)
-        if self._unnamed:
-            self._directory.rename(self._name + ".new", self._name)
-            self._directory.sync()
-            self._unnamed = False
-        self._manifest, self._layout = manifest, layout
-        self._kept = [*kept, (commit.step, root.sequence)] if self._keep > 1 else []
-        self._future_kept, self._went_back, self._resume = [], None, None
-        self._image.committed(layout)
-        return root
+
+        def adopt() -> None:
+            assert file.root is not None  # noqa: S101  # it was committed
+            if self._unnamed:
+                self._directory.rename(self._name + ".new", self._name)
+                self._directory.sync()
+                self._unnamed = False
+            self._manifest, self._layout = manifest, layout
+            self._kept = [*kept, (commit.step, file.root.sequence)] if self._keep > 1 else []
+            self._future_kept, self._went_back, self._resume = [], None, None
+            self._image.committed(layout)
+
+        before = file.root
+        try:
+            file.commit(retain=self._keep > 1)
+        except (OSError, CasError) as error:
+            if file.poisoned or file.root == before:
+                raise
+            self._undecided = adopt  # it is on the disk, and only the anchor does not know yet
+            if not isinstance(error, CasError):
+                raise
+            self._decide(_PATIENCE)
+        else:
+            adopt()
+        assert file.root is not None  # noqa: S101  # as above
+        return file.root
+
+    def _decide(self, patience: float = 0.0) -> None:
+        """Tell the anchor once more of a commit that it did not take note of; from then on that is the newest.
+
+        Args:
+            patience: seconds for which it is asked again if it does not answer.
+
+        Raises:
+            OSError, CasError: it takes note of nothing now either.
+        """
+        if self._undecided is None:
+            return
+        until = time.monotonic() + patience
+        while True:
+            try:
+                self._file.settle()
+                break
+            except CasError:
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(0.1)
+        adopt, self._undecided = self._undecided, None
+        adopt()
 
     def _plan_kept(self) -> list[tuple[int, int]]:
         """What stays retained beside the commit that is being made; the rest is released with it."""
@@ -344,8 +387,9 @@ class Mirror:
 
     def warn(self, step: int, why: str) -> None:
         """Say that the commit of a step was left out."""
-        message = f"{self._what}: {why} for step {step}; step {self.step} stays the newest that restores"
-        _logger.warning("%s", message)
+        rest = "nothing restores yet" if self.step is None else f"step {self.step} stays the newest that restores"
+        message = f"{self._what}: {why} for step {step}; {rest}"
+        _logger.info("%s", message)
         warnings.warn(message, MirrorWarning, stacklevel=3)
 
     # Restoring.
@@ -362,6 +406,7 @@ class Mirror:
         """
         self._settle()
         self._usable()
+        self._decide()
         if self._manifest is None:
             if step is not None:
                 raise UsageError(f"step: {step}, and {self._what} has none yet")
@@ -425,9 +470,14 @@ class Mirror:
                 self._pool.shutdown()
             try:
                 if not self._unsure and self._file.root is not None:
+                    self._decide()
                     self._file.close()
                     if isinstance(self._directory, region.LazyDirectory):
                         self._directory.flush()
+            except OSError as error:
+                if not is_full(error) or self._when_full == "raise":
+                    raise
+                warnings.warn(f"{self._what}: no room while it was closed", MirrorWarning, stacklevel=2)
             finally:
                 self._file.discard()
 
@@ -459,5 +509,6 @@ def _leave_to_parent() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
+_PATIENCE: Final = 30.0  # seconds for an anchor that does not answer
 _GIVES_WAY: Final = 0.0005  # seconds
 _NOTHING: Final = np.empty(0, np.uint8)

@@ -249,6 +249,14 @@ class FileAnchor:
             lock.close()
 
     def _replace(self, directory: LocalDirectory, root: Root) -> None:
+        try:
+            self._replace_by(directory, root)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = os.fspath(self.path)
+            raise
+
+    def _replace_by(self, directory: LocalDirectory, root: Root) -> None:
         temporary = self.path.name + ".new"
         with contextlib.suppress(FileNotFoundError):
             directory.unlink(temporary)  # left by a crash

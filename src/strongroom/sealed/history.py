@@ -290,6 +290,8 @@ class History:
         )
         if plan.retain:
             commit = replace(commit, retained=(*plan.retained, commit.as_retained(self.header)))
+        if self.commit is None and not twice:
+            self._slots.reserve(self._storage)
         self._slots.write(self._storage, commit, self._nonces.next(), at=plan.target)
         if twice:
             self._slots.write(self._storage, commit, self._nonces.next())

@@ -74,6 +74,10 @@ class Slots:
         self.commits[at] = commit
         self.raw[at] = sealed
 
+    def reserve(self, storage: Storage) -> None:
+        """Get room for all of them in a new file, so that a disk that is full later takes a commit in old places."""
+        storage.write_at(0, bytes(SLOTS * SLOT_SIZE))
+
     def changed(self, storage: Storage) -> bool:
         """Whether the slots on the storage are others than those read or written here last."""
         return _read(storage) != self.raw
