@@ -42,11 +42,10 @@ from strongroom.mpc import (
     join_unix,
     matmul,
     relu,
-    reveal,
-    share,
     softmax,
     truncate,
 )
+from strongroom.mpc.protocols.reveal import reveal, share
 
 SIDE = 1024
 ELEMENTS = 1_000_000

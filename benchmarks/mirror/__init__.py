@@ -10,9 +10,9 @@
 - "memory copy" copies the same tensors into memory that was touched before, by PyTorch or by NumPy, whichever is faster
   at the moment. What is compared with it is how long an overlapped commit holds up a training, none being under way.
 - Overheads: the same training twice, in turns of some steps, once with a mirror on the disk that survives power cuts.
-  Its commits overlap the next step.
-- Iterations: the network of 12 convolutions on shuffled batches of 60,000 images, from a sealed file on the disk whose
-  cache holds all and is full, and from arrays in memory.
+  Its commits overlap the next step; a turn ends when its last one is durable.
+- Iterations: the network of 12 convolutions on shuffled batches of 60,000 images, from a mapped sealed file on the disk
+  each of which is decrypted as it is drawn (a cache of 1 MiB, 2 % of the file), and from arrays in memory.
 
 Besides the goals it prints what every way to save takes, and the swaps per second of transactions on a persistent array
 (the test that Plinius took from Romulus). With ``STRONGROOM_BENCH_DETAILS=FILE`` these are written as JSON, with
