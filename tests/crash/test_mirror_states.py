@@ -55,7 +55,7 @@ class MirrorWorld:
         return Grouped(self.anchor, every_commits=4, every_seconds=1.0, clock=lambda: 0.0)
 
     def _look(self) -> None:
-        if self._looking or self.acknowledged is None:
+        if self._looking or not self.committed:
             return
         self._looking = True
         try:
@@ -76,7 +76,7 @@ class MirrorWorld:
                 assert restored is not None
                 with restored:
                     self._same(dict(restored), self.committed[step])
-            must = [step for step in self.kept if step > min(steps)]
+            must = [step for step in self.kept if step > min(steps, default=0)]
             assert set(must) <= set(steps), (steps, self.kept)
         if self.explored % 5 == 0:  # and it goes on from there
             with mirror.open(state, anchor=anchor, **self._options) as found:  # type: ignore[arg-type]
