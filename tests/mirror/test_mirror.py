@@ -606,3 +606,9 @@ def test_an_anchor_that_answers_late_is_waited_for(monkeypatch):
         made.commit(2, {"w": np.full(9, 2)})
         assert made.step == 2
         assert waited
+
+
+def test_a_directory_is_no_place_for_a_mirror(tmp_path):
+    with pytest.raises(UsageError, match="is a directory, wanted a path for the mirror's file"):
+        mirror.open(tmp_path, key=KEY, anchor=NO_FRESHNESS)
+    assert list(tmp_path.iterdir()) == []

@@ -60,6 +60,7 @@ def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
         clock: seconds since 1970.
 
     Raises:
+        UsageError: a setting that there is not; `path` is a directory.
         LockedError: another process has it open for writing.
         FormatError: the file is no mirror.
         WrongKeyError, TamperedError, RollbackError: as `open_sealed`.
@@ -78,6 +79,8 @@ def open(  # noqa: A001  # strongroom.mirror.open, as `vault.open`
         raise UsageError(f"keep: {keep} commits, wanted 1 to {MAX_KEPT}")
     if isinstance(path, (str, os.PathLike)):
         real = Path(os.path.realpath(path))
+        if real.is_dir():
+            raise UsageError(f"{os.fspath(path)}: is a directory, wanted a path for the mirror's file")
         where = region.look(real, durability)
         what, name = os.fspath(path), real.name
         directory: Directory = region.directory_of(real, where)
