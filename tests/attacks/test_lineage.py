@@ -201,23 +201,63 @@ def statement_of(data, **changes):
 
 
 def test_a_service_reads_nothing_whose_lineage_is_missing_or_of_another_run():
-    held = {"m": b"graph", "m.lineage.json": statement_of(b"graph"), "w": b"weights"}
+    held = {"m": b"graph", "m.lineage.json": statement_of(b"graph", name="m"), "w": b"weights"}
     read = LineageReader(Requirement(CAS.root), files(**held))
     assert read("m") == b"graph"
     with pytest.raises(VerificationError, match=r"w has no lineage, wanted w\.lineage\.json"):
         read("w")
-    held["w.lineage.json"] = statement_of(b"weights", invocation="00" * 16)
+    held["w.lineage.json"] = statement_of(b"weights", name="w", invocation="00" * 16)
     read = LineageReader(Requirement(CAS.root), files(**held))
     assert read("m") == b"graph"
     with pytest.raises(VerificationError, match="another run"):
         read("w")
-    held["w.lineage.json"] = statement_of(b"weights")
+    held["w.lineage.json"] = statement_of(b"weights", name="w")
     read = LineageReader(Requirement(CAS.root), files(**held))
     assert (read("m"), read("w")) == (b"graph", b"weights")
 
 
 def test_a_requirement_of_policies_is_kept():
-    held = {"m": b"graph", "m.lineage.json": statement_of(b"graph")}
+    held = {"m": b"graph", "m.lineage.json": statement_of(b"graph", name="m")}
     assert LineageReader(Requirement(CAS.root, (POLICY,)), files(**held))("m") == b"graph"
     with pytest.raises(BindingError):
         LineageReader(Requirement(CAS.root, ("acme/other",)), files(**held))("m")
+
+
+def test_no_output_of_a_run_stands_in_for_another():
+    """An early checkpoint, say, in the place of the best one: both have a lineage of the same run."""
+    held = {"m/net": b"graph", "m/w": b"an early checkpoint"}
+    held["m/net.lineage.json"] = statement_of(b"graph", name="m/net")
+    held["m/w.lineage.json"] = statement_of(held["m/w"], name="early/w")
+    read = LineageReader(Requirement(CAS.root), files(**held))
+    read("m/net")
+    with pytest.raises(VerificationError, match="m/w is what the run wrote as early/w, wanted m/w"):
+        read("m/w")
+    held["m/net.lineage.json"] = statement_of(b"graph", name="early/net")
+    with pytest.raises(VerificationError, match="m/net is what the run wrote as early/net, wanted m/net"):
+        LineageReader(Requirement(CAS.root), files(**held))("m/net")
+
+
+def test_a_model_that_was_moved_wants_its_weights_where_the_run_wrote_them_beside_it():
+    held = {"/tmp/net": b"graph", "/tmp/sub/w": b"weights"}
+    held["/tmp/sub/w.lineage.json"] = statement_of(b"weights", name="deep/sub/w")
+
+    def reader():
+        read = LineageReader(Requirement(CAS.root), files(**held))
+        read.found["/tmp/net"] = verify(statement_of(b"graph", name="deep/model"), b"graph")
+        return read
+
+    assert reader()("/tmp/sub/w") == b"weights"
+    held["/tmp/sub/w.lineage.json"] = statement_of(b"weights", name="sub/w")
+    with pytest.raises(VerificationError, match="wanted deep/sub/w"):
+        reader()("/tmp/sub/w")
+
+
+def test_what_lay_in_an_output_vault_stands_for_no_data_unless_it_is_named():
+    lineage = verify(CAS.signed())
+    with pytest.raises(TamperedError, match=r"empty\.vault holds .* the lineage names data "):
+        lineage.require_data(tree(), "empty.vault")
+    assert lineage.require_data(tree(), "empty.vault", name="out").name == "out"
+    with pytest.raises(TamperedError, match="names out "):
+        lineage.require_data(DATA, "data.vault", name="out")
+    with pytest.raises(TamperedError, match="names no other"):
+        lineage.require_data(DATA, "data.vault", name="other")

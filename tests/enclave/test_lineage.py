@@ -8,7 +8,7 @@ from strongroom import vault
 from strongroom.crypto import content_digest
 from strongroom.enclave import sandbox, witness
 from strongroom.enclave.config import BootConfig, VaultMount
-from strongroom.errors import BindingError, FormatError, TamperedError
+from strongroom.errors import BindingError, FormatError, TamperedError, UsageError
 from strongroom.lineage.tree import vault_tree
 from strongroom.lineage.verify import verify_lineage
 from strongroom.sealed import NO_FRESHNESS
@@ -118,6 +118,18 @@ assert sorted(os.listdir(out)) == ["deep", "model"], os.listdir(out)
         assert lineage.require_data(vault_tree(opened), "data").delivery == "memory"
 
 
+def test_data_that_a_program_could_open_but_boot_not_list_is_refused(world, bubblewrap, monkeypatch):
+    """Without FUSE, where data is digested as it was unpacked, by no more rights than the program has."""
+    monkeypatch.setattr(sandbox, "fuse_available", lambda: False)
+    data = world.seal("data", **{"clean": b"1", "hidden/poison": b"2"})
+    with data.open("r+") as opened:
+        opened.change(opened.stat("hidden").inode, mode=0o311)
+    source = "import sys; open(sys.argv[2] + '/model', 'w').write(open(sys.argv[1] + '/hidden/poison').read())"
+    job = world.job(source, *PATHS, rules=(DATA, OUT), vaults={"data": data, "out": world.seal("out")})
+    with pytest.raises(UsageError, match="/data/hidden cannot be listed or read"):
+        job.run()
+
+
 def test_a_run_that_fails_states_nothing_and_takes_nothing_from_what_it_left_alone(trained, world):
     held = trained[1]
     source = "import sys; open(sys.argv[1] + '/model', 'ab').write(b'!'); open(sys.argv[1] + '/new', 'w'); sys.exit(3)"
@@ -151,6 +163,7 @@ def after_a_run(booted, tmp_path, *names):
     with vault.open(tmp_path / "v", "x", key=b"k" * 32, anchor=NO_FRESHNESS) as opened:
         opened.commit()
         seen = witness.Witness(booted)
+        (tmp_path / "place").mkdir()
         seen.writable("out", opened, tmp_path / "place")
         for name in names:
             opened.write_bytes(name, b"")

@@ -11,6 +11,7 @@ from strongroom.cli.serve import start_service
 from strongroom.errors import StrongroomError, VerificationError
 from strongroom.lineage.requirement import Requirement
 from tests.enclave.conftest import DATA, OUT, World
+from tests.serve.test_weights import branches, made_of, outside
 from tests.serve.world import double
 
 MAKE = "import shutil, sys; shutil.copyfile(sys.argv[1] + '/graph', sys.argv[2] + '/model.onnx')"
@@ -71,6 +72,54 @@ def test_verify_model_stops_at_the_first_link_that_does_not_hold(made, monkeypat
     (tmp_path / "model.onnx.lineage.json").unlink()
     fails(31, "has no lineage")
     assert cli.main(["verify", "model", str(tmp_path / "nothing")]) == 2
+
+
+def test_verify_model_says_what_the_run_called_it(made, monkeypatch, capsys, tmp_path):
+    job, out = made
+    with out.open() as opened:
+        for suffix in ("", ".lineage.json"):
+            (tmp_path / f"best.onnx{suffix}").write_bytes(opened.read_bytes(f"model.onnx{suffix}"))
+    assert verify(job, tmp_path / "best.onnx", monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr()
+    assert "best.onnx as model.onnx: take care that it is the output that you mean" in shown.err
+    assert json.loads(shown.out)["written_as"] == "model.onnx"
+    assert "best.onnx, written as model.onnx" in json.loads(shown.out)["links"][0]["text"]
+
+
+def test_an_empty_vault_is_not_the_data_of_a_run_whose_output_vault_was_empty(made, monkeypatch, capsys, tmp_path):
+    job, out = made
+    empty = World(tmp_path, job.world.home, job.world.cas).seal("empty")
+    assert verify(job, "--data", empty.path, out.path, monkeypatch=monkeypatch) == 23
+    assert "empty.vault holds" in json.loads(capsys.readouterr().out)["error"]
+    assert verify(job, "--data", f"out={empty.path}", out.path, monkeypatch=monkeypatch) == 0
+    links = json.loads(capsys.readouterr().out)["links"]
+    assert [link["checked"] for link in links if link["link"] == "data"] == [False, True]
+
+
+def test_verify_model_looks_at_weights_wherever_the_model_keeps_them(home_and_cas, monkeypatch, capsys, tmp_path):
+    """In the branches of an If, here: a file beside the model without a lineage does not pass."""
+    world = World(tmp_path, *home_and_cas)
+    out = world.seal("out")
+    weights = outside("w", location="branch.bin")
+    graph = made_of(nodes=[branches(weights, weights)])
+    vaults = {"data": world.seal("data", graph=graph), "out": out}
+    job = world.job(
+        MAKE + "; open(sys.argv[2] + '/branch.bin', 'wb').write(bytes(16))",
+        "{vault:data}",
+        "{vault:out}",
+        rules=(DATA, OUT),
+        vaults=vaults,
+    )
+    assert job.run()[0] == 0
+    with world.owner() as client:
+        out.anchor.advance(out.anchor.read(), client.anchor(job.policy.name, "out").read())
+    assert verify(job, out.path, monkeypatch=monkeypatch) == 0
+    links = json.loads(capsys.readouterr().out)["links"]
+    assert [link["text"] for link in links if link["link"] == "weights"] == ["branch.bin, of the same run"]
+    with out.open("r+") as opened:
+        opened.remove("branch.bin.lineage.json")
+    assert verify(job, out.path, monkeypatch=monkeypatch) == 31
+    assert "branch.bin has no lineage" in json.loads(capsys.readouterr().out)["error"]
 
 
 def served(job, sealed, models, requirement):

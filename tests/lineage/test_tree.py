@@ -3,11 +3,15 @@
 import os
 import stat
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from strongroom import vault
+from strongroom.enclave import drop
 from strongroom.lineage.tree import digest_tree, directory_tree, vault_tree
 from strongroom.sealed import NO_FRESHNESS
 from tests.lineage.world import tree
@@ -99,3 +103,22 @@ def test_pipes_are_no_content(folder):
     before = directory_tree(folder).digest
     os.mkfifo(folder / "pipe")
     assert directory_tree(folder).digest == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drops root's capabilities, as enclaves do")
+@pytest.mark.parametrize("bits", [0o311, 0o444, 0o000], ids=["no listing", "no entering", "neither"])
+def test_a_directory_that_cannot_be_listed_is_not_passed_over(folder, bits):
+    """Its files open by name all the same, so a digest without them would name other data than what can be read."""
+    script = (
+        "import pathlib, sys, strongroom.lineage.tree as t, strongroom.errors as e\n"
+        "try: print(t.directory_tree(pathlib.Path(sys.argv[1])).files)\n"
+        "except e.UsageError as error: print(error.message)"
+    )
+    command = [sys.executable, str(Path(drop.__file__)), "--", sys.executable, "-c", script, str(folder)]
+    (folder / "b").chmod(bits)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        (folder / "b").chmod(0o700)
+    assert found.startswith(f"data: {folder / 'b'}")
+    assert "cannot be listed or read" in found

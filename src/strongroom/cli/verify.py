@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from strongroom.attest.binding import canonical
@@ -58,7 +58,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--policy", metavar="NAME|FILE", help="it must be this policy; as a file, in that very version")
     model.add_argument("--measurement", action="append", default=[], metavar="HEX", help="it must be this program")
     model.add_argument(
-        "--data", action="append", default=[], type=Path, metavar="VAULT", help="it must have read what is in there now"
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]VAULT",
+        help="it must have read what is in there now, as the data set of that name (default: a read-only one)",
     )
     add_opening(model)
     model.add_argument("--include", action="append", default=[], metavar="FILE", help="with --program, as for `run`")
@@ -75,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     requirement = _requirement(args)
     with _opened(args) as (source, path):
         lineage = source.verify(requirement, path)
-        walk.checked("model", f"{path}, sha256 {lineage.output.sha256[:16]}..., blake3 {lineage.output.blake3[:16]}...")
+        digests = f"sha256 {lineage.output.sha256[:16]}..., blake3 {lineage.output.blake3[:16]}..."
+        walk.checked("model", f"{_called(source, path, lineage)}, {digests}")
         by, ran = lineage.by, lineage.run
         walk.checked("signature", f"CAS {by.cas_root[:23]}..., at {timestamp(by.signed)} by its clock")
         for other in source.beside(requirement, path, lineage):
@@ -142,8 +147,7 @@ class _Source:
             return []
         read = LineageReader(requirement, self._read)
         read.found[path] = lineage
-        folder = path.rpartition("/")[0]
-        inline_weights(model, lambda name: read(f"{folder}/{name}" if folder else name))
+        inline_weights(model, lambda name: read(str(PurePosixPath(path).parent / name)))
         return [other for other in read.found if other != path]
 
     def _read(self, path: str) -> bytes:
@@ -163,7 +167,7 @@ class _Source:
 def _opened(args: argparse.Namespace) -> Iterator[tuple[_Source, str]]:
     given = str(args.model)
     if Path(given).is_file():
-        yield _Source(None, args.lineage), given
+        yield _Source(None, args.lineage), Path(given).as_posix()
         return
     if args.lineage is not None:
         raise UsageError("--lineage: a vault holds it beside the model", hint="copy both out, or leave --lineage away")
@@ -174,6 +178,20 @@ def _opened(args: argparse.Namespace) -> Iterator[tuple[_Source, str]]:
         raise UsageError(f"model: {given} does not exist", hint="give a file, a vault, or VAULT:PATH")
     with sealed_vault(Path(place), args).open() as opened:
         yield _Source(opened), path or _only_model(opened, place)
+
+
+def _called(source: _Source, path: str, lineage: Lineage) -> str:
+    """The path, and what the run called it where that is another: one output may have taken another's place.
+
+    A plain file may lie in any directory.
+    """
+    written = lineage.output.name
+    plain = source.vault is None
+    if path == written or (plain and path.endswith(f"/{written}")):
+        return path
+    if not plain or PurePosixPath(path).name != PurePosixPath(written).name:
+        output.note(f"the run wrote {path} as {written}: take care that it is the output that you mean")
+    return f"{path}, written as {written}"
 
 
 def _only_model(opened: Vault, place: str) -> str:
@@ -240,9 +258,12 @@ def _measure_again(args: argparse.Namespace, lineage: Lineage) -> str:
 
 def _data(args: argparse.Namespace, lineage: Lineage, walk: _Walk) -> None:
     found: set[str] = set()
-    for place in args.data:
-        with SealedVault.at(place).open() as opened:
-            found.add(lineage.require_data(vault_tree(opened), str(place)).name)
+    for given in args.data:
+        name, equals, place = given.partition("=")
+        if not equals or Path(given).exists():
+            name, place = None, given
+        with SealedVault.at(Path(place)).open() as opened:
+            found.add(lineage.require_data(vault_tree(opened), place, name=name).name)
     for one in lineage.run.data:
         text = f"{one.name} at {one.mount}, {one.access}: blake3 tree {one.tree[:16]}..., {one.files:,} files"
         (walk.checked if one.name in found else walk.stated)("data", f"{text}, {one.delivery}")
@@ -252,6 +273,7 @@ def _wire(lineage: Lineage, path: str, walk: _Walk) -> dict[str, object]:
     by = lineage.by
     return {
         "model": path,
+        "written_as": lineage.output.name,
         "sha256": lineage.output.sha256,
         "blake3": lineage.output.blake3,
         "cas_root": by.cas_root,

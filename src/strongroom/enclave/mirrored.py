@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
+import runpy
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -27,10 +30,12 @@ from strongroom.errors import (
     EnclaveError,
     FormatError,
     MissingDependencyError,
+    RollbackError,
     StrongroomError,
     UsageError,
     from_wire,
 )
+from strongroom.lineage.resumes import Resume
 from strongroom.lineage.statement import MirrorState
 from strongroom.sealed import Root
 
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 
 FILE: Final = "mirror"
 _MAX_MESSAGE: Final = 1 << 16
+WHOLE_TRACES: Final = "STRONGROOM_WHOLE_TRACES"  # a variable of the program; any value
+_OURS: Final = str(Path(__file__).parent.parent) + os.sep
 _TAKES_A_WORD: Final = ("-X", "-W", "--check-hash-based-pycs")
 
 
@@ -87,6 +94,7 @@ class Keeper:
         self._anchor = booted.session.anchor(name)
         self._ours, self._theirs = Pipe()
         self._behind: int | None = None  # the step that the program has not come to again
+        self._resume: Resume | None = None  # the program's return from the mirror
         self._failure: StrongroomError | None = None
         self._thread = threading.Thread(target=self._serve, name="mirror-keeper", daemon=True)
 
@@ -128,7 +136,11 @@ class Keeper:
             )
 
     def state(self) -> MirrorState | None:
-        """What lineage says of the mirror; None if nothing was committed. After `check`."""
+        """What lineage says of the mirror; None if nothing was ever committed. After `check`.
+
+        Raises:
+            RollbackError: the mirror was taken away, or is older than its anchor.
+        """
         from strongroom.enclave.boot import Watched
         from strongroom.mirror.restored import read
 
@@ -136,9 +148,17 @@ class Keeper:
         try:
             restored = read(path, key=base64.b64decode(self._opening["key"]), anchor=Watched(self._anchor))
         except FileNotFoundError:
-            return None
+            if (root := self._anchor.read()) is None:
+                return None
+            raise RollbackError(
+                f"mirror: {path} is missing, and its anchor holds a commit, {root}",
+                hint="what the program wrote is discarded; put the mirror back and run it again",
+            ) from None
         with restored:
-            return MirrorState(self._name, restored.step, str(restored.root), restored.manifest.resumes)
+            resumes = restored.manifest.resumes
+            if self._resume is not None and self._resume.root == str(restored.root):
+                resumes = resumes.then(self._resume)  # no commit followed this return, to have it in its manifest
+            return MirrorState(self._name, restored.step, str(restored.root), resumes)
 
     def _serve(self) -> None:
         while True:
@@ -171,6 +191,8 @@ class Keeper:
                 what, detail = str(request["what"]), dict(request["detail"])
                 if what == "resumes":
                     self._behind = int(detail["step"])
+                    if (root := self._anchor.read()) is not None:
+                        self._resume = Resume.at(time.time(), self._behind, root)
                 elif what == "resumed":
                     self._behind = None
                 self._control.event("mirror", what=what, **detail)
@@ -233,10 +255,32 @@ def _run(boot: _Asking, program: list[str]) -> None:
                 boot.told("ended", {"commits": ran.hook.commits, "step": opened.step})
 
 
+def _from_the_script(trace: TracebackType | None) -> TracebackType | None:
+    """A stack trace from the script's first frame on, as plain Python prints it; all of it if it is ours alone."""
+    at = trace
+    while at is not None:
+        file = at.tb_frame.f_code.co_filename
+        if file not in ("<frozen runpy>", runpy.__file__) and not file.startswith(_OURS):
+            return at
+        at = at.tb_next
+    return trace
+
+
+def _shorten_traces() -> None:
+    """Have the exception that ends this process shown without what lies between Python and the script."""
+    if os.environ.get(WHOLE_TRACES):
+        return
+    show = sys.excepthook
+
+    def shorter(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        trace = _from_the_script(trace)
+        show(kind, error.with_traceback(trace), trace)
+
+    sys.excepthook = shorter
+
+
 def main(arguments: list[str]) -> int:
     """``--control FD -- SCRIPT ...``: the exit status of what failed before the script or in its place."""
-    import os
-
     parser = argparse.ArgumentParser(description="Runs inside an enclave; started by boot only.")
     parser.add_argument("--control", type=int, required=True)
     parser.add_argument("program", nargs=argparse.REMAINDER)
@@ -248,6 +292,9 @@ def main(arguments: list[str]) -> int:
     except StrongroomError as error:
         boot.ask("failed", error=error.to_wire())
         return error.exit_code
+    except BaseException:
+        _shorten_traces()
+        raise
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from strongroom.attest.binding import canonical, parse_canonical
 from strongroom.crypto import ContentDigest, content_digest
@@ -78,8 +79,11 @@ class Requirement:
 class LineageReader:
     """Reads the files that make up one model: each must have its lineage, and all must be of one run.
 
+    No output of the run may stand in for another: the first file must lie at the path at which the run wrote it, the
+    others where the run wrote them as seen from the first.
+
     Attributes:
-        found: the lineage of each file read so far, by its path.
+        found: the lineage of each file read so far, by its path. Who puts the first one there has checked its path.
 
     Args:
         requirement: whose word counts.
@@ -92,7 +96,12 @@ class LineageReader:
         self.found: dict[str, Lineage] = {}
 
     def __call__(self, path: str) -> bytes:
-        """Raises as `Requirement.check`, and VerificationError if the file is of another run than those before."""
+        """The bytes of a file.
+
+        Raises:
+            VerificationError: the file is of another run than those before, or another output of it than its path says.
+            as `Requirement.check`.
+        """
         content = self._read(path)
         try:
             raw = self._read(path + SUFFIX)
@@ -105,5 +114,19 @@ class LineageReader:
                     f"model: {path} is of another run than {other}",
                     hint="keep a model and its weights as one run wrote them",
                 )
+        wanted = self._name_of(path)
+        if PurePosixPath(lineage.output.name) != wanted:
+            raise VerificationError(
+                f"model: {path} is what the run wrote as {lineage.output.name}, wanted {wanted}",
+                hint="keep a model and its weights under the paths at which the run wrote them",
+            )
         self.found[path] = lineage
         return content
+
+    def _name_of(self, path: str) -> PurePosixPath:
+        """What the run must have called the file that lies there."""
+        place = PurePosixPath(path)
+        first = next(iter(self.found), None)
+        if first is None or not place.is_relative_to(folder := PurePosixPath(first).parent):
+            return place
+        return PurePosixPath(self.found[first].output.name).parent / place.relative_to(folder)

@@ -116,7 +116,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class MirrorState:
-    """The mirror of a training as the run left it, with every return from it.
+    """The mirror of a training as the run left it, with the returns from it that are on record.
 
     Attributes:
         step: of its newest commit; None if it has none.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from strongroom.crypto import content_digest
+from strongroom.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined,unused-ignore]  # Python 3.12
@@ -99,20 +101,37 @@ def _in_vault(vault: Holder, leave_out: Callable[[str], bool]) -> Iterator[Entry
 
 
 def directory_tree(directory: Path) -> Tree:
-    """The tree below a directory: regular files and symbolic links, none of which is followed."""
-    return digest_tree(_in_directory(directory))
+    """The tree below a directory: regular files and symbolic links, none of which is followed.
+
+    Raises:
+        UsageError: the permission bits of something in it do not let everything be listed and read. Others may still
+            open by name what cannot be listed, so that nothing is passed over.
+    """
+    try:
+        return digest_tree(_in_directory(directory))
+    except PermissionError as error:
+        raise UsageError(
+            f"data: {error.filename} cannot be listed or read, wanted permission bits that let its owner",
+            hint="chmod -R u+rwX the directory that was sealed, and seal it again",
+        ) from None
 
 
 def _in_directory(directory: Path) -> Iterator[Entry]:
-    for top, folders, names in os.walk(directory):
+    for top, folders, names in os.walk(directory, onerror=_raise):
         for name in [*names, *folders]:
             plain = Path(top, name)
             path = plain.relative_to(directory).as_posix()
-            if plain.is_symlink():
+            mode = plain.lstat().st_mode
+            if stat.S_ISLNK(mode):
                 yield path, _LINK, [_bytes(str(plain.readlink()))]
-            elif plain.is_file():
+            elif stat.S_ISREG(mode):
                 with plain.open("rb") as file:
                     yield path, _FILE, pieces(file)
+
+
+def _raise(error: OSError) -> None:
+    """What `os.walk` would pass over without a word."""
+    raise error
 
 
 def _bytes(path: str) -> bytes:

@@ -75,16 +75,21 @@ class Lineage:
                 hint="another program, configuration or version wrote it",
             )
 
-    def require_data(self, tree: Tree, what: str) -> DataSet:
+    def require_data(self, tree: Tree, what: str, *, name: str | None = None) -> DataSet:
         """The data set that the run read with exactly this content.
+
+        Args:
+            name: which one it must be; by default one that the run could only read, so that what lay in an output vault
+                before, most often nothing, stands for no data.
 
         Raises:
             TamperedError: it read none of that content.
         """
-        for one in self.run.data:
+        meant = [one for one in self.run.data if (one.access == "read-only" if name is None else one.name == name)]
+        for one in meant:
             if one.tree == tree.digest.hex():
                 return one
-        stated = ", ".join(f"{one.name} {one.tree[:16]}..." for one in self.run.data) or "none"
+        stated = ", ".join(f"{one.name} {one.tree[:16]}..." for one in meant) or f"no {name or 'read-only data'}"
         raise TamperedError(
             f"data: {what} holds {tree.digest.hex()[:16]}..., the lineage names {stated}",
             hint="the model was made from other data, or the data has changed since",
