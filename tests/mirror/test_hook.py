@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import re
 import subprocess
 import sys
-from collections import deque
+import threading
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+nn = pytest.importorskip("torch.nn")
 torch = pytest.importorskip("torch")
 
 from strongroom import mirror  # noqa: E402  # skipped without torch
 from strongroom.errors import UsageError  # noqa: E402
 from strongroom.mirror import hook_loops  # noqa: E402
 from strongroom.mirror.hook_loops import Program, rewrite  # noqa: E402
+from strongroom.mirror.hook_parts import Parts  # noqa: E402
 from strongroom.mirror.hook_variables import Variables  # noqa: E402
 from strongroom.mirror.torch import CONVERT  # noqa: E402
 from strongroom.sealed import NO_FRESHNESS  # noqa: E402
@@ -38,7 +42,7 @@ def run(*arguments: str) -> Any:
 
 
 def test_a_script_that_is_killed_ends_as_one_that_is_not(tmp_path):
-    words = [f"{HOOKED}/{name}" for name in ("loaders.py 2", "plain.py", "trainer.py")]
+    words = [f"{HOOKED}/{name}" for name in ("loaders.py 2", "plain.py", "trainer.py", "hidden.py")]
     for said in run("kill", "--directory", str(tmp_path), "--kills", "2", "--seed", "2", *words):
         assert said["kills"] == 2 and said["lines"] > 50
         assert said["same"], said
@@ -94,8 +98,9 @@ def test_what_cannot_be_gone_on_with_or_committed_is_said(tmp_path):
 
     whole, again, shorter, wider, by_hand, lazy, no_loop, first, second = said
     assert whole == [["begins", {}], ["ended", {"commits": 9, "step": 9}]]
-    assert again == [["resumes", {"step": 9}], ["resumed", {"step": 9}], ["ended", {"commits": 0, "step": 9}]]
-    assert shorter[0] == wider[0] == ["resumes", {"step": 9}]
+    since = {"step": 9, "since": 8}
+    assert again == [["resumes", since], ["resumed", since | {"apart": []}], ["ended", {"commits": 0, "step": 9}]]
+    assert shorter[0] == wider[0] == ["resumes", since]
     assert "step 9 cannot be gone on from: train.py:" in shorter[1][1]["message"]
     assert "ended before the place of the commit" in shorter[1][1]["message"]
     assert "model: weight is (3, 4), and the mirror holds (2, 4)" in wider[1][1]["message"]
@@ -110,7 +115,43 @@ def test_what_cannot_be_gone_on_with_or_committed_is_said(tmp_path):
 
     # What the page shows can be gone on with.
     assert first[-1] == ["ended", {"commits": 100, "step": 100}]
-    assert second == [["resumes", {"step": 100}], ["resumed", {"step": 100}], ["ended", {"commits": 0, "step": 100}]]
+    since = {"step": 100, "since": 99}
+    assert second == [["resumes", since], ["resumed", since | {"apart": []}], ["ended", {"commits": 0, "step": 100}]]
+
+
+HIDDEN = """
+import array
+import time
+heat, took = array.array("d", [1.0]), 0.0
+for epoch in range(3):
+    for (rows,) in loader:
+        heat[0] *= 0.9
+        step(rows * heat[0])
+        took = time.perf_counter()
+"""
+CLOCK = HIDDEN.replace("rows * heat[0]", "rows")
+
+
+def test_a_script_with_state_out_of_sight_is_refused_and_its_mirror_stays(tmp_path):
+    (tmp_path / "runs").mkdir()
+    hidden, clock, once = (
+        write(tmp_path, f"{name}.py", body)
+        for name, body in (("hidden", HIDDEN), ("clock", CLOCK), ("once", LOADERS.format(epochs=1)[:-1] + "; break\n"))
+    )
+    groups = [[hidden] * 3, [clock] * 2, [once] * 2]
+    said = run("after", "--directory", str(tmp_path / "runs"), *(" ".join(group) for group in groups))
+    _, refused, again, _, sound, begun, single = said
+    assert refused == again and [what for what, _ in refused] == ["resumes", "not-captured", "failed"]
+    assert "__main__.heat" in refused[1][1]["names"]
+    message = refused[2][1]["message"]
+    assert message.startswith("mirror: step 9 cannot be gone on from: repeated from step 8, it is another in model/")
+    assert "holds state that the mirror does not capture" in message
+
+    # A time is no state: it is named, and the script goes on.
+    assert sound[2] == ["resumed", {"step": 9, "since": 8, "apart": ["variable __main__.took"]}]
+    # There is nothing to prove it on.
+    assert begun[1] == ["ended", {"commits": 1, "step": 1}]
+    assert single[:2] == [["resumes", {"step": 1}], ["resumed", {"step": 1}]]
 
 
 # Rewriting.
@@ -200,18 +241,48 @@ def test_rewritten_loops_do_what_they_did():
 # Variables.
 
 
+MODULE = """
+import dataclasses, enum
+from collections import namedtuple
+Best = namedtuple("Best", "loss step")
+class Meter:
+    pass
+class Phase(enum.Enum):
+    WARM = 1
+    MAIN = 2
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    count: int = 0
+    def bump(self):
+        self.count += 1
+def counter():
+    count = 0
+    def more():
+        nonlocal count
+        count += 1
+        return count
+    return more
+def call(function):
+    return function()
+"""
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    (tmp_path / "some_program.py").write_text(
-        "class Meter:\n    pass\n\n\ndef call(function):\n    return function()\n"
-    )
+    (tmp_path / "some_program.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("some_program")
     del sys.modules["some_program"]
 
 
+def through_a_mirror(variables: Variables) -> Any:
+    with mirror.open(MemoryDirectory(), key=bytes(32), anchor=NO_FRESHNESS) as opened:
+        opened.commit(1, {"program": variables.take()})
+        return opened.restore().part("program", CONVERT)
+
+
 def test_variables_come_back_as_they_were_and_in_place(module, tmp_path):
-    variables = Variables(Program(tmp_path), lambda value: False)
+    variables = Variables(Program(tmp_path), Parts())
     meter = module.Meter()
     rng = np.random.default_rng(1)
     meter.seen, meter.owner = [1.5, float("inf")], meter
@@ -230,9 +301,7 @@ def test_variables_come_back_as_they_were_and_in_place(module, tmp_path):
         "unknown": object(),
     }
     vars(module).update(names)
-    with mirror.open(MemoryDirectory(), key=bytes(32), anchor=NO_FRESHNESS) as opened:
-        opened.commit(1, {"program": variables.take()})
-        saved = opened.restore().part("program", CONVERT)
+    saved = through_a_mirror(variables)
     drawn = rng.normal(size=3)
     meter.seen.append(9)
     vars(module).update(chunk=rows[0], plain=(), counts={}, names=set(), array=None, weights=torch.zeros(5))
@@ -247,15 +316,117 @@ def test_variables_come_back_as_they_were_and_in_place(module, tmp_path):
     assert module.unknown is names["unknown"]
 
 
-def test_what_was_there_before_and_is_the_same_is_not_kept(module, tmp_path):
-    variables = Variables(Program(tmp_path), lambda value: False)
-    module.data, module.running, module.vocabulary = torch.ones(100), torch.zeros(1), list(range(5000))
+def test_what_is_large_and_the_same_is_not_kept_and_what_is_not_is(module, tmp_path):
+    variables = Variables(Program(tmp_path), Parts())
+    module.data, module.rows = torch.ones(1 << 18), np.ones(1 << 17)
+    module.words, module.losses = [["a", 1]] * 2000, [0.0] * 5000
     module.held = iter([1, 2, 3])
+
+    def kept():
+        return {name for name, one in variables.take()["module some_program"].items() if one[0] not in "kro"}
+
     variables.begin()
-    assert not {"data", "vocabulary", "held"} & variables.take()["module some_program"].keys()
-    module.running += 1
-    module.vocabulary.append(1)
-    assert {"running", "vocabulary"} <= variables.take()["module some_program"].keys()
+    assert kept() == set()
+    # None of these moves a version counter or a length.
+    module.data.numpy()[3] = 2
+    module.rows[5] = 2
+    module.losses[7] = 0.5
+    assert kept() == {"data", "rows", "losses"}
+    module.words[1999][1] = 2
+    assert "words" in kept()
+    module.data.data.fill_(1)
+    assert "data" in kept()  # from now on, whatever it comes back to
     next(module.held)
     with pytest.raises(UsageError, match=r"some_program\.held: a list_iterator that the script goes on with by itself"):
         variables.take()
+
+
+def test_data_that_the_script_makes_otherwise_are_refused(module, tmp_path):
+    variables = Variables(Program(tmp_path), Parts())
+    module.rows = np.ones(1 << 17)
+    variables.begin()
+    saved = through_a_mirror(variables)
+    assert variables.put_back(saved) == []
+    module.rows = np.zeros(1 << 17)
+    with pytest.raises(UsageError, match=r"some_program\.rows: is not what it was when the mirror was committed"):
+        variables.put_back(saved)
+
+
+def test_what_shares_memory_goes_on_sharing_it(module, tmp_path):
+    variables = Variables(Program(tmp_path), Parts())
+    module.data = torch.zeros(1 << 18)
+    module.flat = torch.zeros(8)
+    module.counts = np.zeros((2, 3))
+    module.seen = torch.zeros(3, 2)
+    variables.begin()
+    module.head, module.part, module.swapped = module.flat[2:6:2], module.data[4:6], module.counts.T[::-1]
+    module.seen_array, module.left, module.right = module.seen.numpy(), *torch.zeros(2, 4).chunk(2, dim=1)
+    module.flat.data[2] = 3
+    saved = through_a_mirror(variables)
+    module.head = module.part = module.swapped = module.seen_array = None
+    module.flat.zero_()
+    assert variables.put_back(saved) == []
+    assert module.flat.tolist() == [0, 0, 3, 0, 0, 0, 0, 0] and module.head.tolist() == [3, 0]
+    module.head += 1
+    module.part.fill_(5)
+    module.swapped[2, 1] = 6
+    module.seen_array[2] = 7
+    module.left.fill_(8)
+    assert module.flat[4] == 1 and module.data[4:7].tolist() == [5, 5, 0]
+    assert module.counts[1, 0] == 6 and module.seen[2].tolist() == [7, 7]
+    assert module.left.tolist() == [[8, 8]] * 2 and not module.right.any()
+
+
+def test_what_shares_memory_with_a_parameter_goes_on_doing_so(module, tmp_path):
+    parts = Parts()
+    variables = Variables(Program(tmp_path), parts)
+    module.layer = nn.Linear(2, 2)
+    module.layer(torch.ones(2)).sum().backward()
+    parts.tensors = lambda: iter([("model", "weight", module.layer.weight)])
+    module.shadow, module.slope = module.layer.weight.data, module.layer.weight.grad
+    saved = through_a_mirror(variables)
+    module.shadow = module.slope = None
+    variables.put_back(saved)
+    module.shadow.fill_(4)
+    module.slope.fill_(5)
+    assert module.layer.weight.tolist() == [[4, 4]] * 2 and module.layer.weight.grad.tolist() == [[5, 5]] * 2
+    module.all = torch.zeros(6)
+    module.layer.weight.data = module.all[:4].view(2, 2)
+    with pytest.raises(UsageError, match=r"some_program\.all: shares memory with parameters"):
+        variables.take()
+
+
+def test_objects_classes_and_kinds_of_containers_come_back_as_they_were(module, tmp_path):
+    variables = Variables(Program(tmp_path), Parts())
+    best, phase, meter, cell = module.Best(0.5, 3), module.Phase.MAIN, module.Slotted(2), module.counter()
+    cell()
+    module.Meter.made = 4
+    names = {
+        "best": best,
+        "all": [best, {"x": module.Phase.WARM}],
+        "phase": phase,
+        "meter": meter,
+        "meters": [module.Slotted(7)],
+        "hist": [defaultdict(int, a=1), Counter("aa"), OrderedDict(b=1), deque([1, 2], maxlen=2), frozenset({3})],
+        "cell": cell,
+        "where": Path("a/b"),
+        "salt": random.SystemRandom(),
+        "path": meter.bump,
+    }
+    vars(module).update(names)
+    saved = through_a_mirror(variables)
+    vars(module).update(best=None, all=[], phase=module.Phase.WARM, meters=[], hist=[], where=None)
+    meter.count, module.Meter.made = 9, 0
+    assert cell() == 2
+    assert variables.put_back(saved) == []
+    assert module.best == best and type(module.best) is module.Best and type(module.all[0]) is module.Best
+    assert module.phase is phase and [one.value for one in module.Phase] == [1, 2]
+    assert module.all[1]["x"] is module.Phase.WARM
+    assert meter.count == 2 and type(module.meters[0]) is module.Slotted and module.meters[0].count == 7
+    assert module.Meter.made == 4 and module.cell() == 2 and module.where == Path("a/b")
+    assert [type(one) for one in module.hist] == [defaultdict, Counter, OrderedDict, deque, frozenset]
+    assert module.hist[0]["missing"] == 0 and module.hist[3].maxlen == 2
+    assert variables.opaque == {}
+    module.writer = [threading.Lock()]
+    variables.take()
+    assert variables.opaque == {"some_program.writer[0]": "lock"}

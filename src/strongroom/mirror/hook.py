@@ -12,6 +12,8 @@ A script that begins again does so from its first line, and catches up:
 3. The innermost one gives its first item, so that everything exists which the body makes, and when it asks for the
    second, it is where the commit was made: everything is put back, and the loop wound on to its place.
 4. Trainings that were over before (an earlier loop of several) give one item, and what comes of that is overwritten.
+
+Where there are two commits, it catches up with the older one, and proves the newer before it goes on (`hook_proof`).
 """
 
 from __future__ import annotations

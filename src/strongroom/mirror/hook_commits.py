@@ -6,6 +6,7 @@ The loops tell it where the program is (`hook_loops`); the four steps of catchin
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 import weakref
@@ -22,6 +23,7 @@ from strongroom.mirror.commit import MirrorWarning
 from strongroom.mirror.hook_items import draws_in_the_beginning, fingerprint, passes_on
 from strongroom.mirror.hook_loops import Loop, Program
 from strongroom.mirror.hook_parts import Parts, generator_state, set_generator_state
+from strongroom.mirror.hook_proof import UNPROVED, Proof
 from strongroom.mirror.hook_variables import Variables
 from strongroom.mirror.mirror import Mirror
 from strongroom.mirror.pace import BUDGET, Pace
@@ -32,6 +34,7 @@ Told = Callable[[str, dict[str, Any]], None]
 _SAME: Final = (
     "the script must come to the same place when it begins again; has it, or what it was called with, changed?"
 )
+_NAMED: Final = 20  # variables in a report
 
 
 class CannotResume(BaseException):
@@ -49,7 +52,8 @@ class Hook:
         mirror: that is open.
         program: whose loops and variables count.
         every, budget: as `Training` has them.
-        told: hears ``begins`` or ``resumes`` {step}, ``resumed`` {step}, ``left-out`` {why}.
+        told: hears ``begins`` or ``resumes`` {step}, ``resumed`` {step}, ``left-out`` {why}. Where it is to be proved,
+            both have {since}, the step that is gone on from, and ``resumed`` has {apart}, plain variables that differ.
 
     Attributes:
         step: passes of the training's loops in which an optimizer stepped, up to the last commit or the one restored.
@@ -70,8 +74,9 @@ class Hook:
         self._process = os.getpid()
         self._pace = Pace(every, budget=budget)
         self._parts = Parts()
-        self._variables = Variables(program, self._is_part)
-        self._part_numbers: set[int] = set()
+        self._variables = Variables(program, self._parts)
+        self._noted_at: set[str] = set()  # sites at whose first loop the variables were noted
+        self._opaque: set[str] = set()  # what was said not to be captured
         self._stack: list[Loop] = []
         self._within: dict[str, int] = {}  # loops of each site that no other is around
         self._steps = 0  # of optimizers
@@ -86,6 +91,7 @@ class Hook:
         self.step = 0
         self.commits = 0
         self._restored: Restored | None = mirror.restore()
+        self._proof: Proof | None = None  # of the newest commit, which the program has not come to again
         self._path: list[dict[str, Any]] = []
         self._matched = 0
         if self._restored is None:
@@ -97,12 +103,28 @@ class Hook:
                 f"mirror: step {self._restored.step} was committed by a script that sees to its mirror itself",
                 hint="run it without, or take another mirror",
             )
+        self.step = self._restored.step
+        self._go_back()
         place = self._restored.part("place", CONVERT)
         self._path, self._stepping = pack(place["loops"]), set(place["stepping"])
         self._around = {one["site"] for one in self._path[:-1]}
         self._start = pack(self._restored.part("start", CONVERT))
-        self.step = self._passes = self._restored.step
-        told("resumes", {"step": self.step})
+        self._passes = self._restored.step
+        self._resumes: dict[str, Any] = {"step": self.step}
+        if self._proof is not None:
+            self._resumes["since"] = self._proof.since
+        told("resumes", self._resumes)
+
+    def _go_back(self) -> None:
+        """Go on from the commit before the newest, if there is one, to prove that the newest can be gone on from."""
+        newest, steps = self._restored, self._mirror.steps
+        if newest is None or len(steps) < 2 or sys._xoptions.get("mirror") == UNPROVED:
+            return
+        older = self._mirror.look(steps[-2])
+        if "place" not in older:
+            older.close()
+            return
+        self._proof, self._restored = Proof(newest, older.step), older
 
     @property
     def catching_up(self) -> bool:
@@ -136,16 +158,15 @@ class Hook:
         if os.getpid() == self._process:
             self._steps += 1
 
-    def _is_part(self, value: Any) -> bool:
-        return id(value) in self._part_numbers
-
     # Loops, as `hook_loops.Watcher` has it.
 
     def starts(self, loop: Loop) -> None:
         within = self._stack[-1].within if self._stack else self._within
         loop.ordinal = within.get(loop.site, 0)
         within[loop.site] = loop.ordinal + 1
-        if not self._steps and not any(one.began for one in self._stack):
+        first = loop.site not in self._noted_at and not any(one.began for one in self._stack)
+        if first and not self._steps:  # once for each place: functions with a loop may be called any number of times
+            self._noted_at.add(loop.site)
             self._variables.begin()
         self._stack.append(loop)
         loop.steps = self._steps
@@ -265,6 +286,10 @@ class Hook:
             around = self._stack[: self._stack.index(loop)]
         self._passes += 1
         self._around |= {one.site for one in around}
+        if self._proof is not None:
+            if self._passes == self._proof.step:
+                self._prove(self._proof, [*around, loop])
+            return  # what there is of the mirror stays until it is proved
         if not self._pace.due():
             return
         if any(one.passing is None for one in around) or loop.began is None:
@@ -280,13 +305,13 @@ class Hook:
         except UsageError as error:
             self._leave_out(error.message)
             return
+        self._tell_opaque()
         self._pace.committed()
         self.step = self._passes
         self.commits += 1
 
     def _state(self, loops: list[Loop]) -> dict[str, Any]:
         state = self._parts.take()
-        self._part_numbers = {id(tensor) for _, _, tensor in self._parts.tensors()}
         state["program"] = self._variables.take()
         state["random"] = self._drawn()
         state["start"] = self._start
@@ -305,6 +330,24 @@ class Hook:
         }
         return state
 
+    def _prove(self, proof: Proof, loops: list[Loop]) -> None:
+        try:
+            state = self._state(loops)
+            self._tell_opaque()
+            apart = proof.check(state)
+        except StrongroomError as error:
+            raise CannotResume(error) from None
+        self._proof = None
+        self._told("resumed", {**self._resumes, "apart": apart[:_NAMED]})
+
+    def _tell_opaque(self) -> None:
+        opaque = self._variables.opaque
+        new = [f"{name} ({kind})" for name, kind in opaque.items() if re.sub(r"\[.*", "", name) not in self._opaque]
+        if new:
+            self._opaque |= {re.sub(r"\[.*", "", name) for name in opaque}
+            more = f" and {len(new) - 10} more" if len(new) > 10 else ""
+            self._told("not-captured", {"names": ", ".join(new[:10]) + more})
+
     def _leave_out(self, why: str) -> None:
         if why != self._why_not:
             self._why_not = why
@@ -321,7 +364,6 @@ class Hook:
             self._parts.put_back(
                 restored.part("parts", CONVERT), restored.part("gradients", CONVERT), restored.part("flags", CONVERT)
             )
-            self._part_numbers = {id(tensor) for _, _, tensor in self._parts.tensors()}
             lost = self._variables.put_back(restored.part("program", CONVERT))
         except UsageError as error:
             self._give_up(error.message)
@@ -333,7 +375,8 @@ class Hook:
         self._restored = None
         self._committed = loop.steps = self._steps
         restored.close()
-        self._told("resumed", {"step": self.step})
+        if self._proof is None:
+            self._told("resumed", self._resumes)
 
     def _give_up(self, why: str) -> NoReturn:
         # Not an Exception: a script that goes on after one must not go on from here.
@@ -345,7 +388,7 @@ class Hook:
         Raises:
             UsageError: before it came to the place of the commit that it was to go on from.
         """
-        if self.catching_up:
+        if self.catching_up or self._proof is not None:
             raise UsageError(
                 f"mirror: step {self.step} cannot be gone on from: the script ended before the place of the commit",
                 hint=_SAME,

@@ -205,7 +205,7 @@ def generator_state(generator: Any) -> Any:
         return dict(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
         return list(generator.get_state())
-    if isinstance(generator, random.Random):
+    if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):
         version, words, gauss = generator.getstate()
         return [version, np.array(words, np.uint64), gauss]
     return None

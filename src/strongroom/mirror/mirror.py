@@ -420,6 +420,21 @@ class Mirror:
                 return self._resumed(restored)
         raise UsageError(f"step: {step} is not kept, wanted one of {', '.join(map(str, self.steps))}")
 
+    def look(self, step: int) -> Restored:
+        """The state of a commit that is kept, to be closed; what is committed next follows the newest all the same.
+
+        Raises:
+            as `restore`.
+        """
+        self._settle()
+        self._usable()
+        if step == self.step:
+            return self._restored_at(self._went_back)
+        for kept, sequence in self._kept:
+            if kept == step:
+                return self._restored_at(sequence)
+        raise UsageError(f"step: {step} is not kept, wanted one of {', '.join(map(str, self.steps))}")
+
     def _resumed(self, restored: Restored) -> Restored:
         """Note the return, for the manifest of the commit that follows it, if one does."""
         self._resume = Resume.at(self._clock(), restored.step, restored.root)

@@ -47,6 +47,14 @@ def test_table_and_picture(do):
     assert max(map(len, out.splitlines()[3:])) <= 80
 
 
+def test_a_trace_without_prices(do):
+    Path("when.csv").write_text("time,available\n" + "".join(f"{600 * i},{int(i % 5 > 0)}\n" for i in range(20)))
+    out = do("simulate", "--trace", "when.csv", "--steps", "3600")
+    assert "hours, no price known (--price says one)\n" in out
+    assert "USD an hour\n" not in out
+    assert "hours, 0.5 to 0.5 USD an hour\n" in do("simulate", "--trace", "when.csv", "--price", "0.5")
+
+
 def test_json_with_the_best(do):
     facts = json.loads(do(*SIMULATE, "--best", "--json"))
     assert facts["trace"] == {
