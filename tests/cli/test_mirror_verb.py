@@ -1,8 +1,11 @@
 """`strongroom mirror`, as a user types it."""
 
 import json
+import os
 import shutil
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,6 +94,36 @@ def test_ls(run, do):
     ]
     assert listed[2]["parts"] == ["model", "optimizer", "losses"]
     assert listed[2]["root"] == str(FileAnchor(run.anchor_path).read())
+
+
+def test_the_directory_that_run_keeps_a_mirror_in(run, do):
+    """The file has another name there, and the key and the anchor lie beside the directory."""
+    run.path.rename("mirror")
+    run.path.mkdir()
+    shutil.move("mirror", run.path)
+    assert len(do("ls", "run.mirror").splitlines()) == 4
+    assert "model/0.weight" in do("show", "run.mirror")
+    do("verify", "run.mirror/")
+    do("export", "run.mirror", "out.safetensors", "--part", "model")
+    assert "from step 20" in do("restore", "run.mirror", "--step", 20)
+    do("ls", "run.mirror", "--key", "another.key", status=2)
+    assert "key file: another.key does not exist" in do.errors
+    (run.path / "mirror").unlink()
+    do("ls", "run.mirror", status=2)
+    assert "mirror: run.mirror is a directory without a mirror" in do.errors
+
+
+def test_a_reader_that_leaves(run):
+    """As `head` does: of the result, which ends the command as a shell's would; of the notes, which ends nothing."""
+    command = [sys.executable, "-m", "strongroom", "mirror", "show", "run.mirror", "--no-anchor"]
+    for stream, status in (("stdout", 141), ("stderr", 0)):
+        reading, writing = os.pipe()
+        os.close(reading)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: writing}
+        done = subprocess.run(command, **streams)
+        os.close(writing)
+        assert done.returncode == status, done
+        assert stream == "stdout" or b"model/0.weight" in done.stdout
 
 
 def test_it_looks_while_a_training_writes(run, do):

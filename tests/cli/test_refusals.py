@@ -114,6 +114,24 @@ def test_arguments_that_make_no_sense(sealed, refused):
         refused(2, *argv)
 
 
+def test_input_of_a_prediction_that_is_not_what_its_name_says(home, refused, tmp_path):
+    digest = "sha256:" + "0" * 64
+    (tmp_path / "policy.toml").write_text(
+        write_policy(
+            name="a/b", role="service", owner=digest, measurement="0" * 96, vendor_root=digest, program=None, vaults=()
+        )
+    )
+    given = ("--policy", "policy.toml", "--cas-root", digest, "--cas", "https://127.0.0.1:1")
+
+    def predict(content, name="x.json"):
+        (tmp_path / name).write_text(content)
+        return refused(10, "predict", "--url", "https://127.0.0.1:1", *given, name)[0]
+
+    assert "input: x.json is malformed JSON at line 2, column 7: expecting value" in predict("[[1, 2],\n [55, ")
+    assert "input: x.json holds an array whose rows differ in length" in predict('{"x": [[1, 2], [3]]}')
+    assert "input: x.npy is not .npy, .npz or .json" in predict("[[1]]", "x.npy")
+
+
 def test_a_vault_without_its_anchor(sealed, refused):
     sealed.anchor.path.unlink()
     _, hint = refused(2, "unseal", "data.vault", "x")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from strongroom.cli import output, progress
+from strongroom.cli.mirror_directory import places
 from strongroom.errors import IntegrityError, StrongroomError, UsageError, printable
 from strongroom.mirror import export as exporting
 from strongroom.mirror import kept
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
         output.add_json(action)
-        action.add_argument("mirror", type=Path, metavar="MIRROR")
+        action.add_argument("mirror", type=Path, metavar="MIRROR", help="its file, or the directory of `run --mirror`")
         action.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: MIRROR.key)")
         group = action.add_mutually_exclusive_group()
         group.add_argument("--anchor", type=Path, metavar="FILE", help="the anchor file (default: MIRROR.anchor)")
@@ -59,6 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.mirror, key, anchor = places(args.mirror)
+    args.key, args.anchor = args.key or key, args.anchor or anchor
     if args.action == "show":
         from strongroom.cli.mirror_show import show  # which needs this module
 
@@ -79,21 +82,24 @@ def opening(args: argparse.Namespace) -> tuple[bytes, FileAnchor | NoFreshness]:
     """
     path: Path = args.mirror
     if not path.exists():
-        raise UsageError(f"mirror: {path} does not exist", hint="a training makes one with strongroom.mirror.open")
+        raise UsageError(
+            f"mirror: {path} does not exist",
+            hint="a training makes one with strongroom.mirror.open, or under strongroom run --mirror",
+        )
     if path.is_dir():
-        raise UsageError(f"mirror: {path} is a directory, wanted the file of a mirror")
-    key_path = args.key or path.with_name(path.name + ".key")
-    if not key_path.exists():
-        raise UsageError(f"key file: {key_path} does not exist", hint="--key FILE names another than MIRROR.key")
-    key = load_key(key_path)
+        raise UsageError(f"mirror: {path} is a directory without a mirror, wanted one with it, or the mirror's file")
+    if not args.key.exists():
+        raise UsageError(f"key file: {args.key} does not exist", hint="--key FILE names another than MIRROR.key")
+    key = load_key(args.key)
     if args.no_anchor:
         output.warn("freshness is not checked: this may be an old version of the mirror")
         return key, NO_FRESHNESS
-    anchor = FileAnchor(args.anchor or path.with_name(path.name + ".anchor"))
+    anchor = FileAnchor(args.anchor)
     if anchor.read() is None:
         raise UsageError(
             f"anchor file: {anchor.path} does not exist",
-            hint="it says which version is the newest; --anchor FILE names another, --no-anchor accepts any version",
+            hint="it says which version is the newest, and appears beside the directory of `run --mirror` when the run "
+            "has ended; --anchor FILE names another, --no-anchor accepts any version",
         )
     return key, anchor
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from argparse import ArgumentParser
 
@@ -14,8 +15,20 @@ from rich.console import Console
 
 from strongroom.errors import StrongroomError, printable
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader left, as `head` does: without one for the result the command ends, which `main` sees to. Notes
+        that nobody reads end nothing."""
+        if not self.stderr:
+            raise BrokenPipeError
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+
+
+stdout = _Console(highlight=False)
+stderr = _Console(stderr=True, highlight=False)
 
 SIMULATED_BANNER = (
     "simulated enclave: isolates like a sandbox and attests like hardware, "

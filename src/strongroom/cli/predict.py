@@ -103,11 +103,27 @@ def _development_cas() -> CasAddress:
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]] | npt.NDArray[Any]:
+    if str(path) == "-" or path.suffix == ".json":
+        return _read_json(path)
     try:
-        if str(path) == "-" or path.suffix == ".json":
-            value = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
-            return {k: np.asarray(v) for k, v in value.items()} if isinstance(value, dict) else np.asarray(value)
         loaded = np.load(path, allow_pickle=False)
     except (ValueError, EOFError):
         raise FormatError(f"input: {path} is not .npy, .npz or .json, or holds Python objects") from None
     return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+
+
+def _read_json(path: Path) -> dict[str, npt.NDArray[Any]] | npt.NDArray[Any]:
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        value = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise FormatError(
+            f"input: {name} is malformed JSON at {where}: {error.msg[:1].lower()}{error.msg[1:]}"
+        ) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise FormatError(f"input: {name} is not JSON") from None
+    try:
+        return {k: np.asarray(v) for k, v in value.items()} if isinstance(value, dict) else np.asarray(value)
+    except ValueError:
+        raise FormatError(f"input: {name} holds an array whose rows differ in length") from None

@@ -16,12 +16,12 @@ from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import CasAddress
 from strongroom.cli import output
+from strongroom.cli.mirror_directory import make_directory, mirror_key, seen_from_outside
 from strongroom.cli.workspace import (
     Home,
     SealedVault,
     apply_development_policy,
     entrust,
-    mirror_key,
     policy_name,
     read_policy,
     take_back,
@@ -31,7 +31,7 @@ from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, 
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.measure import measure, program_files, python_files
 from strongroom.enclave.mirrored import check_command
-from strongroom.errors import UsageError
+from strongroom.errors import StrongroomError, UsageError
 
 MIRROR = "run-mirror"  # no vault's name, which come from mounts, and none is in /run
 
@@ -57,9 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep a mirror of what the script trains, so that the same command goes on with it after a kill",
     )
-    parser.add_argument(
-        "--every", default="auto", metavar="N", help="steps between two commits of the mirror (default: auto)"
-    )
+    parser.add_argument("--every", metavar="N", help="steps between two commits of the mirror (default: auto)")
     parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="run what this policy says instead")
@@ -82,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--cas, --cas-root: one is useless without the other")
     if args.policy and args.mirror:
         raise UsageError("--mirror: the policy says that", hint='access = "mirror" in it, and --vault NAME=DIR here')
-    if args.every != "auto" and not (args.every.isascii() and args.every.isdigit() and 0 < int(args.every[:9]) < 10**9):
-        raise UsageError(f"--every: got {args.every[:20]!r}, wanted a number of steps from 1 on, or auto")
+    _check_every(args)
     if args.mirror:
         check_command(command)
     output.note(output.SIMULATED_BANNER)
@@ -95,6 +92,16 @@ def run(args: argparse.Namespace) -> int:
     return _run_command(args, home, command)
 
 
+def _check_every(args: argparse.Namespace) -> None:
+    every = args.every
+    if every is None:
+        return
+    if every != "auto" and not (every.isascii() and every.isdigit() and 0 < int(every[:9]) < 10**9):
+        raise UsageError(f"--every: got {every[:20]!r}, wanted a number of steps from 1 on, or auto")
+    if not args.policy and not args.mirror:
+        raise UsageError("--every: says how often to commit, and there is no mirror", hint="--mirror DIR keeps one")
+
+
 def _run_policy(args: argparse.Namespace, home: Home) -> int:
     policy = read_policy(args.policy)
     if policy.program is None or policy.role != "program":
@@ -104,9 +111,11 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
     missing = [rule.name for rule in policy.vaults if rule.name not in vaults]
     if missing:
         raise UsageError(f"vault {missing[0]}: the policy names it", hint=f"give --vault {missing[0]}=PATH")
-    for rule in policy.vaults:
-        if rule.access == "mirror":
-            vaults[rule.name].mkdir(mode=0o700, parents=True, exist_ok=True)
+    mirrors = [SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"]
+    if args.every and not mirrors:
+        raise UsageError(f"--every: policy {policy.name} gives no mirror", hint='access = "mirror" gives one')
+    for mirror in mirrors:
+        make_directory(mirror)
     with _cas_of(args, home) as address:
         try:
             return _launch(args, home, address, policy, policy.program, files, vaults)
@@ -145,8 +154,6 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
         if any(args.mirror.resolve() == vault.path.resolve() for vault in sealed.values()):
             raise UsageError(f"mirror: {args.mirror} is a vault", hint="give --mirror a directory of its own")
         sealed[MIRROR] = SealedVault.at(args.mirror)
-        if not args.mirror.exists():
-            output.note(f"makes {args.mirror}; its key is {sealed[MIRROR].key_path}")
         rules = (*rules, VaultRule(MIRROR, "", "mirror"))
     owner, vendor = home.owner(), home.vendor()
     keys = [mirror_key(vault) if name == MIRROR else vault.key() for name, vault in sealed.items()]
@@ -166,6 +173,8 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
             vaults=rules,
         )
         entrust(client, policy, sealed)
+        if args.mirror and make_directory(sealed[MIRROR]):  # the anchor file is where the CAS's anchor is, now
+            output.note(f"made {args.mirror}; its key is {sealed[MIRROR].key_path}")
         output.note(f"policy {policy.name} version {policy.version}, measurement {measured.value[:16]}...")
         try:
             return _launch(args, home, address, policy, program, files, {n: v.path for n, v in sealed.items()})
@@ -198,13 +207,19 @@ def _launch(
         cas=address,
         vendor=home.vendor(),
         vaults=vaults,
-        every=args.every,
+        every=args.every or "auto",
         debug=args.debug_enclave,
         on_event=on_event,
         stdout=sys.stderr.fileno() if args.json else None,
     )
     _pass_signals_on(enclave)
-    status = enclave.wait()
+    try:
+        status = enclave.wait()
+    except StrongroomError as error:
+        mirror = next((SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"), None)
+        if mirror is None:
+            raise
+        raise seen_from_outside(error, mirror) from error
     if args.json:
         output.result({"policy": policy.name, "exit_status": status, "events": events})
     return status
@@ -231,10 +246,17 @@ def _describe_mirror(detail: Mapping[str, Any]) -> str | None:
     match detail["what"]:
         case "begins":
             return "mirror: begins"
+        case "resumes" if "since" in detail:
+            return f"mirror: repeats the steps from {detail['since']} to {detail['step']}"
         case "resumes":
-            return f"mirror: resumes from step {detail['step']}"
+            return f"mirror: resumes from step {detail['step']} (not proved)"
+        case "resumed" if "since" in detail:
+            apart = f"; these differ, as times do: {', '.join(detail['apart'])}" if detail["apart"] else ""
+            return f"mirror: resumes from step {detail['step']} (proved on the steps since {detail['since']}{apart})"
         case "left-out":
             return f"mirror: nothing is committed: {detail['why']}"
+        case "not-captured":
+            return f"mirror: not captured: {detail['names']}"
         case "ended":
             count = detail["commits"]
             return f"mirror: {count} commit{'s' * (count != 1)}, the newest of step {detail['step']}"

@@ -220,9 +220,11 @@ def describe_trace(trace: Trace, args: argparse.Namespace) -> list[str]:
     """What a reader is told of it first."""
     facts = trace_facts(trace, args.bid)
     bid = "any price" if args.bid is None else f"a bid of {args.bid:g} USD an hour"
+    prices = f"{facts['lowest_price']:g} to {facts['highest_price']:g} USD an hour"
+    if not trace.prices.any():
+        prices = "no price known (--price says one)"
     return [
-        f"{printable(args.trace.name)}: {facts['rows']:,} rows, {hours(trace.seconds)} hours, "
-        f"{facts['lowest_price']:g} to {facts['highest_price']:g} USD an hour",
+        f"{printable(args.trace.name)}: {facts['rows']:,} rows, {hours(trace.seconds)} hours, {prices}",
         f"at {bid} an instance runs {facts['share']:.1%} of the time, "
         f"with {facts['interruptions']:,} interruption{'' if facts['interruptions'] == 1 else 's'} in the whole trace",
     ]

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from strongroom.cli import output
+from strongroom.cli.mirror_directory import places
 from strongroom.cli.spot import check_plot, describe_trace, hours, read_trace, show, trace_facts
 from strongroom.errors import StrongroomError, UsageError, printable
 from strongroom.mirror.restored import read
@@ -171,11 +172,11 @@ class _Watcher:
 
 def _committed(mirror: Path) -> str:
     """How far the mirror is, for a person. The program is not running."""
-    key, anchor = (mirror.with_name(mirror.name + end) for end in (".key", ".anchor"))
-    if not all(path.exists() for path in (mirror, key, anchor)):
+    file, key, anchor = places(mirror)
+    if not all(path.exists() for path in (file, key, anchor)):
         return "the mirror is not there yet"
     try:
-        with read(mirror, key=load_key(key), anchor=FileAnchor(anchor)) as restored:
+        with read(file, key=load_key(key), anchor=FileAnchor(anchor)) as restored:
             return f"the mirror is at step {restored.step:,}"
     except StrongroomError as error:
         return f"the mirror cannot be read: {error.message}"

@@ -25,6 +25,7 @@ from strongroom.cas.client import OwnerClient
 from strongroom.cas.files import create_once
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
+from strongroom.cli.mirror_directory import mirror_key
 from strongroom.crypto import SigningKey, digest
 from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
 from strongroom.sealed import NO_FRESHNESS, FileAnchor
@@ -238,15 +239,6 @@ def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
         return current
     following = write_policy(**content, version=current.version + 1, previous=current.digest)  # type: ignore[arg-type]
     return client.apply(following)
-
-
-def mirror_key(mirror: SealedVault) -> bytes:
-    """The key of a mirror, which is made with its directory if there is none."""
-    if mirror.path.exists() and not mirror.path.is_dir():
-        raise UsageError(f"mirror: {mirror.path} is a file, wanted a directory")
-    key = load_key(mirror.key_path) if mirror.key_path.exists() else create_key(mirror.key_path)
-    mirror.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return key
 
 
 def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVault]) -> None:
