@@ -11,7 +11,8 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from strongroom.errors import StrongroomError
-from strongroom.mpc import join_unix, matmul, relu, reveal, share
+from strongroom.mpc import join_unix, matmul, relu
+from strongroom.mpc.protocols.reveal import reveal, share
 
 rank, directory, dies = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 x = np.linspace(-2, 2, 64).reshape(8, 8)

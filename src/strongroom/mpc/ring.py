@@ -214,8 +214,8 @@ class Transposed:
 
 
 def _torch(words: Words) -> torch.Tensor:
-    if any(stride < 0 for stride in words.strides):
-        words = words.copy()  # torch has no negative strides
+    if not words.flags.writeable or any(stride < 0 for stride in words.strides):
+        words = words.copy()  # torch has no negative strides, and warns of what it may not write to
     return torch.from_numpy(words.view(np.int64))
 
 

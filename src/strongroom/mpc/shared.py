@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import EllipsisType
 from typing import Any
 
@@ -117,6 +118,17 @@ class Shared:
         self.party.enter("part", shapes(self.shape), key)
         return Shared(self.party, self.words[key], self.frac, base=self, view=lambda words: words[key])
 
+    def strided(self, shape: Sequence[int], strides: Sequence[int], offset: int) -> Shared:
+        """The elements that `torch.as_strided` shows of the value laid out in C order; strides count elements."""
+
+        def view(words: Words) -> Words:
+            return strided(words, shape, strides, offset)
+
+        self.party.enter("strided", shapes(self.shape, shape), tuple(strides), offset)
+        # Whoever shows all of it opens all of it, so that every such view finds it open.
+        every = prod(n for n, step in zip(shape, strides, strict=True) if step) == self.size
+        return (_Rearranged if every else Shared)(self.party, view(self.words), self.frac, base=self, view=view)
+
     def _rearranged(self, view: View, *facts: object) -> Shared:
         self.party.enter(*map(str, facts))
         return _Rearranged(self.party, view(self.words), self.frac, base=self, view=view)
@@ -204,6 +216,14 @@ class _Rearranged(Shared):
     def to_open(self) -> Shared:
         assert self._base is not None  # noqa: S101  # made so
         return self._base.to_open()
+
+
+def strided(words: Words, shape: Sequence[int], strides: Sequence[int], offset: int) -> Words:
+    """A view as `torch.as_strided` has it; of what does not lie in C order, a view of a copy that does."""
+    if not any(words.strides):
+        return np.broadcast_to(words.reshape(-1)[:1].reshape(()), tuple(shape))  # the dealer's zeros, in no memory
+    flat = np.ascontiguousarray(words).reshape(-1)
+    return np.lib.stride_tricks.as_strided(flat[offset:], tuple(shape), [8 * step for step in strides])
 
 
 def concatenate(values: Sequence[Shared], axis: int = -1) -> Shared:

@@ -1,0 +1,208 @@
+"""Whatever would show a secret, or steer the program by one, raises, and says what, of what shape, and where."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from strongroom import mpc
+from strongroom.errors import UsageError
+
+INDEX = torch.zeros(2, 3, dtype=torch.long)
+
+
+def plain():
+    return torch.zeros(2, 3)
+
+
+def autocast(s):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return s @ s.t()
+
+
+# By what the message begins with. `s` is a secret of shape 2 x 3.
+TRAPS = {
+    "bool": [lambda s: bool(s), lambda s: 1 if s.sum() else 0, lambda s: not s[0, 0]],
+    "float": [lambda s: float(s[0, 0]), lambda s: torch.tensor([s[0, 0]])],
+    "int": [lambda s: int(s[0, 0])],
+    "index": [
+        lambda s: range(s[0, 0]),
+        lambda s: [1, 2][s[0, 0]],
+        lambda s: plain()[s.argmax(1)],
+    ],
+    "embedding": [lambda s: nn.functional.embedding(s.argmax(1), plain())],
+    "item": [lambda s: s[0, 0].item()],
+    "tolist": [lambda s: s.tolist()],
+    "numpy": [lambda s: s.numpy()],
+    "array": [lambda s: np.asarray(s), lambda s: np.array([s])],
+    "dlpack": [lambda s: torch.from_dlpack(s), lambda s: np.from_dlpack(s)],
+    "storage": [lambda s: s.storage(), lambda s: s.untyped_storage()],
+    "data_ptr": [lambda s: s.data_ptr()],
+    "share_memory_": [lambda s: s.share_memory_()],
+    "pickle": [pickle.dumps, copy.copy, lambda s: torch.save({"w": s}, io.BytesIO())],
+    "apply_": [lambda s: s.apply_(abs)],
+    "map_": [lambda s: plain().map_(s, max)],
+    # Comparisons, and what is made of them
+    "<": [lambda s: s < 1, lambda s: plain() > s],
+    "<=": [lambda s: s <= s],
+    ">": [lambda s: s > 0, lambda s: s[s > 0], lambda s: torch.where(s > 0, s, 0)],
+    ">=": [lambda s: s >= plain()],
+    "==": [lambda s: s == 1],
+    "!=": [lambda s: s != s],
+    "in": [lambda s: 1.0 in s],
+    "aten.gt": [lambda s: torch.gt(s, 0)],
+    "aten.equal": [lambda s: torch.equal(s, s), lambda s: torch.equal(plain(), s)],
+    "aten.nonzero": [lambda s: s.nonzero()],
+    "aten.masked_fill": [lambda s: s.masked_fill(torch.ones(2, 3, dtype=torch.bool), 0)],
+    "aten.sort": [lambda s: s.sort()],
+    # Plain tensors that a share would be written into
+    "aten.copy_": [
+        lambda s: plain().copy_(s),
+        lambda s: plain().__setitem__(0, s[0]),
+        lambda s: nn.Parameter(plain(), requires_grad=False).copy_(s),
+    ],
+    "aten.add_": [lambda s: plain().add_(s)],
+    "aten.mul_": [lambda s: plain().mul_(s)],
+    "aten.lerp_": [lambda s: plain().lerp_(s, 0.5)],
+    "aten.index_put_": [lambda s: plain().index_put_((torch.tensor([0]),), s[:1])],
+    "aten.scatter_": [lambda s: plain().scatter_(0, INDEX, s)],
+    "aten.masked_scatter_": [lambda s: plain().masked_scatter_(INDEX == 0, s)],
+    "aten._foreach_add_": [lambda s: torch._foreach_add_([plain()], [s])],
+    "aten.add.out": [lambda s: torch.add(s, s, out=plain())],
+    "aten.mm.out": [lambda s: torch.mm(s, s.t(), out=torch.zeros(2, 2))],
+    "aten.set_": [lambda s: plain().set_(s), lambda s: s.set_(plain())],
+    "assignment": [lambda s: setattr(plain(), "data", s)],
+    "data": [lambda s: setattr(s, "data", plain()), lambda s: setattr(s, "data", s + 1)],
+    # What changes only the outside
+    "to": [
+        lambda s: s.half(),
+        lambda s: s.double(),
+        lambda s: s.int(),
+        lambda s: s.to("meta"),
+        lambda s: nn.ParameterList([nn.Parameter(s, requires_grad=False)]).half(),
+        autocast,
+    ],
+    "aten.view.dtype": [lambda s: s.view(torch.int32)],
+    "aten.resize_": [lambda s: s.resize_(1)],
+    "write": [lambda s: s[0].expand(2, 3).add_(1), lambda s: s[0].copy_(s), lambda s: s.argmax(1).zero_()],
+    # Gradients
+    "backward": [lambda s: s.sum().backward()],
+    "requires_grad": [
+        lambda s: s.requires_grad_(),
+        lambda s: setattr(s, "requires_grad", True),
+        lambda s: nn.Parameter(s),
+    ],
+    "grad": [lambda s: torch.autograd.grad(s.sum(), [s])],
+    # Randomness that the parties would not share, statistics that are not there
+    "aten.native_dropout": [lambda s: nn.Dropout()(s)],
+    "aten.normal_": [lambda s: s.normal_()],
+    "aten.rand_like": [lambda s: torch.rand_like(s)],
+    "batch norm": [lambda s: nn.BatchNorm1d(3)(s)],
+    "tensor": [lambda s: torch.native_layer_norm(s, [3], None, None, 1e-5)[1] + 1],
+    "arithmetic": [lambda s: s.argmax(1) + 1],
+    "division": [lambda s: 1.5 * s / s],
+    "power": [lambda s: s**3],
+}
+CASES = [(name, i) for name, traps in TRAPS.items() for i in range(len(traps))]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """How each trap ended at P0; all in one world, which survives them: they raise before anything is sent."""
+
+    def program():
+        found = {}
+        for name, i in CASES:
+            secret = mpc.share(lambda: torch.tensor([[1.25, 2.5, 3.75], [4, 5, 6]]), source=0, shape=(2, 3))
+            try:
+                found[name, i] = TRAPS[name][i](secret)
+            except Exception as error:
+                found[name, i] = error
+        return found
+
+    with mpc.local_world() as world:
+        return world.run(program)[0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_it_raises(case, outcomes):
+    error = outcomes[case]
+    assert isinstance(error, UsageError), error
+    assert error.message.startswith(case[0]) and "\n" not in error.message
+    assert f"at {__file__}:" in error.message or case[0] in ("pickle", "assignment")
+    assert "1.25" not in error.message + (error.hint or "")
+
+
+def test_printing_shows_a_shape_and_owners():
+    def program():
+        secret = mpc.share(lambda: torch.full((2,), 1.25), source=1, shape=(2,))
+        return repr(secret), str(secret), f"{secret[0]:.3f}", repr(nn.Parameter(secret, requires_grad=False))
+
+    with mpc.local_world() as world:
+        whole, text, part, parameter = world.run(program)[0]
+    assert whole == text == parameter == "SharedTensor(shape=(2,), owners={P1})"
+    assert part == "SharedTensor(shape=(), owners={P1})"
+
+
+def test_a_plain_model_does_not_load_a_secret_state():
+    def program():
+        model = nn.Linear(3, 2)
+        state = mpc.share(lambda: nn.Linear(3, 2), source=0, like=nn.Linear(3, 2)).state_dict()
+        with pytest.raises(RuntimeError, match="secret"):
+            model.load_state_dict(state)
+        return bool((model.weight != 0).any())
+
+    with mpc.local_world() as world:
+        assert world.run(program)[0]
+
+
+def test_secret_batch_norm_that_was_changed_is_not_folded():
+    def program():
+        model = mpc.share(lambda: nn.BatchNorm1d(3), source=0, like=nn.BatchNorm1d(3)).eval()
+        model.weight.mul_(2)
+        model(mpc.share(lambda: torch.ones(2, 3), source=0, shape=(2, 3)))
+
+    with mpc.local_world() as world, pytest.raises(UsageError, match="batch norm: the root of a secret variance"):
+        world.run(program)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": 2, "shape": (1,)}, "source: got 2, wanted 0 or 1"),
+        ({"source": 0}, "wanted either shape=, of a tensor, or like="),
+        ({"source": 0, "shape": (1,), "dtype": torch.float16}, "dtype: got torch.float16"),
+        ({"source": 0, "shape": (1,), "owners": "ann"}, "owners: got 'ann', wanted some names"),
+        ({"source": 0, "shape": (2,)}, r"values: got shape \(1,\), wanted \(2,\)"),
+        ({"source": 0, "like": nn.Linear(1, 1)}, "values: got Tensor, wanted a module or its state"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_by_name(arguments, message):
+    with mpc.local_world() as world, pytest.raises(UsageError, match=message):
+        world.run(lambda: mpc.share(lambda: torch.ones(1), **arguments))
+
+
+def test_another_architecture_is_refused_by_its_names():
+    with mpc.local_world() as world, pytest.raises(UsageError, match=r"got \['0.bias', '0.weight'\] and not"):
+        world.run(lambda: mpc.share(lambda: nn.Sequential(nn.Linear(1, 1)), source=0, like=nn.Linear(1, 1)))
+
+
+def test_reveal_has_no_default_recipient_and_no_plain_argument():
+    def program():
+        secret = mpc.share(lambda: torch.ones(1), source=0, shape=(1,))
+        with pytest.raises(TypeError, match="to"):
+            mpc.reveal(secret)
+        with pytest.raises(UsageError, match="reveal: got Tensor, wanted a secret tensor"):
+            mpc.reveal(torch.ones(1), to=0)
+
+    with mpc.local_world() as world:
+        world.run(program)
+
+
+def test_outside_of_a_world_nothing_is_shared():
+    with pytest.raises(UsageError, match="world: there is none here"):
+        mpc.share(lambda: torch.ones(1), source=0, shape=(1,))
