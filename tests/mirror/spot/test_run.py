@@ -295,7 +295,8 @@ def test_a_program_can_hear_the_notice(host):
     one.start()
     assert one.listen(one.now() + 30) == "ready"
     one.warn()
-    assert hear(one) == (["saved"], 0)
+    lines, status = hear(one)  # the shell may say that its own child was terminated
+    assert (lines[-1], status) == ("saved", 0)
 
 
 @posix
