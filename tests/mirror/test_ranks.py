@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 from collections.abc import Callable
@@ -239,3 +240,34 @@ def test_the_power_goes_at_any_step_of_any_rank(seed):
     assert together(disks, record, anchor, work) == [4, 4]
     assert not failures, failures[0]
     assert explored > 10
+
+
+@pytest.mark.filterwarnings("ignore::strongroom.mirror.MirrorWarning")
+def test_a_record_that_the_anchor_did_not_take_note_of_keeps_what_it_names():
+    """It is on the disk, and counts when it is opened again; so no rank may give up its part by going on."""
+
+    class Full(MemoryAnchor):
+        full = False
+
+        def advance(self, old, new):
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left")
+            super().advance(old, new)
+
+    disks, record, anchor = [MemoryDirectory(), MemoryDirectory()], MemoryDirectory(), Full()
+
+    def work(ranked: RankedMirror, rank: int) -> list[str]:
+        said = []
+        for step in range(1, 6):
+            anchor.full = anchor.full or step == 3
+            try:
+                ranked.commit(step, state(step, rank))
+            except (OSError, StrongroomError) as error:
+                said.append(str(error))
+        return said
+
+    for said in together(disks, record, anchor, work):
+        assert len(said) == 3
+        assert "commits no more" in said[1] and "commits no more" in said[2]
+    anchor.full = False
+    assert together(disks, record, anchor, restored_step) == [3, 3]

@@ -166,8 +166,8 @@ class Mirror:
 
     @property
     def failed(self) -> bool:
-        """Whether a write or sync failed, so that this opening commits no more."""
-        return self._unsure
+        """Whether the newest commit is in doubt: a write or sync failed, or the anchor has not taken note of it."""
+        return self._unsure or self._undecided is not None
 
     @property
     def steps(self) -> list[int]:

@@ -91,11 +91,11 @@ class RankedMirror:
             OSError, StrongroomError: this rank failed. Its mirror is back at the commit before.
             ChannelError: another one did, or is gone.
         """
-        # A record whose own commit failed may be on the disk or not. What it may name must stay.
-        ready = self._record is None or not self._record.failed
-        if self._tell(_WORKED if ready else _FAILED, step, None)[0][0] != _WORKED:
+        # A commit that failed may be on the disk or not. What a record may name, and what the newest names, must stay.
+        ready = not self._part.failed and (self._record is None or not self._record.failed)
+        if any(how != _WORKED for how, _, _ in self._tell(_WORKED if ready else _FAILED, step, None)):
             raise StrongroomError(
-                "mirror: an earlier record failed, so this opening commits no more", hint="open it again"
+                "mirror: an earlier commit or record failed, so this opening commits no more", hint="open it again"
             )
         commit: Commit | None = None
         failure: BaseException | None = None
