@@ -34,7 +34,8 @@
     │   └── UnsupportedPlatformError    61   unsupported-platform
     ├── ServeError                      70   serve
     └── MpcError                        80   mpc
-        └── DivergedError               81   diverged
+        ├── DivergedError               81   diverged
+        └── RefusedError                82   refused
 
 The number is the exit status of the command line, the word is the error's name on the wire, so that a refusal by a
 distant service is raised here as the same class. A message says the field, what it got and what it wanted; the hint
@@ -261,6 +262,12 @@ class DivergedError(MpcError):
     """The parties of a computation on shares do not run the same program."""
 
     code, exit_code = "diverged", 81
+
+
+class RefusedError(MpcError):
+    """An owner's policy does not let a secret be revealed to whom the program would."""
+
+    code, exit_code = "refused", 82
 
 
 def _walk(root: type[StrongroomError]) -> Iterator[type[StrongroomError]]:

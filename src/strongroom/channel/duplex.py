@@ -10,6 +10,7 @@ bytes to read also writes what is pending.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HAS_SENDMSG = hasattr(socket.socket, "sendmsg")  # not on Windows
 _VECTORS = 64  # buffers for one system call; Linux takes 1,024
+_TRIES = 30 if hasattr(os, "sched_yield") else 0  # to read before sleeping: to be woken takes as long
 
 
 class Channel:
@@ -61,12 +63,16 @@ class Channel:
         Raises:
             ChannelError: the peer is gone, or nothing moved for the time set.
         """
-        view = memoryview(out).cast("B")
+        view, tries = memoryview(out).cast("B"), _TRIES
         while len(view):
             try:
                 count = self._read(view)
             except BlockingIOError:
-                self._wait(reading=True)
+                if tries and not self.unsent():
+                    os.sched_yield()
+                    tries -= 1
+                else:
+                    self._wait(reading=True)
                 continue
             if not count:
                 raise ChannelError(f"{self._peer}: closed the connection", hint="see why it ended in its own messages")
@@ -87,10 +93,10 @@ class Channel:
         self._waiting().clear()
         return rest
 
-    def hears(self) -> bool:
-        """Whether the peer has said something, or hung up."""
+    def hears(self, seconds: float = 0) -> bool:
+        """Whether the peer has said something, or hung up, before that time is over."""
         try:
-            return _poll(self._socket, True, False, 0)[0]
+            return _poll(self._socket, True, False, seconds)[0]
         except (OSError, ValueError):
             return True
 

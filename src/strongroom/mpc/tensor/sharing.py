@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -13,17 +14,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from strongroom.errors import UsageError
+from strongroom.mpc.imports.keras_file import of_keras
 from strongroom.mpc.party import SERVERS
 from strongroom.mpc.peer import NAMES
+from strongroom.mpc.policy import PUBLIC
+from strongroom.mpc.protocols.reveal import EVERYBODY, Permit, reveal_outside
 from strongroom.mpc.protocols.reveal import reveal as open_shared
 from strongroom.mpc.protocols.reveal import share as share_values
-from strongroom.mpc.ring import encode
 from strongroom.mpc.shared import Shared
-from strongroom.mpc.tensor.layers import fold
-from strongroom.mpc.tensor.operators import plain
-from strongroom.mpc.tensor.shared_tensor import DTYPES, SharedTensor
+from strongroom.mpc.tensor.operators.norms import fold
+from strongroom.mpc.tensor.operators.registry import plain
+from strongroom.mpc.tensor.shared_tensor import DTYPES, WHOLE, SharedTensor, number_of
 from strongroom.mpc.tensor.storage import Folded, Owners, Storage
-from strongroom.mpc.tensor.world import Reveal, Withheld, World, current, user_line
+from strongroom.mpc.tensor.withheld import Withheld
+from strongroom.mpc.tensor.world import World, current, led
 from strongroom.mpc.transcript import shapes
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,16 +36,24 @@ Values = Callable[[], Any]
 
 @overload
 def share(
-    values: Values, *, source: int, shape: Sequence[int], dtype: torch.dtype = ..., owners: Collection[str] | None = ...
+    values: Values,
+    *,
+    source: int,
+    shape: Sequence[int],
+    dtype: torch.dtype = ...,
+    classes: int | None = ...,
+    owners: Collection[str] | None = ...,
 ) -> SharedTensor: ...
 @overload
 def share(values: Values, *, source: int, like: M, owners: Collection[str] | None = ...) -> M: ...
+@led
 def share(
     values: Values,
     *,
     source: int,
     shape: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
+    classes: int | None = None,
     like: nn.Module | None = None,
     owners: Collection[str] | None = None,
 ) -> Any:
@@ -51,15 +63,18 @@ def share(
         values: called at the source alone; gives a tensor, or a module or its state.
         source: the server's rank.
         shape: of a tensor; public.
-        dtype: of a revealed value.
+        dtype: of a revealed value; of a floating-point number, or with integers or truths as values, torch.int64 or
+            torch.bool.
+        classes: of indices, how many there are: they look up what has as many rows, and go in as torch.int64. Each is
+            kept as a row of as many elements.
         like: instead of a shape, a module of the same architecture, which every party has; its own values do not
             matter. The result is a copy of it.
         owners: whose secret it is; by default the source's.
 
     Raises:
-        UsageError: the values are of other shapes, not finite, or beyond the settings' bound.
+        UsageError: the values are of other shapes, not finite, or beyond the settings' bound; no index below `classes`.
     """
-    return _Giver(values, source, owners, clear=False).give(shape, dtype, like)
+    return _Giver(values, source, owners, clear=False).give(shape, dtype, like, classes)
 
 
 @overload
@@ -68,6 +83,7 @@ def own(
 ) -> SharedTensor: ...
 @overload
 def own(values: Values, *, source: int, like: M, owners: Collection[str] | None = ...) -> M: ...
+@led
 def own(
     values: Values,
     *,
@@ -95,7 +111,9 @@ class _Giver:
     clear: bool
     world: World = field(default_factory=current)
 
-    def give(self, shape: Sequence[int] | None, dtype: torch.dtype, like: nn.Module | None) -> Any:
+    def give(
+        self, shape: Sequence[int] | None, dtype: torch.dtype, like: nn.Module | None, classes: int | None = None
+    ) -> Any:
         if self.source not in SERVERS:
             raise UsageError(
                 f"source: got {self.source}, wanted 0 or 1", hint="a client sends its shares to the servers"
@@ -104,11 +122,15 @@ class _Giver:
             raise UsageError(f"owners: got {self.owners!r}, wanted some names")
         if (shape is None) == (like is None):
             raise UsageError("share: wanted either shape=, of a tensor, or like=, a module of the same architecture")
-        if dtype not in DTYPES:
+        if dtype not in DTYPES and (self.clear or dtype not in WHOLE):
             raise UsageError(f"dtype: got {dtype}, wanted torch.float32 or torch.float64")
+        if classes is not None and (dtype != torch.int64 or classes < 1):
+            raise UsageError(f"classes: got {classes} of {dtype}, wanted at least one of torch.int64")
         if like is not None:
             return self._module(like)
         assert shape is not None  # noqa: S101  # one or the other
+        if dtype in WHOLE:
+            return self._whole(tuple(shape), dtype, classes)
         return self._tensor(lambda: _array(self.values()), tuple(shape), dtype)
 
     def _tensor(
@@ -118,6 +140,24 @@ class _Giver:
             self.world, self._shared(values, shape), self._names(), holder=self.source if self.clear else None
         )
         return SharedTensor.of(storage, shape, dtype)
+
+    def _whole(self, shape: tuple[int, ...], dtype: torch.dtype, classes: int | None) -> SharedTensor:
+        """Numbers without fractional bits; of an index, rows that are 1 at it."""
+        frac = self.world.party.settings.frac
+
+        def words() -> NDArray[np.float64]:
+            numbers = _array(self.values())
+            most = {torch.bool: 2, torch.int64: classes}[dtype]
+            wrong = (numbers != np.rint(numbers)) | (most is not None and ((numbers < 0) | (numbers >= (most or 0))))
+            if np.any(wrong):
+                at = [int(i) for i in np.argwhere(wrong)[0]]
+                wanted = "" if most is None else f" of 0 to {most - 1}"
+                raise UsageError(f"values: the one at {at} is no integer{wanted}")
+            rows = numbers if classes is None else numbers[..., None] == np.arange(classes)
+            return np.ldexp(rows.astype(np.float64), -frac)  # as words, the numbers themselves
+
+        value = self._shared(words, shape if classes is None else (*shape, classes)).shifted(0, 0)
+        return SharedTensor.of(Storage(self.world, value, self._names(), classes=classes), shape, dtype)
 
     def _names(self) -> Owners:
         return frozenset(self.owners if self.owners is not None else [NAMES[self.source]])
@@ -129,14 +169,12 @@ class _Giver:
         with party.operation("hold", shapes(shape), f"of {NAMES[self.source]}"):
             if party.rank != self.source:
                 return Shared.of_shape(party, shape, party.settings.frac)
-            words = encode(values(), party.settings.frac, party.settings.bound)
-            if words.shape != shape:
-                raise UsageError(f"values: got shape {words.shape}, wanted {shape}")
-            return Shared(party, words, party.settings.frac)
+            return Shared(party, party.given(values, shape), party.settings.frac)
 
     def _module(self, like: nn.Module) -> nn.Module:
-        here = self.world.party.rank == self.source
-        state: dict[str, NDArray[np.float64]] = _state(self.values(), like) if here else {}
+        here = self.world.party.rank == self.source and not self.world.party.dry
+        like = of_keras(like)
+        state: dict[str, NDArray[np.float64]] = _state(of_keras(self.values()), like) if here else {}
         made: dict[int, Any] = {}  # by the original's id, as deepcopy takes what is copied already
         for name, tensor in like.state_dict(keep_vars=True).items():
             if id(tensor) in made or not tensor.is_floating_point():
@@ -147,6 +185,7 @@ class _Giver:
         for name, module in copied.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
                 self._fold(module, f"{name}." if name else "", state)
+        _ratchet_after(copied, self.world)
         return copied
 
     def _fold(
@@ -164,6 +203,20 @@ class _Giver:
         assert isinstance(module.running_var, SharedTensor)  # noqa: S101  # made so above
         counted = tuple((each, each.writes) for each in storages)
         module.running_var._storage.folded = Folded(scale, shift, module.eps, counted)
+
+
+def _ratchet_after(whole: nn.Module, world: World) -> None:
+    """Tell the world when modules are called, whole or in part, and when the call is over, even by an exception."""
+
+    def enter(module: nn.Module, args: Any) -> None:
+        world.enter_module()
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        world.leave_module()
+
+    for module in whole.modules():
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, always_call=True)
 
 
 def _state(values: Any, like: nn.Module) -> dict[str, NDArray[np.float64]]:
@@ -187,23 +240,65 @@ def _array(values: Any) -> NDArray[np.float64]:
     return plain(values) if isinstance(values, torch.Tensor) else np.asarray(values, np.float64)
 
 
-def reveal(x: SharedTensor, *, to: int | Collection[int]) -> Any:
-    """Open a secret to the servers named, and to nobody else; the only opening of a secret.
+Recipient = int | str
 
-    It is recorded in the world's `reveals`, with the line of the program that asked for it.
+
+@led
+def reveal(x: SharedTensor, *, to: Recipient | Collection[Recipient] | None = None, public: bool = False) -> Any:
+    """Open a secret to whom it names, and to nobody else; the only opening of a secret.
+
+    Each server asks its owners' policy and writes its log before its share leaves. It is recorded in the world's
+    `reveals`, with the line of the program that asked for it.
+
+    Args:
+        to: servers, by rank or name, and the name of the client whose request is being served.
+        public: instead, all three parties: only such a value may steer the program. The dealer, which works ahead,
+            waits for it.
 
     Returns:
-        a plain tensor at the servers named; elsewhere, the dealer included, a `Withheld` that raises when it is used.
+        a plain tensor at the parties named; elsewhere a `Withheld` that raises when it is used.
+
+    Raises:
+        RefusedError: a policy does not allow it; the epoch has ended, for all, and no share has left.
     """
     if not isinstance(x, SharedTensor):
         raise UsageError(f"reveal: got {type(x).__name__}, wanted a secret tensor")
+    if (to is None) != public:
+        raise UsageError("reveal: wanted either to=, its recipients, or public=True", hint="there is no default")
     world = current()
-    receivers = [to] if isinstance(to, int) else sorted(set(to))
     if x._storage.world is not world:
-        raise UsageError("reveal: the secret is of another world")
-    values = open_shared(x._storage.read(x.place), to=receivers)
-    names = tuple(NAMES[rank] for rank in receivers)
-    world.reveals.append(Reveal(x.place.size, x.owners, names, *user_line()))
+        raise UsageError("reveal: the secret is of another world", hint="a new epoch shares its values anew")
+    servers, client = ((), None) if to is None else _recipients(to, world)
+    names = (PUBLIC,) if public else (*(NAMES[rank] for rank in servers), *([client] if client else []))
+    value = x._storage.read(x.place)
+    if x.classes is not None:
+        value = number_of(value)
+    planned = world.planned(x.place.size, x.owners, names)
+    facts = ("of", *sorted(x.owners), "for", *names)
+    permit: Permit | None = partial(world.permit, planned)
+    values = None
+    if servers or public:
+        values = open_shared(value, to=EVERYBODY if public else servers, facts=facts, permit=permit)
+        permit = None  # once
+    if client is not None:
+        assert world.serving is not None  # noqa: S101  # it is the recipient
+        world.serving.answer(reveal_outside(value, facts=facts, permit=permit), x.place.size)
+    world.reveals.append(planned)
     if values is None:
         return Withheld(x.place.size, x._meta.dtype, names)
     return torch.from_numpy(values).to(x._meta.dtype)
+
+
+def _recipients(to: Recipient | Collection[Recipient], world: World) -> tuple[tuple[int, ...], str | None]:
+    """Servers by rank, and a client."""
+    asked = [to] if isinstance(to, int | str) else list(to)
+    servers = {NAMES.index(each) if isinstance(each, str) else each for each in asked if each in (*SERVERS, *NAMES[:2])}
+    others = {each for each in asked if each not in (*SERVERS, *NAMES[:2])}
+    serving = world.serving.client if world.serving is not None else None
+    if not asked or others - {serving}:
+        wrong = ", ".join(map(repr, sorted(others - {serving}, key=str))) or "nobody"
+        raise UsageError(
+            f"to: got {wrong}, wanted 0, 1{f', {serving!r}' if serving else ''} or several of them",
+            hint="public=True reveals to the dealer too; a client's name is a recipient while its request is served",
+        )
+    return tuple(sorted(servers)), serving if others else None

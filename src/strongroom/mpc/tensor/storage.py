@@ -39,6 +39,10 @@ class Place:
         """With an axis of one before the last: a sequence as an image."""
         return Place((*self.size[:-1], 1, self.size[-1]), (*self.stride[:-1], 0, self.stride[-1]), self.offset)
 
+    def rows(self, count: int) -> Place:
+        """Where `count` elements in a row stand for each one."""
+        return Place((*self.size, count), (*(count * step for step in self.stride), 1), count * self.offset)
+
 
 class Storage:
     """One secret value.
@@ -47,13 +51,23 @@ class Storage:
         value: nothing if it is not computed.
         owners: whose secret it is.
         holder: the server that knows the value in the clear, if one does; the other's share is zero.
+        classes: of an index below that number, whose value has one more axis, the last: 1 at the index, else 0.
 
     Attributes:
         writes: so far.
     """
 
-    def __init__(self, world: World, value: Shared | None, owners: Owners, *, holder: int | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        value: Shared | None,
+        owners: Owners,
+        *,
+        holder: int | None = None,
+        classes: int | None = None,
+    ) -> None:
         self.world, self.owners, self.holder, self.writes = world, owners, holder, 0
+        self.classes = classes
         self._value = value
         self._views: dict[Place, Shared] = {}
         self._owned: dict[Place, Owned] = {}
@@ -66,6 +80,12 @@ class Storage:
 
     def read(self, place: Place, *, raw: bool = False) -> Shared:
         """The value at a place; with `raw`, with as many fractional bits as it happens to have."""
+        return self._read(self._inner(place), raw=raw)
+
+    def _inner(self, place: Place) -> Place:
+        return place if self.classes is None else place.rows(self.classes)
+
+    def _read(self, place: Place, *, raw: bool = False) -> Shared:
         value = self._whole()
         if not raw and value.frac > value.party.settings.frac:
             self._value = value = truncate(value)
@@ -78,11 +98,11 @@ class Storage:
 
     def write(self, place: Place, value: Shared) -> None:
         """Replace what lies at a place. Raises UsageError if elements lie over each other there."""
-        before = self._whole()
+        before, place = self._whole(), self._inner(place)
         if any(step == 0 and n > 1 for n, step in zip(place.size, place.stride, strict=True)):
             raise UsageError("write: some elements are the same ones, seen several times", hint="clone it first")
         if place != Place.whole(before.shape):
-            before = self.read(Place.whole(before.shape))
+            before = self._read(Place.whole(before.shape))
             value = value if value.frac == before.frac else truncate(value)
             party = value.party
             party.enter("write", shapes(before.shape, place.size), place.stride, place.offset)
@@ -112,7 +132,8 @@ class Storage:
 
     def copied(self, place: Place) -> Storage:
         """Another storage with the same value, which goes its own way from the next write."""
-        return Storage(self.world, self.read(place, raw=True), self.owners, holder=self.holder)
+        value = self.read(place, raw=True)
+        return Storage(self.world, value, self.owners, holder=self.holder, classes=self.classes)
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,53 @@
-"""Where a program on secrets runs: one party of three, and what it revealed.
+"""Where a program on secrets runs: one party of three, what it may reveal and what it revealed.
 
 Each party runs the whole program, in a thread of its own process or, for tests and notebooks, of one process. The
 world says which party this thread is.
+
+- A server asks its owners' policy and writes its audit log before a share leaves. Both see shapes, names and lines.
+- The keys are ratcheted after every outermost call of a module of secrets: who takes a server later opens nothing that
+  went by before. What is open stays usable.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import linecache
 import os
-import queue
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 import strongroom
-from strongroom.errors import MpcError, UsageError
-from strongroom.mpc.local import run_local
+from strongroom.crypto import digest
+from strongroom.errors import RefusedError, StrongroomError, UsageError
+from strongroom.mpc.audit import AuditLog
 from strongroom.mpc.party import Party
 from strongroom.mpc.peer import NAMES
-from strongroom.mpc.ring import Settings
-
-T = TypeVar("T")
+from strongroom.mpc.policy import Enforcement, Policy, Reveal
+from strongroom.mpc.ring import Words
 
 _here = threading.local()
-_LIBRARIES = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (strongroom, torch))
+_enforced: WeakKeyDictionary[Party, Enforcement | None] = WeakKeyDictionary()
+_LIBRARIES = (
+    *(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (strongroom, torch)),
+    contextlib.__file__,
+)
 
 
-@dataclass(frozen=True)
-class Reveal:
-    """One opening of a secret: of what shape and whose, to whom, and by which line of the program."""
+class Serving(Protocol):
+    """A client's request, as a reveal to that client sees it."""
 
-    shape: tuple[int, ...]
-    owners: frozenset[str]
-    to: tuple[str, ...]
-    file: str
-    line: int
+    client: str
+
+    def answer(self, words: Words | None, shape: tuple[int, ...]) -> None:
+        """Send this server's share of the answer; nothing at the dealer."""
 
 
 class _Guard(TorchFunctionMode):
@@ -54,29 +62,119 @@ class _Guard(TorchFunctionMode):
 class World:
     """A party's side of a program on secret tensors; a context, in which `share`, `own` and `reveal` work.
 
-    Attributes:
+    Args:
         party: this one.
+        policy: what the owners of secrets allow, or its file; without one this server reveals what the program says.
+        audit: the file to log reveals in. The dealer, which has nothing to reveal, looks at neither.
+
+    Attributes:
         reveals: every opening so far, at each party alike.
+        serving: the client whose request is being worked on, if one is.
+
+    Raises:
+        PolicyError: the policy makes no sense.
+        LockedError, TamperedError: the log is in use, or its chain is broken.
     """
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, party: Party, *, policy: Policy | Path | None = None, audit: Path | None = None) -> None:
         self.party = party
         self.reveals: list[Reveal] = []
+        self.serving: Serving | None = None
+        self._policy = None if party.is_dealer else _enforcement(party, policy)
+        self._audit_path = None if party.is_dealer else audit
+        self._audit: AuditLog | None = None
+        self._programs: dict[str, str] = {}
+        self._depth = 0
         self._guard = _Guard()
 
     def __enter__(self) -> Self:
         if getattr(_here, "world", None) is not None:
             raise UsageError("world: this thread is in one already")
+        if self._audit_path is not None:
+            self._audit = AuditLog.open(self._audit_path)
+            try:
+                self._log("begin", **self._facts())
+            except BaseException:
+                self._audit.close()
+                raise
         _here.world = self
         self._guard.__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._guard.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         _here.world = None
+        if self._audit is not None:
+            reason = None if error is None else error.message if isinstance(error, StrongroomError) else kind.__name__  # type: ignore[union-attr]
+            try:
+                self._log("end", reveals=len(self.reveals), error=reason)
+            finally:
+                self._audit.close()
 
     def __repr__(self) -> str:
         return f"World({NAMES[self.party.rank]})"
+
+    def planned(self, shape: tuple[int, ...], owners: frozenset[str], to: tuple[str, ...]) -> Reveal:
+        """What the running line of the program would reveal."""
+        file, line = user_line()
+        return Reveal(shape, owners, to, file, line, self._program(file))
+
+    def permit(self, reveal: Reveal) -> None:
+        """Ask the policy, then log. Raises RefusedError, or OSError where the log cannot be written."""
+        facts = {"number": len(self.reveals) + 1, "transcript": self.party.transcript.digest.hex()}
+        try:
+            if self._policy is not None:
+                self._policy.permit(reveal)
+        except RefusedError as error:
+            if self._audit is not None:
+                self._audit.reveal("refused", reveal, {"epoch": self.party.epoch.hex(), **facts, "why": error.message})
+            raise
+        if self._audit is not None:
+            self._audit.reveal("reveal", reveal, {"epoch": self.party.epoch.hex(), **facts})
+
+    def enter_module(self) -> None:
+        """A module of secrets is called, perhaps by another."""
+        self._depth += 1
+
+    def leave_module(self) -> None:
+        """The call is over: after the outermost one the keys are ratcheted."""
+        self._depth -= 1
+        if not self._depth and self.party.runs:
+            self.party.ratchet()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "party": NAMES[self.party.rank],
+            "settings": self.party.settings.describe(),
+            "identities": self.party.identities.hex(),
+            "program": self.party.program.hex(),
+            "policy": self._policy is not None,
+        }
+
+    def _log(self, kind: str, **fields: Any) -> None:
+        assert self._audit is not None  # noqa: S101  # the caller looked
+        self._audit.add(kind, {"epoch": self.party.epoch.hex(), **fields})
+
+    def _program(self, file: str) -> str:
+        """The SHA-256 of a program's file as it was when it first revealed something, or of a notebook's cell."""
+        if file not in self._programs:
+            try:
+                text = Path(file).read_bytes()
+            except OSError:
+                text = "".join(linecache.getlines(file)).encode()
+            self._programs[file] = digest(text).hex() if text else ""
+        return self._programs[file]
+
+
+def _enforcement(party: Party, policy: Policy | Path | None) -> Enforcement | None:
+    """A server's policy with what was spent of it, which goes on from one world of its epoch to the next."""
+    loaded = Policy.load(policy) if isinstance(policy, Path) else policy
+    if party not in _enforced:
+        _enforced[party] = None if loaded is None else Enforcement(loaded)
+    found = _enforced[party]
+    if loaded != (None if found is None else found.policy):
+        raise UsageError("policy: got another one than before", hint="a policy holds for a whole epoch: connect anew")
+    return found
 
 
 def current() -> World:
@@ -85,7 +183,7 @@ def current() -> World:
     if world is None:
         raise UsageError(
             "world: there is none here",
-            hint="`with mpc.World(party):`, or in a notebook `with mpc.local_world() as world:`",
+            hint="run the program with `strongroom mpc run`; a notebook has `with mpc.local() as world:`",
         )
     return world
 
@@ -95,127 +193,40 @@ def user_line() -> tuple[str, int]:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back
+    asked: tuple[str, int] | None = getattr(_here, "asked", None)
+    if asked is not None and frame.f_code.co_filename == threading.__file__:
+        return asked  # a thread of ours, without a line of the user's
     return frame.f_code.co_filename, frame.f_lineno
 
 
-class Local:
-    """All three parties in this process, one thread each, from one `run` to the next. Made by `local_world`.
-
-    One trust domain: whoever runs the process can read every secret.
-    """
-
-    def __init__(self, settings: Settings | None) -> None:
-        self._settings = settings
-        self._jobs: list[queue.SimpleQueue[Callable[[], Any] | None]] = [queue.SimpleQueue() for _ in NAMES]
-        self._results: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
-        self._worlds: dict[int, World] = {}
-        self._thread = threading.Thread(target=self._live, name="mpc local", daemon=True)
-        self._ended = False
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._ended = True
-        for jobs in self._jobs:
-            jobs.put(None)
-        self._thread.join()
-        last = self._results.get()
-        if error is None and isinstance(last, BaseException):
-            raise last
-
-    def run(self, program: Callable[[], T]) -> list[T]:
-        """Run a program as each party and return what each returned: P0, P1, the dealer.
-
-        Raises:
-            BaseException: what the program raised; nothing runs in this world afterwards.
-        """
-        if self._ended or not self._thread.is_alive():
-            raise MpcError("world: has ended", hint="nothing is tried again where something failed: begin a new one")
-        for jobs in self._jobs:
-            jobs.put(program)
-        results: dict[int, T] = {}
-        while len(results) < len(NAMES):
-            outcome = self._results.get()
-            if not isinstance(outcome, tuple):
-                self._ended = True
-                self._results.put(None)
-                raise outcome or MpcError("world: has ended")
-            results[outcome[0]] = outcome[1]
-        return [results[rank] for rank in sorted(results)]
-
-    @property
-    def reveals(self) -> list[Reveal]:
-        """Every opening so far."""
-        return list(self._worlds[0].reveals) if self._worlds else []
-
-    def _live(self) -> None:
-        try:
-            run_local(self._one, self._settings)
-        except BaseException as error:
-            self._results.put(error)
-        else:
-            self._results.put(None)
-
-    def _one(self, party: Party) -> None:
-        with World(party) as world:
-            self._worlds[party.rank] = world
-            try:
-                while (job := self._jobs[party.rank].get()) is not None:
-                    self._results.put((party.rank, job()))
-            except BaseException:
-                # The others may have come to the end of the program and wait for the next.
-                for jobs in self._jobs:
-                    jobs.put(None)
-                raise
+P = ParamSpec("P")
+T = TypeVar("T")
+Leader = Callable[..., Any]
 
 
-def local_world(settings: Settings | None = None) -> Local:
-    """The three parties in this process, for notebooks and tests.
+def led(function: Callable[P, T]) -> Callable[P, T]:
+    """Where a thread is no party but leads three, have its leader call the function as each."""
 
-    ::
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        leader: Leader | None = getattr(_here, "leader", None)
+        return function(*args, **kwargs) if leader is None else leader(function, *args, **kwargs)
 
-        with mpc.local_world() as world:
-            at_p0, at_p1, at_dealer = world.run(program)
-    """
-    return Local(settings)
-
-
-class Withheld:
-    """What `reveal` returns to whoever is no recipient: a shape, and an error at any other use."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, to: tuple[str, ...]) -> None:
-        self.shape, self.dtype, self._to = torch.Size(shape), dtype, to
-
-    def __repr__(self) -> str:
-        return f"Withheld({tuple(self.shape)}, revealed to {' and '.join(self._to)})"
-
-    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
-        raise UsageError(
-            f"value: was revealed to {' and '.join(self._to)}, not to this party",
-            hint="use it only there: `if isinstance(value, torch.Tensor)`; the program must not depend on it",
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._refuse()
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        found = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Withheld)]
-        if found:
-            found[0]._refuse()
-        raise UsageError("value: was not revealed to this party")
-
-    __eq__ = __ne__ = __hash__ = _refuse
-    __reduce_ex__ = _refuse
+    return called
 
 
-_DUNDERS = (
-    "bool int float complex index len iter getitem setitem contains array format call neg pos abs invert "
-    "lt le gt ge add radd sub rsub mul rmul truediv rtruediv matmul rmatmul pow rpow mod floordiv and or xor"
-)
-for _name in _DUNDERS.split():
-    setattr(Withheld, f"__{_name}__", Withheld._refuse)
+def lead(leader: Leader | None) -> None:
+    """Have this thread led so, or no more. Raises UsageError if it is in a world, or led, already."""
+    if leader is not None and (getattr(_here, "world", None) or getattr(_here, "leader", None)) is not None:
+        raise UsageError("world: this thread is in one already")
+    _here.leader = leader
+
+
+@contextlib.contextmanager
+def called_from(place: tuple[str, int]) -> Iterator[None]:
+    """Take a line of the user's program for the running one where a thread of ours works for it."""
+    _here.asked = place
+    try:
+        yield
+    finally:
+        _here.asked = None
