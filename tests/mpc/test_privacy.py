@@ -6,20 +6,22 @@ import numpy as np
 import pytest
 
 from strongroom.errors import UsageError
-from strongroom.mpc.local import run_local
+from strongroom.mpc.functions.exponential import exp, exp_negative
 from strongroom.mpc.protocols.compare import amax, is_negative
+from strongroom.mpc.protocols.largest import largest
 from strongroom.mpc.protocols.linear import matmul, multiply
 from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.protocols.reveal import reveal, share
 from strongroom.mpc.protocols.truncate import truncate
 from strongroom.mpc.ring import Settings
+from strongroom.mpc.threads import run_local
 from tests.mpc.parties import Recorder, integers
 
 SIDE = 64
 COUNT = SIDE * SIDE
 # Of 255 degrees of freedom; exceeded by chance once in 10^10 times.
 CHI_SQUARE = 430
-HANDSHAKE = 96  # bytes that each party sends each other before there is a key
+HANDSHAKE = 128  # bytes that each party sends each other before there is a key
 
 
 def histogram(data):
@@ -45,7 +47,7 @@ def everything(values):
         x = share(party, lambda: values, source=0, shape=values.shape)
         y = relu(matmul(x, x))
         z = truncate(multiply(x, y), exact=True)
-        return is_negative(z), amax(x)
+        return is_negative(z), amax(x, rectify=True), exp(x), exp_negative(x)
 
     return program
 
@@ -197,6 +199,27 @@ def test_a_sign_costs_three_rounds_and_a_conversion(width, online, dealt):
     assert got[0] == 3 + 1
     assert got[1] <= online + 0.05 + 1 / 8
     assert got[2] <= dealt + 8
+
+
+def test_the_largest_of_four_products_and_a_relu_cost_five_rounds():
+    rounds, online, dealt = cost(lambda x: largest(x.reshape(4, COUNT // 4), 16, rectify=True, width=49))
+    assert rounds == 5
+    assert online <= 11.5
+    assert dealt < 84
+
+
+def test_exp_opens_21_bits_and_the_product():
+    rounds, online, dealt = cost(lambda x: exp(x))
+    assert rounds == 5
+    assert online <= 21 / 8 + 8 + 1.7
+    assert dealt < 90
+
+
+def test_exp_of_what_is_not_positive_opens_33_bits_and_the_product():
+    rounds, online, dealt = cost(lambda x: exp_negative(x))
+    assert rounds == 5
+    assert online <= 33 / 8 + 8 + 4.3
+    assert dealt < 75
 
 
 def test_a_product_opens_each_operand_once():

@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from strongroom.errors import UsageError
-from strongroom.mpc.local import run_local
 from strongroom.mpc.protocols import compare, linear, truncate
+from strongroom.mpc.protocols.largest import largest
 from strongroom.mpc.protocols.owned import conv2d_owned, matmul_owned, own
 from strongroom.mpc.protocols.pool import absolute, clamp, max_pool2d
 from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.protocols.reveal import reveal, share
 from strongroom.mpc.ring import Convolution, Settings, Transposed
 from strongroom.mpc.shared import concatenate
+from strongroom.mpc.threads import run_local
 from tests.mpc.parties import integers, opened, random_integers
 
 COUNT = 3000
@@ -186,6 +187,44 @@ def test_maximum_and_argmax_along_the_last_axis(length):
     results = run_local(program)
     assert np.abs(results[0][0] - x.max(-1)).max() <= 2.0**-17
     assert (results[1][1] == np.rint(x * 2**16).argmax(-1)).all()
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("values", [2, 3, 4])
+@pytest.mark.parametrize(("bits", "width"), WIDTHS)
+def test_the_largest_of_a_few_is_truncated_and_rectified_as_one(bits, width, values, rectify):
+    rng = np.random.default_rng(width + values)
+    low, high = -(1 << (width - 2)), (1 << (width - 2)) - (1 << bits)
+    x = random_integers(rng, values * 500, low, high).reshape(values, 500)
+    x[1, ::3] = x[0, ::3]  # ties
+    got = opened(run_local(lambda p: largest(integers(p, x), bits, rectify=rectify, width=width)))
+    floor = (x >> bits).max(0)
+    least = 0 if rectify else low
+    whole = (x & ((1 << bits) - 1) == 0).all(0)
+    assert ((got == np.maximum(floor, least)) | (got == np.maximum(floor + 1, least))).all()
+    assert (got[whole] == np.maximum(floor, least)[whole]).all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9])
+def test_a_maximum_of_products_with_and_without_a_relu(length):
+    rng = np.random.default_rng(length)
+    x = rng.integers(-(1 << 40), 1 << 40, (20, length))
+
+    def program(party):
+        secret = integers(party, x, frac=32)
+        return [compare.amax(secret, 16, rectify=rectify) for rectify in (False, True)]
+
+    results = run_local(program)
+    floor = (x >> 16).max(-1)
+    for i, wanted in enumerate((floor, np.maximum(floor, 0))):
+        above = opened([each[i] for each in results]) - wanted
+        assert set(np.unique(above)) <= {0, 1}
+
+
+def test_many_values_take_a_tournament_with_the_same_result(monkeypatch):
+    x = np.random.default_rng(1).integers(-(1 << 30), 1 << 30, (10, 9))
+    monkeypatch.setattr(compare, "_FEW", 40)
+    assert (opened(run_local(lambda p: compare.amax(integers(p, x, frac=16)))) == x.max(-1)).all()
 
 
 @pytest.mark.parametrize("owner", [0, 1])

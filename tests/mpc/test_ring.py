@@ -134,3 +134,16 @@ def test_an_arena_hands_out_the_same_memory_again_and_never_the_same_twice_at_on
             assert not np.shares_memory(first, second) and not np.shares_memory(third, second)
         held = arena.size
     assert arena.size == held
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_few_rows_are_multiplied_exactly_in_any_layout(rows):
+    rng = np.random.default_rng(rows)
+    a = rng.integers(0, 1 << 63, (rows, 50), dtype=np.uint64)
+    b = rng.integers(0, 1 << 63, (50, 7), dtype=np.uint64)
+    wanted = a.astype(object) @ b.astype(object) % (1 << 64)
+    fortran = np.asfortranarray(b)
+    fortran.flags.writeable = False
+    for right in (b, fortran, b[::-1][::-1]):
+        assert (matmul(a, right) == wanted).all()
+    assert (matmul(a[:, ::-1], b[::-1]) == wanted).all()

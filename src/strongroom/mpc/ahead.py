@@ -78,6 +78,7 @@ class Ahead:
         with self._changed:
             while self._busy() and self._error is None:
                 self._wait()
+            self._heard = False  # the caller hears for itself; what was heard, it is about to read
             self._check()
 
     def end(self) -> None:

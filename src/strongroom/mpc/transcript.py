@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from strongroom.crypto import content_digest, digest
 from strongroom.errors import UsageError
-from strongroom.mpc.ring import Words
 
-VERSION = "1"  # of the protocols: their messages, draws and order
+if TYPE_CHECKING:
+    from strongroom.mpc.ring import Words  # which needs torch; who only names parties does not
+
+VERSION = "2"  # of the protocols: their messages, draws and order
 DIGEST_SIZE = 16
 _KEPT = 256  # operations that can be named when programs differ
 _LINE = 160  # characters

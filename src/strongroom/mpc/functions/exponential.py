@@ -1,12 +1,15 @@
-"""e^x by squaring: e^x = (e^(x/16))^16, where the inner power is a polynomial."""
+"""e^x by a masked exponent; or by squaring, e^x = (e^(x/16))^16, where results must not depend on masks."""
 
 from __future__ import annotations
 
-from strongroom.mpc.functions.fixed import inner_frac, polynomial, product, raised
+from strongroom.mpc.functions.fixed import drop, inner_frac, polynomial, product, raised
+from strongroom.mpc.protocols.exponential import Exponent, exponential
+from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.shared import Shared
 
+LOWEST = -20.0  # where `exp` begins: its window is 32 wide
+_SPAN = 16  # of a window that ends at 0
 _SQUARINGS = 4
-LOWEST = -20.0  # where to clip what is below: even a thousand times that is less than the last of 16 fractional bits
 # Chebyshev interpolation of e^u on [-1, 0.65], which is x in [-16, 10.4]; relative error 9e-8.
 _COEFFICIENTS = (
     1.000000005,
@@ -20,22 +23,52 @@ _COEFFICIENTS = (
 )
 
 
-def exp(x: Shared, *, frac: int | None = None, bits: int | None = None) -> Shared:
-    """e^x for -16 <= x <= 10.3, with an error of at most 2^-frac + 2e-5 e^x; 15 rounds.
+def exp(x: Shared, *, frac: int | None = None, bits: int | None = None, clip: bool = False) -> Shared:
+    """e^x for -20 <= x <= 10.3, with an error of at most 2^-frac + 3e-6 + 4e-6 e^x; 5 rounds.
 
-    Values between -20 and -16 give less than 2^-frac; lower ones are for the caller to clip, as `softmax` does.
+    The error is that at a bound of 2^15; for every two bits more it doubles. With exact settings it is for -16 <= x,
+    with an error of at most 2^-frac + 2e-5 e^x; 39 rounds.
 
     Args:
         x: at the settings' fractional bits.
         frac: of the result; by default the settings'.
-        bits: e^x < 2^bits; by default the settings' bound. A smaller one costs less.
+        bits: e^x < 2^bits; by default the settings' bound. A smaller one is more precise.
+        clip: what is below -20 counts as that; in the same rounds, if settings are not exact.
     """
     settings = x.party.settings
     result = settings.frac if frac is None else frac
     most = settings.bound if bits is None else bits
+    if settings.exact:
+        return _by_squaring(_at_least(x, LOWEST) if clip else x, result, most)
+    width = settings.opening(x.frac) if clip else 0
+    how = Exponent.fit(x.frac, int(LOWEST) << x.frac, span=3, high=2, bits=most, width=width)
+    return drop(exponential(x, how), result, bits=most)
+
+
+def exp_negative(x: Shared, *, frac: int | None = None) -> Shared:
+    """e^x for all x <= 0 that are a value or the difference of two, 0 below -16; 5 rounds.
+
+    The error is at most 2^-frac + 1.2e-6 + 2e-6 e^x.
+
+    Args:
+        x, frac: as of `exp`.
+    """
+    settings = x.party.settings
+    result = settings.frac if frac is None else frac
+    if settings.exact:
+        return _by_squaring(_at_least(x, -_SPAN), result, 1)
+    how = Exponent.fit(x.frac, 1 - (_SPAN << x.frac), span=4, high=0, bits=1, width=settings.opening(x.frac))
+    return drop(exponential(x, how), result)
+
+
+def _at_least(x: Shared, low: float) -> Shared:
+    return relu(x - low, 0, width=x.party.settings.opening(x.frac) + 1) + low
+
+
+def _by_squaring(x: Shared, frac: int, most: int) -> Shared:
     inner = inner_frac(x.party)
     y = polynomial(raised(x, inner, power=-_SQUARINGS), _COEFFICIENTS)
     for left in reversed(range(_SQUARINGS)):
         ceiling = -(-most >> left)  # this square is e^(x / 2^left), so below 2^(most / 2^left)
-        y = product(y, y, inner if left else result, bits=ceiling)
+        y = product(y, y, inner if left else frac, bits=ceiling)
     return y

@@ -40,27 +40,27 @@ def raised(x: Shared, frac: int, *, power: int = 0) -> Shared:
     return x.shifted(shift, frac)
 
 
-def polynomial(t: Shared, coefficients: Sequence[float]) -> Shared:
-    """The sum of c_i t^i for |t| <= 1, where no partial sum reaches 2, at t's fractional bits.
+def polynomial(t: Shared, coefficients: Sequence[float], *, frac: int | None = None) -> Shared:
+    """The sum of c_i t^i for |t| <= 1, where no partial sum reaches 2, at `frac` fractional bits, t's by default.
 
     Up to four coefficients take 2 products one after the other; each four more take one more (Paterson and Stockmeyer,
     SIAM J. Comput. 2 (1973)). Rounds: 4 and, for every four coefficients beyond the first four, 2; and 1.
     """
-    frac = t.frac
-    square = product(t, t, frac)
+    inner = t.frac
+    square = product(t, t, inner)
     # Both products take the opening of the square, which the first of them makes.
     pair = concatenate([each.reshape(1, *each.shape) for each in (multiply(square, t), multiply(square, square))], 0)
-    higher = drop(pair, frac)
+    higher = drop(pair, inner)
     cube, fourth = higher[0], higher[1]
     blocks = [coefficients[i : i + _BLOCK] for i in range(0, len(coefficients), _BLOCK)]
     result: Shared | None = None
-    for block in reversed(blocks):
-        terms = [power.times_public(c, frac=frac) for power, c in zip((t, square, cube), block[1:], strict=False)]
-        total = Shared.public(t.party, block[0], 2 * frac).broadcast(t.shape)
+    for left, block in reversed(list(enumerate(blocks))):
+        terms = [power.times_public(c, frac=inner) for power, c in zip((t, square, cube), block[1:], strict=False)]
+        total = Shared.public(t.party, block[0], 2 * inner).broadcast(t.shape)
         for term in terms:
             total = total + term
         if result is not None:
             total = total + multiply(result, fourth)
-        result = drop(total, frac)
+        result = drop(total, inner if left or frac is None else frac)
     assert result is not None  # noqa: S101  # there are coefficients
     return result

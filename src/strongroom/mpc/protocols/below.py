@@ -38,43 +38,72 @@ def below(party: Party, words: Words, low: int, count: int) -> Planes | None:
     Returns:
         one plane in the arena; nothing at the dealer.
     """
-    digits = -(-count // _DIGIT)
-    planes = plane_words(len(words))
+    both = below_twice(party, words, low, count, 0)
+    return None if both is None else both[0]
+
+
+def below_twice(party: Party, words: Words, low: int, count: int, part: int) -> Planes | None:
+    """As `below`, for `count` bits and then, unless `part` is 0, for the lowest `part` of them, in the same rounds.
+
+    Both take the same leaves, and masks of their own in the tree.
+
+    Returns:
+        two planes in the arena, or one.
+    """
+    cut = -(-part // _DIGIT)
+    digits = cut + -(-(count - part) // _DIGIT)
+    planes, trees = plane_words(len(words)), 2 if part else 1
+    if party.meter is not None:
+        party.meter.compared(trees * len(words))
     if party.is_dealer:
-        for part in chunks(len(words)):
-            _deal_leaves(party, words[part], low, count, digits)
+        for piece in chunks(len(words)):
+            _deal_leaves(party, words[piece], low, count, part)
         inputs = digits
         while inputs > 1:
             level = _level(inputs)
-            _deal_nodes(party, level, planes)
+            _deal_nodes(party, level, trees * planes)
             inputs = level.nodes
         return None
-    g: Planes = party.arena.take((digits, planes))
-    p: Planes = party.arena.take((digits, planes))
-    for part in chunks(len(words)):
-        here = slice(part.start // 64, plane_words(part.stop))
-        _leaves(party, words[part], low, count, g[:, here], p[:, here])
+    g: Planes = party.arena.take((digits, trees, planes))
+    p: Planes = party.arena.take((digits, trees, planes))
+    for piece in chunks(len(words)):
+        here = slice(piece.start // 64, plane_words(piece.stop))
+        _leaves(party, words[piece], low, count, part, g[:, 0, here], p[:, 0, here])
+    if part:
+        # In the second tree the digits above the part are equal.
+        above = digits - cut
+        g[:above, 1], p[:above, 1] = 0, _ONES if party.first else 0
+        g[above:, 1], p[above:, 1] = g[above:, 0], p[above:, 0]
+    g, p = g.reshape(digits, -1), p.reshape(digits, -1)
     while len(g) > 1:
         g, p = _nodes(party, _level(len(g)), g, p)
-    result: Planes = g[0]
+    result: Planes = g[0].reshape(trees, planes)
     return result
 
 
-def _digits(party: Party, words: Words, low: int, count: int, digits: int) -> Planes:
-    """The bits from `low` on as (digits, 4, planes), the most significant digit first, in each the lowest bit first."""
+def _digits(party: Party, words: Words, low: int, count: int, part: int) -> Planes:
+    """The bits from `low` on as (digits, 4, planes), the most significant digit first, in each the lowest bit first.
+
+    The lowest `part` bits have digits of their own.
+    """
+    cut = -(-part // _DIGIT) * _DIGIT
+    digits = (cut + count - part + _DIGIT - 1) // _DIGIT
     out: Planes = party.arena.take((digits * _DIGIT, plane_words(len(words))))
-    out[count:] = 0
+    out[part:cut], out[cut + count - part :] = 0, 0
     with party.arena.scope():
         shifted = party.arena.take(len(words))
-        np.right_shift(words, np.uint64(low), out=shifted)
-        to_planes(shifted, count, party.arena, out[:count])
+        if part:
+            np.right_shift(words, np.uint64(low), out=shifted)
+            to_planes(shifted, part, party.arena, out[:part])
+        np.right_shift(words, np.uint64(low + part), out=shifted)
+        to_planes(shifted, count - part, party.arena, out[cut : cut + count - part])
     return out.reshape(digits, _DIGIT, -1)[::-1]
 
 
-def _leaves(party: Party, c: Words, low: int, count: int, g: Planes, p: Planes) -> None:
+def _leaves(party: Party, c: Words, low: int, count: int, part: int, g: Planes, p: Planes) -> None:
     with party.arena.scope() as arena:
         digits = len(g)
-        bits = _digits(party, c, low, count, digits)
+        bits = _digits(party, c, low, count, part)
         tables = arena.take((2, _ROWS, digits, bits.shape[-1]))
         less, same = tables
         party.fill_dealt(less[:-1])
@@ -90,10 +119,10 @@ def _leaves(party: Party, c: Words, low: int, count: int, g: Planes, p: Planes) 
         g[:], p[:] = less[0], same[0]
 
 
-def _deal_leaves(party: Party, r: Words, low: int, count: int, digits: int) -> None:
+def _deal_leaves(party: Party, r: Words, low: int, count: int, part: int) -> None:
     with party.arena.scope() as arena:
-        bits = _digits(party, r, low, count, digits)
-        size = bits.shape[-1]
+        bits = _digits(party, r, low, count, part)
+        digits, size = len(bits), bits.shape[-1]
         less = arena.take((_ROWS - 1, digits, size))
         b0, b1, b2, b3 = (bits[:, i] for i in range(_DIGIT))
         # Of each half of the digit: 1{v < half} for v = 0, 1, 2, and of the upper half 1{v = half} for v = 0 to 3.
@@ -224,7 +253,7 @@ def _nodes(party: Party, level: _Level, g: Planes, p: Planes) -> tuple[Planes, P
         # p_1 ... p_t of all nodes but the last; before g's evaluation, which overwrites nothing of it.
         if nodes > 1:
             times_last ^= d_last & products[:, :-1]
-            _fold(times_last, d_p[:, :-1], radix - 1)
+            fold(times_last, d_p[:, :-1], radix - 1)
             both[:-1] = times_last[0]
         both[-1] = 0
         # g_1 xor p_1 (g_2 xor p_2 (g_3 xor ...)), from the inside.
@@ -233,14 +262,14 @@ def _nodes(party: Party, level: _Level, g: Planes, p: Planes) -> tuple[Planes, P
         inner = times_g[-1]
         for j in reversed(range(radix - 1)):
             half = 1 << j
-            inner = _fold(inner, d_p[j : j + 1], 1)
+            inner = fold(inner, d_p[j : j + 1], 1)
             if j:
                 inner[:half] ^= times_g[j - 1]
         np.bitwise_xor(g[0], inner[0], out=above)
     return above, both
 
 
-def _fold(table: Planes, opened: Planes, variables: int) -> Planes:
+def fold(table: Planes, opened: Planes, variables: int) -> Planes:
     """Fold a table over its last variables, in place: T_hi xor (d & T_lo), the last variable first."""
     for v in reversed(range(variables)):
         half = len(table) // 2

@@ -5,11 +5,15 @@ from __future__ import annotations
 from strongroom.errors import UsageError
 from strongroom.mpc.protocols.below import below
 from strongroom.mpc.protocols.convert import bit_plane, plane_to_ring, share_plane
+from strongroom.mpc.protocols.largest import MOST, largest
 from strongroom.mpc.protocols.linear import multiply
 from strongroom.mpc.protocols.opening import open_sum
 from strongroom.mpc.protocols.relu import relu
+from strongroom.mpc.protocols.truncate import truncate
 from strongroom.mpc.shared import Shared, concatenate
 from strongroom.mpc.transcript import shapes
+
+_FEW = 1 << 16  # values: beyond that, fewer comparisons save more than fewer rounds
 
 
 def is_negative(x: Shared, *, width: int | None = None) -> Shared:
@@ -52,17 +56,28 @@ def maximum(x: Shared, y: Shared) -> Shared:
     return y + relu(x - y, 0, width=x.party.settings.opening(x.frac) + 1)
 
 
-def amax(x: Shared) -> Shared:
-    """The largest along the last axis: a tournament of as many comparisons as the axis has halvings."""
+def amax(x: Shared, bits: int = 0, *, rectify: bool = False) -> Shared:
+    """The largest along the last axis, over 2^bits; with `rectify`, the larger of that and 0.
+
+    Up to four at once are compared pair by pair, in five rounds, where there are few values; many are left to a
+    tournament, four rounds for each halving, which compares less.
+    """
     if not x.shape or not x.shape[-1]:
         raise UsageError(f"max: got shape {x.shape}, wanted a last axis of at least one element")
     order = len(x.shape) - 1, *range(len(x.shape) - 1)
-    x = x.transpose(*order)  # halves of the first axis lie together in memory
+    x = x.transpose(*order)  # what is compared lies together in memory
     while len(x.words) > 1:
-        half = len(x.words) // 2
-        best = maximum(x[:half], x[half : 2 * half])
-        x = concatenate([best, x[2 * half :]], axis=0) if len(x.words) % 2 else best
-    return x[0]
+        count, few = len(x.words), x.size <= _FEW
+        if few and count <= MOST and (count > 2 or bits or rectify):
+            return largest(x, bits, rectify=rectify)
+        if bits:
+            x, bits = truncate(x, bits), 0
+        size = MOST if few and count > 2 else 2
+        part = count // size
+        groups = x[: size * part].reshape(size, part, *x.shape[1:])
+        best = largest(groups) if size > 2 else maximum(groups[0], groups[1])
+        x = concatenate([best, x[size * part :]], axis=0) if count % size else best
+    return relu(x[0], bits) if rectify else truncate(x[0], bits) if bits else x[0]
 
 
 def argmax(x: Shared) -> Shared:

@@ -92,14 +92,14 @@ def _product(name: str, x: Shared, w: Shared, product: Product, shape: tuple[int
     with party.operation(name, shapes(x.shape, w.shape), frac, *facts):
         x_masked, w_masked = open_masked(party, x, w)
         if party.is_dealer:
-            c = np.asarray(product(x_masked.mask, w_masked.mask))  # 1
+            c = np.asarray(party.multiply(product, x_masked.mask, w_masked.mask))  # 1
             c -= party.stream(P0).words(shape)
             party.deal(c)
             return Shared.of_shape(party, shape, frac)
-        z = np.asarray(product(x_masked.mask, w_masked.opening))  # 2
+        z = np.asarray(party.multiply(product, x_masked.mask, w_masked.opening))  # 2
         second = w_masked.mask
         if party.first:
             second = np.add(second, w_masked.opening, out=party.arena.take(second.shape))
-        z += product(x_masked.opening, second)
+        z += party.multiply(product, x_masked.opening, second)
         z += party.fill_dealt(party.arena.take(shape))
         return Shared(party, z, frac)

@@ -41,6 +41,8 @@ def open_sum(party: Party, x: Words, width: int, offset: int = 0) -> Words:
                 keep(r, width)
         return words
     x = x.reshape(-1)
+    if party.meter is not None:
+        party.meter.opening(x, width, offset)
     sizes = [packed_size(part.stop - part.start, width) for part in chunks(count)]
     places = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     with party.arena.scope():

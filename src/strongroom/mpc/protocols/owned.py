@@ -21,7 +21,7 @@ from strongroom.errors import UsageError
 from strongroom.mpc.party import P0, SERVERS, Party
 from strongroom.mpc.peer import NAMES
 from strongroom.mpc.protocols.linear import Product, check_matmul
-from strongroom.mpc.ring import Convolution, Words, encode
+from strongroom.mpc.ring import Convolution, Words
 from strongroom.mpc.ring import matmul as ring_matmul
 from strongroom.mpc.shared import Shared
 from strongroom.mpc.transcript import shapes
@@ -63,9 +63,7 @@ def own(party: Party, values: Callable[[], ArrayLike], *, owner: int, shape: Seq
         if party.is_dealer:
             return Owned(party, owner, party.stream(owner).words(size), settings.frac)
         if party.rank == owner:
-            words = encode(values(), settings.frac, settings.bound)
-            if words.shape != size:
-                raise UsageError(f"values: got shape {words.shape}, wanted {size}")
+            words = party.given(values, size)
             party.exchange([words - party.dealt.words(size)], [])
         else:
             words = np.empty(size, np.uint64)
@@ -88,7 +86,7 @@ def _product(name: str, x: Shared, w: Owned, product: Product, shape: tuple[int,
     party, frac = x.party, x.frac + w.frac
     with party.operation(name, shapes(x.shape, w.shape), f"of {NAMES[w.owner]}", frac, *facts):
         if party.is_dealer:
-            c = product(party.stream(1 - w.owner).words(x.shape), w.words)  # 2
+            c = party.multiply(product, party.stream(1 - w.owner).words(x.shape), w.words)  # 2
             c -= party.stream(P0).words(shape)
             party.deal(c)
             return Shared.of_shape(party, shape, frac)
@@ -96,10 +94,10 @@ def _product(name: str, x: Shared, w: Owned, product: Product, shape: tuple[int,
             hidden = np.empty(x.shape, np.uint64)
             party.exchange([], [hidden])  # 3
             hidden += x.words
-            z = product(hidden, w.words)  # 4
+            z = party.multiply(product, hidden, w.words)  # 4
         else:
             a = party.dealt.words(x.shape)
             party.exchange([x.words - a], [])  # 3
-            z = product(a, w.words)  # 4
+            z = party.multiply(product, a, w.words)  # 4
         z += party.fill_dealt(party.arena.take(shape))
         return Shared(party, z, frac)

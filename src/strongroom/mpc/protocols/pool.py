@@ -26,11 +26,17 @@ def clamp(x: Shared, low: float, high: float) -> Shared:
 
 
 def max_pool2d(
-    x: Shared, kernel: tuple[int, int], stride: tuple[int, int] | None = None, padding: tuple[int, int] = (0, 0)
+    x: Shared,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] | None = None,
+    padding: tuple[int, int] = (0, 0),
+    *,
+    bits: int = 0,
+    rectify: bool = False,
 ) -> Shared:
-    """The largest of each window of images (batch, channels, height, width); padding never is.
+    """The largest of each window of images (batch, channels, height, width), over 2^bits; padding never is.
 
-    As many comparisons in a row as the window has halvings.
+    With `rectify`, the larger of that and 0. Rounds are those of `amax`: five for a window of four of a small image.
     """
     steps = stride or kernel
     if len(x.shape) != 4 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
@@ -55,4 +61,4 @@ def max_pool2d(
         for i in range(kernel[0])
         for j in range(kernel[1])
     ]
-    return amax(concatenate(windows))
+    return amax(concatenate(windows), bits, rectify=rectify)

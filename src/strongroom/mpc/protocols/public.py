@@ -40,4 +40,4 @@ def _product(name: str, x: Operand, w: Operand, product: Product, shape: tuple[i
     with party.operation(name, shapes(first.shape, second.shape), frac, *facts, public=public):
         if party.is_dealer:
             return Shared.of_shape(party, shape, frac)
-        return Shared(party, product(first, second), frac)
+        return Shared(party, party.multiply(product, first, second), frac)

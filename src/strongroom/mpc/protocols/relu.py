@@ -48,7 +48,7 @@ def relu(x: Shared, bits: int | None = None, *, width: int | None = None) -> Sha
         if party.is_dealer:
             share_plane(party, top)
             below(party, c, bits, width - bits - 2)
-            _deal(party, c, hide(party, None, x.size), bits, width)
+            deal_choice(party, c, hide(party, None, x.size), bits, width)
             return Shared.of_shape(party, x.shape, x.frac - bits)
         b = party.fill_dealt(party.arena.take(len(top)))
         less = below(party, c, bits, width - bits - 2)
@@ -56,11 +56,11 @@ def relu(x: Shared, bits: int | None = None, *, width: int | None = None) -> Sha
         b ^= less
         if party.first:
             b ^= top
-        out = _select(party, c, hide(party, b, x.size), bits, width)
+        out = take_choice(party, c, hide(party, b, x.size), bits, width)
         return Shared(party, out.reshape(x.shape), x.frac - bits)
 
 
-def _deal(party: Party, r: Words, rho: Planes, bits: int, width: int) -> None:
+def deal_choice(party: Party, r: Words, rho: Planes, bits: int, width: int) -> None:
     """Share rho, R, rho R and, where there are wraps, m and rho m."""
     first = party.stream(P0)
     for part in chunks(len(r)):
@@ -82,7 +82,8 @@ def _deal(party: Party, r: Words, rho: Planes, bits: int, width: int) -> None:
             party.deal(*parts)
 
 
-def _select(party: Party, c: Words, e: Planes, bits: int, width: int) -> Words:
+def take_choice(party: Party, c: Words, e: Planes, bits: int, width: int) -> Words:
+    """y b out of what `deal_choice` shares, where e = b xor rho."""
     out = np.empty(len(c), np.uint64)
     for part in chunks(len(c)):
         with party.arena.scope() as arena:

@@ -1,0 +1,41 @@
+"""What the dealer is ahead by waits in front of its channel."""
+
+import socket
+import threading
+
+import numpy as np
+
+from strongroom.channel import Channel
+from strongroom.mpc.ahead import Ahead
+
+
+def test_what_the_peer_said_is_heard_until_it_was_read_and_no_longer():
+    """Or the dealer would wait for a second frame, which a peer that waits for the dealer never sends."""
+    left, right = socket.socketpair()
+    ahead = Ahead(channel := Channel(left, "P1", seconds=20), 20, "P1")
+    data = np.arange(1 << 20, dtype=np.uint8)
+    got = bytearray(len(data))
+
+    def peer():
+        view = memoryview(got)
+        while view:
+            view = view[right.recv_into(view) :]
+
+    right.sendall(b"x")
+    reader = threading.Thread(target=peer)
+    reader.start()
+    ahead.put([data])  # more than a socket takes at once, so that the thread sends, and hears
+    ahead.drain()
+    said = bytearray(1)
+    channel.recv_into(said)
+    assert not ahead.heard()
+    ahead.put([np.empty(0, np.uint8)])
+    assert not ahead.heard()
+    right.sendall(b"y")
+    assert ahead.heard()
+    reader.join()
+    assert said == b"x"
+    assert bytes(got) == data.tobytes()
+    ahead.end()
+    channel.close()
+    right.close()
