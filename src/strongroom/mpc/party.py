@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from strongroom.channel import Channel
 from strongroom.crypto import STREAM_KEY_SIZE, KeyStream, derive, digest, random_bytes
 from strongroom.errors import MpcError, StrongroomError, UsageError
 from strongroom.mpc.arena import Arena
+from strongroom.mpc.beside import Beside
 from strongroom.mpc.peer import NAMES, Array, Observer, Peer
-from strongroom.mpc.ring import Settings, Words
+from strongroom.mpc.ring import Settings, Words, encode
 from strongroom.mpc.transcript import VERSION, Transcript
 
 P0, P1, DEALER = 0, 1, 2
@@ -36,11 +37,33 @@ SERVERS = (P0, P1)
 _PART = 32
 
 
+class Meter(Protocol):
+    """Watches a party at work: what `mpc.cost`, `mpc.profile` and `mpc.debug` hang on it. Never changes anything."""
+
+    def began(self, name: str, facts: Sequence[object]) -> None:
+        """An operation was entered into the transcript, with these facts."""
+
+    def ended(self) -> None:
+        """The operation that began last is over."""
+
+    def gave(self, values: ArrayLike) -> None:
+        """This party is the source of these values."""
+
+    def multiplied(self, product: Callable[[Words, Words], Words], a: Words, b: Words) -> None:
+        """A product in the ring."""
+
+    def compared(self, count: int) -> None:
+        """As many elements are compared."""
+
+    def opening(self, words: Words, width: int, offset: int) -> None:
+        """A server's shares are about to be opened under a mask of `width` bits, with `offset` added."""
+
+
 class Stream:
     """A key stream that tells the observer what is drawn of it, and can be given its next key."""
 
     def __init__(self, name: str, key: bytes, rank: int, observer: Observer | None) -> None:
-        self._name, self._rank, self._observer = name, rank, observer
+        self._name, self._rank, self.observer = name, rank, observer
         self._generation = 0
         self._set(key)
 
@@ -55,9 +78,9 @@ class Stream:
         """Overwrite an array in C order with fresh bytes, and return it."""
         start = self._stream.position
         self._stream.fill(out.reshape(-1).view(np.uint8))
-        if self._observer is not None:
+        if self.observer is not None:
             name = f"{self._name}.{self._generation}"
-            self._observer.drew(self._rank, name, start, self._stream.position)
+            self.observer.drew(self._rank, name, start, self._stream.position)
         return out
 
     def words(self, shape: int | tuple[int, ...]) -> Words:
@@ -78,15 +101,21 @@ class Party:
         channels: one to each of the other two.
         settings: the same for all three.
         identities: what the peers' certificates are, where there are any; part of the epoch.
+        program: digest of the program, if it is one file; part of the epoch, and the same for all three.
         observer: sees frames and draws.
 
     Attributes:
-        rank, settings, arena, transcript: this party's own.
+        rank, settings, program, arena, transcript: this party's own.
         peers: by rank.
+        meter: what watches, if anything does.
+        beside: what all three share where they are in one process, one trust domain.
+        dry: whether there are no peers and no values, as where a program is only counted.
 
     Raises:
-        MpcError: the others have other settings or another version.
+        MpcError: the others have other settings, another version or another program.
     """
+
+    dry = False
 
     def __init__(
         self,
@@ -95,12 +124,17 @@ class Party:
         settings: Settings | None = None,
         *,
         identities: bytes = b"",
+        program: bytes = b"",
         observer: Observer | None = None,
     ) -> None:
         self.rank = rank
         self._owner = os.getpid(), threading.get_ident()
         self.settings = settings or Settings()
+        self.program = program or bytes(_PART)
         self.arena = Arena()
+        self.meter: Meter | None = None
+        self.beside: Beside | None = None
+        self.identities = digest(identities) if identities else b""
         self.peers = {
             other: Peer(rank, other, channel, seconds=self.settings.seconds, observer=observer)
             for other, channel in sorted(channels.items())
@@ -128,23 +162,31 @@ class Party:
         return f"Party({NAMES[self.rank]})"
 
     def _begin_epoch(self, identities: bytes, observer: Observer | None) -> None:
+        if len(self.program) != _PART:
+            raise UsageError(f"program: got a digest of {len(self.program)} bytes, wanted {_PART} bytes")
         agreed = digest(f"{VERSION} {self.settings.describe()}".encode())
         nonces = {self.rank: random_bytes(_PART)}
         parts: dict[int, bytes] = {}
         for other, peer in self.peers.items():
             part = random_bytes(_PART)
-            got = bytearray(3 * _PART)
-            out = np.frombuffer(agreed + nonces[self.rank] + part, np.uint8)
+            got = bytearray(4 * _PART)
+            out = np.frombuffer(agreed + self.program + nonces[self.rank] + part, np.uint8)
             peer.exchange([out], [np.frombuffer(got, np.uint8)])
-            theirs, nonces[other], theirs_part = bytes(got[:32]), bytes(got[32:64]), bytes(got[64:])
+            theirs, program, nonces[other], theirs_part = (bytes(got[i : i + _PART]) for i in range(0, len(got), _PART))
             if theirs != agreed:
                 raise MpcError(
                     f"{peer.name}: has other settings or another version than {NAMES[self.rank]}",
                     hint=f"here: version {VERSION}, {self.settings.describe()}",
                 )
+            if program != self.program:
+                raise MpcError(
+                    f"{peer.name}: runs another program than {NAMES[self.rank]}: SHA-256 {program[:8].hex()}..., "
+                    f"wanted {self.program[:8].hex()}...",
+                    hint="all three run the same file; `sha256sum` shows which one differs",
+                )
             parts[other] = part + theirs_part if self.rank < other else theirs_part + part
         everyone = b"".join(nonces[rank] for rank in sorted(nonces))
-        self.epoch = digest(b"strongroom mpc epoch\0", everyone, agreed, digest(identities))
+        self.epoch = digest(b"strongroom mpc epoch\0", everyone, agreed, self.program, digest(identities))
         self.transcript = Transcript(self.epoch)
         for peer in self.peers.values():
             peer.transcript = self.transcript
@@ -161,6 +203,11 @@ class Party:
             for other, part in parts.items()
         }
         self.coins = Stream("coins", derive(everyone, "strongroom mpc coins", context=self.epoch), self.rank, observer)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the epoch has not ended, and this is the process and the thread that began it."""
+        return self._ended is None and (os.getpid(), threading.get_ident()) == self._owner
 
     @property
     def is_dealer(self) -> bool:
@@ -184,6 +231,26 @@ class Party:
     def rounds(self) -> int:
         """Exchanges with the other server so far."""
         return 0 if self.is_dealer else self.peers[1 - self.rank].rounds
+
+    def given(self, values: Callable[[], ArrayLike], shape: Sequence[int]) -> Words:
+        """What this party has, as words at the settings' fractional bits.
+
+        Raises:
+            UsageError: the values are of another shape, not finite, or beyond the settings' bound.
+        """
+        found = values()
+        words = encode(found, self.settings.frac, self.settings.bound)
+        if words.shape != tuple(shape):
+            raise UsageError(f"values: got shape {words.shape}, wanted {tuple(shape)}")
+        if self.meter is not None:
+            self.meter.gave(found)
+        return words
+
+    def multiply(self, product: Callable[[Words, Words], Words], a: Words, b: Words) -> Words:
+        """A product in the ring."""
+        if self.meter is not None:
+            self.meter.multiplied(product, a, b)
+        return product(a, b)
 
     def exchange(self, out: Sequence[Array], into: Sequence[Array]) -> None:
         """One round between the servers."""
@@ -226,12 +293,18 @@ class Party:
     def operation(self, name: str, *facts: object, public: Words | None = None) -> Iterator[None]:
         """Enter an operation into the transcript and run it; whatever it raises ends the epoch. Raises as `enter`."""
         self.enter(name, *facts, public=public)
+        meter = self.meter
+        if meter is not None:
+            meter.began(name, facts)
         try:
             with self.arena.scope():
                 yield
         except BaseException as error:
             self.abort(error)
             raise
+        finally:
+            if meter is not None:
+                meter.ended()
 
     def ratchet(self) -> None:
         """Give every stream its next key: who takes a server later cannot open what went by before."""
