@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from strongroom import mpc
 from strongroom.errors import UsageError
@@ -26,15 +27,27 @@ def autocast(s):
 
 # By what the message begins with. `s` is a secret of shape 2 x 3.
 TRAPS = {
-    "bool": [lambda s: bool(s), lambda s: 1 if s.sum() else 0, lambda s: not s[0, 0]],
+    "bool": [
+        lambda s: bool(s),
+        lambda s: 1 if s.sum() else 0,
+        lambda s: not s[0, 0],
+        lambda s: 1 if (s > 0).all() else 0,
+        lambda s: s[0, 0] in [1.0],
+        lambda s: max(s[0]),
+        lambda s: s[0, 0] < s[0, 1] < s[0, 2],
+    ],
     "float": [lambda s: float(s[0, 0]), lambda s: torch.tensor([s[0, 0]])],
     "int": [lambda s: int(s[0, 0])],
     "index": [
         lambda s: range(s[0, 0]),
         lambda s: [1, 2][s[0, 0]],
         lambda s: plain()[s.argmax(1)],
+        lambda s: nn.functional.embedding(s.argmax(1), plain()),
+        lambda s: plain()[s > 0],
+        lambda s: s[s > 0],
+        lambda s: s.__setitem__(s > 0, 0),
+        lambda s: s[s.argmax(1) + 1],
     ],
-    "embedding": [lambda s: nn.functional.embedding(s.argmax(1), plain())],
     "item": [lambda s: s[0, 0].item()],
     "tolist": [lambda s: s.tolist()],
     "numpy": [lambda s: s.numpy()],
@@ -46,29 +59,33 @@ TRAPS = {
     "pickle": [pickle.dumps, copy.copy, lambda s: torch.save({"w": s}, io.BytesIO())],
     "apply_": [lambda s: s.apply_(abs)],
     "map_": [lambda s: plain().map_(s, max)],
-    # Comparisons, and what is made of them
-    "<": [lambda s: s < 1, lambda s: plain() > s],
-    "<=": [lambda s: s <= s],
-    ">": [lambda s: s > 0, lambda s: s[s > 0], lambda s: torch.where(s > 0, s, 0)],
-    ">=": [lambda s: s >= plain()],
-    "==": [lambda s: s == 1],
-    "!=": [lambda s: s != s],
+    # What would depend on a secret
     "in": [lambda s: 1.0 in s],
-    "aten.gt": [lambda s: torch.gt(s, 0)],
     "aten.equal": [lambda s: torch.equal(s, s), lambda s: torch.equal(plain(), s)],
-    "aten.nonzero": [lambda s: s.nonzero()],
-    "aten.masked_fill": [lambda s: s.masked_fill(torch.ones(2, 3, dtype=torch.bool), 0)],
+    "aten.nonzero": [lambda s: s.nonzero(), lambda s: torch.where(s > 0)],
+    "aten.masked_select": [lambda s: s.masked_select(s > 0)],
+    "masked scatter": [lambda s: s.masked_scatter(s > 0, plain())],
+    "topk": [lambda s: s.topk(2)],
     "aten.sort": [lambda s: s.sort()],
     # Plain tensors that a share would be written into
     "aten.copy_": [
         lambda s: plain().copy_(s),
         lambda s: plain().__setitem__(0, s[0]),
         lambda s: nn.Parameter(plain(), requires_grad=False).copy_(s),
+        lambda s: plain()[:, 0].copy_(s[:, 0]),
     ],
+    "aten.fill_": [lambda s: plain().fill_(s[0, 0])],
+    "aten.masked_fill_": [lambda s: plain().masked_fill_(s > 0, 1.0)],
+    "aten.index_copy_": [lambda s: plain().index_copy_(0, torch.tensor([0]), s[:1])],
+    "aten.addmm_": [lambda s: torch.zeros(2, 2).addmm_(s, s.t())],
+    "aten._foreach_copy_": [lambda s: torch._foreach_copy_([plain()], [s])],
     "aten.add_": [lambda s: plain().add_(s)],
     "aten.mul_": [lambda s: plain().mul_(s)],
     "aten.lerp_": [lambda s: plain().lerp_(s, 0.5)],
-    "aten.index_put_": [lambda s: plain().index_put_((torch.tensor([0]),), s[:1])],
+    "aten.index_put_": [
+        lambda s: plain().index_put_((torch.tensor([0]),), s[:1]),
+        lambda s: plain().__setitem__(s.argmax(1), 1.0),
+    ],
     "aten.scatter_": [lambda s: plain().scatter_(0, INDEX, s)],
     "aten.masked_scatter_": [lambda s: plain().masked_scatter_(INDEX == 0, s)],
     "aten._foreach_add_": [lambda s: torch._foreach_add_([plain()], [s])],
@@ -88,7 +105,17 @@ TRAPS = {
     ],
     "aten.view.dtype": [lambda s: s.view(torch.int32)],
     "aten.resize_": [lambda s: s.resize_(1)],
-    "write": [lambda s: s[0].expand(2, 3).add_(1), lambda s: s[0].copy_(s), lambda s: s.argmax(1).zero_()],
+    "write": [
+        lambda s: s[0].expand(2, 3).add_(1),
+        lambda s: s[0].copy_(s),
+        lambda s: s.argmax(1).add_(1),
+        lambda s: s.argmax(1).copy_(s[:, 0]),
+    ],
+    "dtype": [lambda s: (s > 0).copy_(s)],
+    "compile": [
+        lambda s: torch.compile(lambda x: x + 1, backend="eager")(s),
+        lambda s: make_fx(lambda x: x + 1)(s),
+    ],
     # Gradients
     "backward": [lambda s: s.sum().backward()],
     "requires_grad": [
@@ -103,9 +130,11 @@ TRAPS = {
     "aten.rand_like": [lambda s: torch.rand_like(s)],
     "batch norm": [lambda s: nn.BatchNorm1d(3)(s)],
     "tensor": [lambda s: torch.native_layer_norm(s, [3], None, None, 1e-5)[1] + 1],
-    "arithmetic": [lambda s: s.argmax(1) + 1],
-    "division": [lambda s: 1.5 * s / s],
-    "power": [lambda s: s**3],
+    "power": [lambda s: s**2.5, lambda s: s**s],
+    # Convolutions and others without a protocol
+    "convolution": [lambda s: nn.functional.conv3d(s[None, None, None], torch.ones(1, 1, 1, 1, 1))],
+    "aten.linalg_inv_ex": [lambda s: torch.linalg.inv(s[:, :2])],
+    "aten._fft_r2c": [lambda s: torch.fft.fft(s)],
 }
 CASES = [(name, i) for name, traps in TRAPS.items() for i in range(len(traps))]
 
@@ -133,7 +162,7 @@ def test_it_raises(case, outcomes):
     error = outcomes[case]
     assert isinstance(error, UsageError), error
     assert error.message.startswith(case[0]) and "\n" not in error.message
-    assert f"at {__file__}:" in error.message or case[0] in ("pickle", "assignment")
+    assert f"at {__file__}:" in error.message or case[0] in ("pickle", "assignment", "compile")
     assert "1.25" not in error.message + (error.hint or "")
 
 
@@ -194,7 +223,7 @@ def test_another_architecture_is_refused_by_its_names():
 def test_reveal_has_no_default_recipient_and_no_plain_argument():
     def program():
         secret = mpc.share(lambda: torch.ones(1), source=0, shape=(1,))
-        with pytest.raises(TypeError, match="to"):
+        with pytest.raises(UsageError, match="reveal: wanted either to="):
             mpc.reveal(secret)
         with pytest.raises(UsageError, match="reveal: got Tensor, wanted a secret tensor"):
             mpc.reveal(torch.ones(1), to=0)

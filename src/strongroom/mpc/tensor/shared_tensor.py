@@ -4,26 +4,33 @@
 - What PyTorch would write a secret's share into, or read a number from, raises: plain tensors, Python numbers, files.
 - Views share a storage, and a write through one is seen by all of them.
 - A result is owned by whoever owns an operand.
+- A secret of a floating-point dtype is a fixed-point number. One of `bool` or `int64` has no fractional bits: what a
+  comparison gave and what was counted. An index, also `int64`, is a row that is 1 at the index and 0 elsewhere, so that
+  looking something up is a product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
+import numpy as np
 import torch
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map
 
 from strongroom.errors import UsageError
 from strongroom.mpc.shared import Shared
 from strongroom.mpc.tensor.storage import Place, Storage
 from strongroom.mpc.tensor.world import user_line
-from strongroom.mpc.transcript import broadcast
+from strongroom.mpc.transcript import broadcast, shapes
 
 DTYPES = (torch.float32, torch.float64)
+WHOLE = (torch.bool, torch.int64)  # of secrets without fractional bits
 
 _NO_GRADIENT = "no gradient goes through a secret"
 _ASK = "reveal it first, to whom may know it"
+_TRACERS = tuple(getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL"))
 _RAW = {"apply_", "map_", "map2_", "set_", "grad"}  # what works on a tensor's memory or its graph, past its operators
 
 Handler = Callable[..., Any]
@@ -32,6 +39,21 @@ VIEWS: set[object] = set()
 HANDLERS: dict[object, Handler] = {}
 WRITES: dict[object, object] = {}
 HINTS: dict[str, str] = {}
+# Operators that torch itself writes in terms of others, where nothing depends on a value.
+APART: dict[object, Handler] = {}
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A handler's result whose dtype does not follow from its operands.
+
+    Attributes:
+        classes: of an index: how many there are, along the last axis of the value.
+    """
+
+    value: Shared
+    dtype: torch.dtype
+    classes: int | None = None
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:
@@ -47,8 +69,7 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
 class SharedTensor(torch.Tensor):
     """A secret tensor. Made by `share`, `own` and by computing on others.
 
-    Its shape, dtype and strides are public. The elements are fixed-point numbers whatever the dtype says; it says what
-    a revealed value is.
+    Its shape, dtype and strides are public; the dtype is that of a revealed value.
     """
 
     _storage: Storage
@@ -82,11 +103,29 @@ class SharedTensor(torch.Tensor):
     def place(self) -> Place:
         return Place(tuple(self._meta.shape), self._meta.stride(), int(self._meta.storage_offset()))
 
+    @property
+    def classes(self) -> int | None:
+        """Of an index, how many there are; of anything else nothing."""
+        return self._storage.classes
+
     def read(self, *, raw: bool = False) -> Shared:
-        """The value. Raises UsageError if it is none that arithmetic is done on."""
-        if self._meta.dtype not in DTYPES:
-            raise _refused("arithmetic", (self,), "an index can be rearranged and revealed, no more")
-        return self._storage.read(self.place, raw=raw)
+        """The value as a number; with `raw`, with as many fractional bits as it happens to have."""
+        value = self._storage.read(self.place, raw=raw)
+        if self.classes is not None:
+            value = number_of(value)
+        if raw or self._meta.dtype in DTYPES:
+            return value
+        frac = value.party.settings.frac
+        return value.shifted(frac, frac)
+
+    def rows(self) -> Shared:
+        """The value as it is kept: an index with its axis of classes, a number with any fractional bits."""
+        return self._storage.read(self.place, raw=True)
+
+    def as_rows(self) -> SharedTensor:
+        """Of an index: rows of 0 and 1 along one more axis, as integers."""
+        made = Storage(self._storage.world, self.rows(), self.owners)
+        return SharedTensor.of(made, self.rows().shape, torch.int64)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SharedTensor(shape={tuple(self._meta.shape)}, owners={{{', '.join(sorted(self.owners))}}})"
@@ -98,6 +137,9 @@ class SharedTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_dynamo_compiling() or (torch._C._len_torch_dispatch_stack() and _is_traced()):
+            # What is drawn while a program is traced would be drawn once, for every run of what was traced.
+            raise UsageError("compile: secrets are not traced or compiled", hint="run the module as it is")
         if getattr(function, "__name__", "") in _RAW:
             raise _refused(function.__name__, args, "a secret has no memory that torch can work in, and no gradient")
         # No gradient goes through a secret, so none is prepared; and autograd would take operators apart that arrive
@@ -115,27 +157,37 @@ class SharedTensor(torch.Tensor):
             return _view(op, args, kwargs)
         written = op in WRITES
         handler = HANDLERS.get(WRITES.get(op, op))
-        if handler is None or (written and not isinstance(args[0], cls)):
-            result = NotImplemented if written else op.decompose(*args, **kwargs)
+        if written and not isinstance(args[0], cls):
+            raise _unknown(op, args)
+        secrets = list(_secrets((args, kwargs)))
+        if handler is None and written:
+            # What is made of other operators is computed, then written.
+            result = WRITES[op](*args, **kwargs)  # type: ignore[operator]
+            _write(args[0], result, secrets)
+            return args[0]
+        if handler is None:
+            taken_apart = APART.get(op, op.decompose)
+            result = taken_apart(*args, **kwargs)
             if result is NotImplemented:
                 raise _unknown(op, args)
             return result
-        secrets = list(_secrets((args, kwargs)))
         if any(each._storage.world is not secrets[0]._storage.world for each in secrets):
             raise _refused(f"{op}: secrets of two worlds", args)
         try:
             value = handler(*args, **kwargs)
             if written:
                 _write(args[0], value, secrets)
+                return args[0]
+            return _wrapped(value, secrets, lambda: _dtype(op, args, kwargs, secrets))
         except UsageError as error:
+            if "; at " in error.message:
+                raise  # by an operator that this one is made of
             raise UsageError(f"{error.message}; at {_line()}", hint=error.hint) from None
-        return args[0] if written else _wrapped(value, secrets)
 
     # What would show a share, or let the program depend on a secret
 
     __bool__, __int__, __float__, __complex__, __index__ = map(_refusing, ("bool", "int", "float", "complex", "index"))
-    __lt__, __le__, __gt__, __ge__ = map(_refusing, ("<", "<=", ">", ">="))
-    __eq__, __ne__, __contains__ = map(_refusing, ("==", "!=", "in"))
+    __contains__ = _refusing("in")
     __array__, __dlpack__, __dlpack_device__ = map(_refusing, ("array", "dlpack", "dlpack"))
     __reduce__, __reduce_ex__ = map(_refusing, ("pickle", "pickle"))
     item, tolist, numpy = map(_refusing, ("item", "tolist", "numpy"))
@@ -179,6 +231,11 @@ def _secrets(values: Any) -> Iterator[SharedTensor]:
     return (each for each in tree_iter(values) if isinstance(each, SharedTensor))
 
 
+def _is_traced() -> bool:
+    """Whether what runs is recorded, to be run again without this program."""
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)
+
+
 def _view(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The same storage, seen as torch sees a tensor without elements after this operator."""
     source = args[0]
@@ -188,27 +245,73 @@ def _view(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return [SharedTensor(source._storage, meta) for meta in metas]
 
 
-def _wrapped(result: Any, secrets: list[SharedTensor]) -> Any:
+def number_of(rows: Shared) -> Shared:
+    """The integers that rows which are 1 at an index stand for; no round."""
+    with rows.party.operation("number of", shapes(rows.shape)):
+        if rows.party.is_dealer:
+            return Shared.of_shape(rows.party, rows.shape[:-1], 0)
+        return Shared(rows.party, (rows.words * np.arange(rows.shape[-1], dtype=np.uint64)).sum(-1), 0)
+
+
+def _dtype(op: Any, args: Any, kwargs: Any, secrets: list[SharedTensor]) -> torch.dtype:
+    """Of the first result: the secrets', or where some are no fractions as torch has it of tensors without elements."""
+    if all(each._meta.dtype in DTYPES for each in secrets):
+        return secrets[0]._meta.dtype
+
+    def without(value: Any) -> Any:
+        return value._meta if isinstance(value, SharedTensor) else value.to("meta") if _is_plain(value) else value
+
+    result = op(*tree_map(without, args), **tree_map(without, kwargs))
+    found: torch.dtype = next(each.dtype for each in tree_iter(result) if isinstance(each, torch.Tensor))
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, SharedTensor)
+
+
+def _wrapped(result: Any, secrets: list[SharedTensor], dtype: Callable[[], torch.dtype]) -> Any:
     """Results of a handler as tensors: None stands for one that is not computed."""
     if isinstance(result, tuple):
-        return tuple(_wrapped(each, secrets) for each in result)
+        return tuple(_wrapped(each, secrets, dtype) for each in result)
     if isinstance(result, torch.Tensor):
         return result
     owners = frozenset[str]().union(*(each.owners for each in secrets))
-    world, dtype = secrets[0]._storage.world, secrets[0]._meta.dtype
+    world = secrets[0]._storage.world
     if result is None:
-        return SharedTensor.of(Storage(world, None, owners), (0,), dtype)
-    # A value without fractional bits is an index.
-    return SharedTensor.of(Storage(world, result, owners), result.shape, dtype if result.frac else torch.int64)
+        return SharedTensor.of(Storage(world, None, owners), (0,), secrets[0]._meta.dtype)
+    made = result if isinstance(result, Typed) else Typed(result, dtype())
+    value = _as_kept(made.value, made.dtype)
+    shape = value.shape if made.classes is None else value.shape[:-1]
+    return SharedTensor.of(Storage(world, value, owners, classes=made.classes), shape, made.dtype)
 
 
-def _write(target: SharedTensor, value: Shared, secrets: list[SharedTensor]) -> None:
-    size = target.place.size
-    if target._meta.dtype not in DTYPES:
-        raise UsageError("write: got an index to write to", hint="an index can be rearranged and revealed, no more")
-    if broadcast("write", size, value.shape) != size:
-        raise UsageError(f"write: got shape {value.shape}, wanted {size}")
-    target._storage.write(target.place, value if value.shape == size else value.broadcast(size))
+def _as_kept(value: Shared, dtype: torch.dtype) -> Shared:
+    """With fractional bits exactly where the dtype has a fraction."""
+    if dtype not in DTYPES and (value.frac or dtype not in WHOLE):
+        raise UsageError(f"dtype: got a result of {dtype}, wanted one of a floating-point dtype", hint="use .float()")
+    frac = value.party.settings.frac
+    return value.shifted(frac, frac) if dtype in DTYPES and not value.frac else value
+
+
+def _write(target: SharedTensor, result: Any, secrets: list[SharedTensor]) -> None:
+    """Write a handler's result, or a tensor, where a tensor lies."""
+    size, dtype = target.place.size, target._meta.dtype
+    if isinstance(result, SharedTensor):
+        result = Typed(result.rows(), result._meta.dtype, result.classes)
+    value, classes = (result.value, result.classes) if isinstance(result, Typed) else (result, None)
+    if classes is not None and target.classes is None:
+        value, classes = number_of(value), None
+    if classes != target.classes:
+        raise UsageError(
+            f"write: got {'a number' if classes is None else f'an index below {classes}'}, "
+            f"wanted an index below {target.classes}"
+        )
+    value = _as_kept(value, dtype)
+    whole = (*size, *([] if classes is None else [classes]))
+    if broadcast("write", whole, value.shape) != whole:
+        raise UsageError(f"write: got shape {value.shape[: len(value.shape) - (classes is not None)]}, wanted {size}")
+    target._storage.write(target.place, value if value.shape == whole else value.broadcast(whole))
     for each in secrets:
         target._storage.add_owners(each.owners)
 
