@@ -43,7 +43,7 @@ def run_demo(capfd, *arguments):
 
 
 def check(result):
-    assert [act["act"] for act in result["acts"]] == ["a", "b", "c", "d", "e", "f"]
+    assert [act["act"] for act in result["acts"]] == ["a", "b", "c", "d", "e", "f", "g"]
     facts = {act["act"]: " ".join(act["facts"]) for act in result["acts"]}
     assert "none is there" in facts["b"]
     assert "the script with one byte changed: measurement: got" in facts["c"]
@@ -53,8 +53,13 @@ def check(result):
     assert "put back in its place" in facts["d"] and "(exit status 24)" in facts["d"]
     assert "appraised the service" in facts["e"]
     assert "equal to the bit" in facts["e"]
-    assert "authentication failed" in facts["f"]
+    assert "every decision is the same" in facts["f"]
+    assert "one trust domain here" in facts["f"]
+    assert "to P0, by mpc_predict.py:" in facts["f"]
+    assert "authentication failed" in facts["g"]
     assert result["accuracy"]["served"] == result["accuracy"]["plain"]
+    assert result["shares"]["images"] > 40
+    assert result["shares"]["received"]["D"] < 1000
 
 
 def test_the_story_on_the_bundled_digits(capfd, tmp_path):

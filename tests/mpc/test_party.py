@@ -15,13 +15,13 @@ from strongroom.channel import Channel, bind
 from strongroom.errors import ChannelError, DivergedError, MpcError, PeerIdentityError, StrongroomError, UsageError
 from strongroom.mpc import certificates
 from strongroom.mpc.connect import join_tcp, join_unix
-from strongroom.mpc.local import Raised, run_each, run_local
 from strongroom.mpc.party import Party
 from strongroom.mpc.protocols.linear import matmul
 from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.protocols.reveal import reveal, share
 from strongroom.mpc.protocols.truncate import truncate
 from strongroom.mpc.ring import Settings
+from strongroom.mpc.threads import Raised, run_each, run_local
 from tests.mpc.parties import integers, opened
 
 NOW = dt.datetime.now(dt.UTC)

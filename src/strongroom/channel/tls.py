@@ -35,15 +35,15 @@ class Identity:
     chain: tuple[Certificate, ...]
 
     @classmethod
-    def of_key(cls, key: SigningKey, name: str, *, now: dt.datetime) -> Identity:
+    def of_key(cls, key: SigningKey, name: str, *, now: dt.datetime, uri: str | None = None) -> Identity:
         """A key under a self-signed certificate of one day: it proves possession of the key, nothing else."""
         lifetime = dt.timedelta(days=1)
-        return cls(key, (self_signed(key, name, now=now, lifetime=lifetime),))
+        return cls(key, (self_signed(key, name, now=now, lifetime=lifetime, uri=uri),))
 
     @classmethod
-    def fresh(cls, name: str, *, now: dt.datetime) -> Identity:
+    def fresh(cls, name: str, *, now: dt.datetime, uri: str | None = None) -> Identity:
         """The same of a new key."""
-        return cls.of_key(SigningKey.generate(), name, now=now)
+        return cls.of_key(SigningKey.generate(), name, now=now, uri=uri)
 
 
 def expect_key(fingerprint: str) -> Expect:

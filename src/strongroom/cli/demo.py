@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from strongroom.cas.server import CasAddress
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.demo_mirror import killed_training
+from strongroom.cli.demo_mpc import Answers, shared_prediction
 from strongroom.cli.digits import Digits, load_digits
 from strongroom.cli.examples import example
 from strongroom.cli.run import boot_config
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         show.note(line)
     work = args.keep or Path(tempfile.mkdtemp(prefix="strongroom-demo-"))
     try:
-        accuracy = _Story(show, work, digits, isolation, mnist=args.data is not None).tell()
+        accuracy, shares = _Story(show, work, digits, isolation, mnist=args.data is not None).tell()
     finally:
         if args.keep is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -78,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
         output.note(f"everything is in {args.keep}")
     if args.json:
         total = round(sum(act.seconds for act in show.acts), 2)
-        output.result({"acts": [a.to_wire() for a in show.acts], "accuracy": accuracy, "seconds": total})
+        output.result(
+            {"acts": [a.to_wire() for a in show.acts], "accuracy": accuracy, "shares": shares, "seconds": total}
+        )
     return 0
 
 
@@ -96,16 +100,17 @@ class _Story:
         # One thread: for images of 8 x 8 a second one waits more than it works.
         self.program = Program(tuple(command), (_SCRIPT,), {} if mnist else {"OMP_NUM_THREADS": "1"})
 
-    def tell(self) -> dict[str, float]:
-        """All acts; the accuracy of the served and of the plain model."""
+    def tell(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """All acts; the accuracy of the served and of the plain model, and what was seen of the one on shares."""
         with self.home.cas() as address:
             self._trust(address)
             self._seal()
             self._train(address)
             killed_training(self.show, "d", self.work)
-            accuracy = self._serve(address)
+            accuracy, answers = self._serve(address)
+            shares = shared_prediction(self.show, "f", self.work, self.digits, self.out, answers)
             self._tamper()
-        return accuracy
+        return accuracy, shares
 
     def _trust(self, address: CasAddress) -> None:
         with self.show.act("a", "a configuration and attestation service starts, and gets a policy") as act:
@@ -220,7 +225,7 @@ class _Story:
                 self.show.fact(line.decode(errors="replace").strip())
                 self.show.doing("exporting to ONNX")
 
-    def _serve(self, address: CasAddress) -> dict[str, float]:
+    def _serve(self, address: CasAddress) -> tuple[dict[str, float], Answers]:
         with self.show.act("e", "the sealed model is served; a client appraises before it sends") as act:
             self.show.doing("launching the service's enclave")
             with bind("127.0.0.1", 0) as listener:
@@ -230,12 +235,13 @@ class _Story:
                 )
                 try:
                     _wait_for(serving, enclave)
-                    logits = self._ask(url, address, policy)
+                    answers = self._ask(url, address, policy)
                 finally:
                     enclave.stop()
             with self.out.open() as opened:
                 plain = Stage.load(opened.read_bytes("model.onnx"), name="plain")
             name = plain.outputs[0].name
+            logits = answers.logits
             expected = plain.infer({plain.inputs[0].name: self.digits.test_input()})[name]
             served, alone = (float((x.argmax(1) == self.digits.test_labels).mean()) for x in (logits, expected))
             if served != alone:
@@ -248,9 +254,9 @@ class _Story:
             act.protected = (
                 "inputs, outputs and the model, from the machine that serves; sent only to what was appraised"
             )
-        return {"served": served, "plain": alone}
+        return {"served": served, "plain": alone}, answers
 
-    def _ask(self, url: str, address: CasAddress, policy: Policy) -> Any:
+    def _ask(self, url: str, address: CasAddress, policy: Policy) -> Answers:
         with Client(url, cas_root=address.cas_root, policy=policy.name, reference=policy.reference) as client:
             service = client.appraise()
             self.show.fact(
@@ -258,13 +264,17 @@ class _Story:
                 f"its TLS key {_short(service.key)}"
             )
             images, answers = self.digits.test_input(), []
+            client.predict(images[:1])
+            begun = time.perf_counter()
+            client.predict(images[:1])
+            asked = time.perf_counter()
             for start in range(0, len(images), 256):
                 self.show.doing("predicting the test set", done=start / len(images))
                 answers.append(client.predict(images[start : start + 256])["logits"])
-            return np.concatenate(answers)
+            return Answers(np.concatenate(answers), asked - begun, time.perf_counter() - asked)
 
     def _tamper(self) -> None:
-        with self.show.act("f", "one bit of the sealed data is flipped") as act:
+        with self.show.act("g", "one bit of the sealed data is flipped") as act:
             largest = _largest(self.data.path)
             place = largest.stat().st_size // 2
             _flip(largest, place)

@@ -150,6 +150,7 @@ def examine(probe: Probe) -> list[Row]:
         *_network(probe),
         *_processor(probe),
         *_packages(probe),
+        _shares(probe),
     ]
 
 
@@ -319,7 +320,7 @@ def _processor(probe: Probe) -> Iterator[Row]:
 
 # Distribution, extra that brings it, what it is needed for, whether the demo needs it.
 _EXTRAS = (
-    ("torch", "torch", "training with PyTorch, exporting its models", True),
+    ("torch", "torch", "training with PyTorch, exporting its models, computing on shares", True),
     ("onnx", "serve", "reading models", True),
     ("onnxruntime", "serve", "serving models", True),
     ("onnxscript", "demo", "exporting PyTorch models", True),
@@ -348,6 +349,19 @@ def _packages(probe: Probe) -> Iterator[Row]:
             how,
             demo,
         )
+
+
+def _shares(probe: Probe) -> Row:
+    """What `strongroom mpc` needs: PyTorch, and to try it out on one machine Unix sockets."""
+    group, what, purpose = "computing on shares", "mpc", "two servers and a dealer that compute on secrets"
+    how = 'pip install "strongroom[torch]"'
+    if probe.version("torch") is None:
+        return Row(group, what, "missing", "PyTorch is not installed", purpose, how)
+    if probe.system == "Windows":
+        detail = "one party runs here, over TLS; no three processes at Unix sockets"
+        how = "strongroom mpc run --rank R --peers FILE, also on 127.0.0.1"
+        return Row(group, what, "limited", detail, purpose, how)
+    return Row(group, what, "ok", "three processes here, or one party of three hosts over TLS", purpose, how)
 
 
 def _device(probe: Probe, group: str, what: str, path: str, purpose: str, how: str) -> Row:

@@ -29,6 +29,7 @@ VERBS = {
     "predict": "appraise a service, then send it inputs",
     "verify": "walk a model back to the program, policy and data that it was made from",
     "cas": "run a configuration and attestation service, or talk to one",
+    "mpc": "compute on secrets: two servers that do not collude, and a dealer that sees no data",
     "measure": "print the measurement of a program and its parts",
     "doctor": "say what this machine offers and what is missing for what",
 }
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except _Terminated:
+    except Terminated:
         return 128 + signal.SIGTERM
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         return _fail(UsageError(_describe(error)), args)
@@ -97,12 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(StrongroomError(_describe(error)), args)
 
 
-class _Terminated(BaseException):
-    pass
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came."""
 
 
 def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
+    raise Terminated
 
 
 def _describe(error: OSError) -> str:

@@ -134,10 +134,15 @@ class CertificateAuthority:
         return _sign(builder, self.key)
 
 
-def self_signed(key: SigningKey, name: str, *, now: dt.datetime, lifetime: dt.timedelta) -> Certificate:
+def self_signed(
+    key: SigningKey, name: str, *, now: dt.datetime, lifetime: dt.timedelta, uri: str | None = None
+) -> Certificate:
     """A certificate that carries a key into TLS and proves nothing else."""
     builder = _builder(_name(name), _name(name), key.public, now, lifetime)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    if uri is not None:
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        builder = builder.add_extension(names, critical=False)
     return _sign(builder, key)
 
 

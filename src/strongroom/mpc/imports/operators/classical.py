@@ -1,0 +1,40 @@
+"""What scikit-learn's linear models become in ONNX. Trees, neighbours and kernels have no operators here."""
+
+from __future__ import annotations
+
+import torch
+
+from strongroom.mpc.imports.graph import ONNX_ML, Node, operator
+from strongroom.mpc.imports.operators.common import Tensor
+
+
+def _floats(node: Node, name: str) -> Tensor:
+    return torch.tensor(node.get(name) or [], dtype=torch.float32)
+
+
+@operator("Scaler", domain=ONNX_ML)
+def _scaler(node: Node, x: Tensor) -> Tensor:
+    return (x - _floats(node, "offset")) * _floats(node, "scale")
+
+
+@operator("Normalizer", domain=ONNX_ML)
+def _normalizer(node: Node, x: Tensor) -> Tensor:
+    norm = node.get("norm", "MAX")
+    if norm == "L2":
+        return x * torch.rsqrt(torch.sum(x * x, -1, keepdim=True))
+    if norm == "L1":
+        return x * torch.reciprocal(torch.sum(torch.abs(x), -1, keepdim=True))
+    return x * torch.reciprocal(torch.amax(x, -1, keepdim=True))
+
+
+@operator("Linear", domain=ONNX_ML)
+def _linear(node: Node, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What `LinearRegressor` and `LinearClassifier` are, with coefficients as weights."""
+    y = torch.matmul(x, w.t())
+    y = y if bias is None else y + bias
+    after = node.get("post_transform", "NONE")
+    if after == "NONE":
+        return y
+    if after in ("SOFTMAX", "LOGISTIC"):
+        return torch.softmax(y, -1) if after == "SOFTMAX" else torch.sigmoid(y)
+    raise node.refuse(f"post_transform {after}, wanted NONE, SOFTMAX or LOGISTIC")

@@ -1,0 +1,152 @@
+"""The file that tells each host of a computation where the others are; the same on all three.
+
+::
+
+    certificates = "certificates"     # beside this file; this host's party's directory, or the one it lies in
+
+    [parties]
+    P0 = "10.0.0.1:7000"
+    P1 = "10.0.0.2:7000"              # the dealer connects to both and needs no address
+
+    [listen]                          # only where a server's own address is another one there
+    P0 = "0.0.0.0:7000"
+
+    [settings]                        # only what is not as usual
+    frac = 16
+
+Only `[parties]` must be there. What is not known is refused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from strongroom.errors import FormatError, UsageError
+from strongroom.mpc.peer import NAMES
+from strongroom.mpc.ring import Settings
+
+Address = tuple[str, int]
+_MOST = 1 << 16  # bytes of the file
+_SERVERS = NAMES[:2]
+_TYPES = {"int": int, "bool": bool, "float": float}
+_KINDS = {each.name: _TYPES[str(each.type)] for each in fields(Settings) if str(each.type) in _TYPES}
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Where the parties are.
+
+    Attributes:
+        addresses: of the servers, by rank, as the others reach them.
+        listen: of the servers, by rank, where each listens.
+        certificates: the directory, if the file names one.
+        settings: those that the file names.
+    """
+
+    addresses: Mapping[int, Address]
+    listen: Mapping[int, Address]
+    certificates: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Peers:
+        """Raises FormatError if the file is none."""
+        with path.open("rb") as file:
+            data = file.read(_MOST + 1)
+        if len(data) > _MOST:
+            raise FormatError(f"peers: {path} has more than {_MOST} bytes")
+        try:
+            return cls.parse(data.decode(), beside=path.parent)
+        except UnicodeDecodeError:
+            raise FormatError(f"peers: {path} is not UTF-8") from None
+        except FormatError as error:
+            raise FormatError(f"peers: {path}: {error.message}", hint=error.hint) from None
+
+    @classmethod
+    def parse(cls, text: str, *, beside: Path) -> Peers:
+        """Raises FormatError: it is no TOML, an address is missing, or it says something unknown."""
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise FormatError(str(error)) from None
+        _known("the file", document, ("certificates", "parties", "listen", "settings"))
+        parties, listening = (_table(document, name) for name in ("parties", "listen"))
+        _known("[parties]", parties, NAMES)
+        _known("[listen]", listening, _SERVERS)
+        for name in _SERVERS:
+            if name not in parties:
+                raise FormatError(f"[parties]: {name} is missing", hint=f'{name} = "HOST:PORT", as the others reach it')
+        addresses = {rank: address(name, parties[name]) for rank, name in enumerate(_SERVERS)}
+        listen = {rank: address(name, listening.get(name, parties[name])) for rank, name in enumerate(_SERVERS)}
+        place = document.get("certificates")
+        if place is not None and not isinstance(place, str):
+            raise FormatError(f"certificates: got {place!r}, wanted a directory")
+        settings = _table(document, "settings")
+        _known("[settings]", settings, tuple(_KINDS))
+        return cls(addresses, listen, None if place is None else beside / place, settings)
+
+
+def address(name: str, text: object) -> Address:
+    """`HOST:PORT`, or `[HOST]:PORT` of an IPv6 address. Raises FormatError if it is none."""
+    host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    bare = host.removeprefix("[").removesuffix("]")
+    bracketed = host != bare
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not colon or not bare or not digits or not 0 < int(port) < 1 << 16 or bracketed != (":" in bare):
+        raise FormatError(f"{name}: got {text!r}, wanted HOST:PORT", hint="an IPv6 address stands in brackets")
+    return bare, int(port)
+
+
+def party_directory(certificates: Path, rank: int) -> Path:
+    """A party's certificates: the directory itself, or its part of the one where all were made."""
+    own = certificates / NAMES[rank]
+    return own if own.is_dir() else certificates
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """Settings as `frac=16,bound=15,exact`. Raises UsageError if a word is none of theirs."""
+    found: dict[str, Any] = {}
+    for word in filter(None, text.split(",")):
+        name, given, value = word.partition("=")
+        kind = _KINDS.get(name)
+        try:
+            if kind is bool:
+                found[name] = {"": True, "true": True, "false": False}[value]
+            elif kind is not None and given:
+                found[name] = kind(value)
+            else:
+                raise ValueError
+        except (KeyError, ValueError):
+            known = ", ".join(f"{each}=" if _KINDS[each] is not bool else each for each in _KINDS)
+            raise UsageError(f"settings: got {word[:80]!r}, wanted some of {known}") from None
+    return found
+
+
+def make_settings(*layers: Mapping[str, Any]) -> Settings:
+    """Settings out of layers, of which a later one wins. Raises UsageError if a value is out of range."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+    for name, value in merged.items():
+        kind = _KINDS[name]
+        if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise UsageError(f"{name}: got {value!r}, wanted {'true or false' if kind is bool else 'a number'}")
+    if not merged.get("seconds", 1) > 0:
+        raise UsageError(f"seconds: got {merged['seconds']}, wanted more than 0")
+    return Settings(**merged)
+
+
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise FormatError(f"{name}: got {table!r}, wanted a table [{name}]")
+    return table
+
+
+def _known(where: str, table: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    if more := sorted(table.keys() - set(names)):
+        raise FormatError(f"{where}: got {', '.join(more)}, wanted {', '.join(names)}")
