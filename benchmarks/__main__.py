@@ -26,6 +26,9 @@ AREAS = {
     "data": "sealed data sets against a plain memory-mapped array",
     "mirror": "the mirror of a training: saving, restoring, what training pays",
     "kills": "trainings killed 100 times at random moments, against the same left alone",
+    "mpc": "products, functions and networks on shares beside SecretFlow SPU and CrypTen",
+    "mpc_accuracy": "the tf-encrypted paper's networks on MNIST: on shares what they are in the clear",
+    "mpc_models": "ONNX, Keras and scikit-learn models, a language model and ResNets on shares",
     "plinius": "Plinius's networks on MNIST: trained through kills, asked in an enclave",
 }
 
@@ -43,7 +46,7 @@ def main(
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure Strongroom against its goals.",
-        epilog="areas:\n" + "\n".join(f"  {name:10} {what}" for name, what in areas.items()),
+        epilog="areas:\n" + "\n".join(f"  {name:13} {what}" for name, what in areas.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=[*areas, "all"], metavar="NAME", help="an area, or all")

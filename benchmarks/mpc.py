@@ -1,261 +1,258 @@
-"""`python -m benchmarks.mpc [--rounds N] [--only NAME] [--json FILE]`: products, functions, networks on shares.
+"""Products, functions and networks on shares, beside SecretFlow SPU and CrypTen in the same run.
 
-The parties are three local processes that talk over Unix sockets, each with one thread for its arithmetic, and warm:
-the first run is not counted. A run begins when the first party begins and ends when the last has its share of the
-result. The dealer works while the servers do; nothing is dealt in advance. Weights of networks are secret too, and open
-from the run that is not counted; inputs are fresh.
+- Each party is a process on this machine, warm: two runs are not counted. In each round all systems take a turn, of
+  0.3 s or one run; large networks run one system after another. A run begins when the first party begins and ends when
+  the last has its share of the result: sharing inputs and opening results are outside. Our dealer works within it.
+- Weights are secret from both servers, everywhere. Ours are opened behind their masks once, by the run that is not
+  counted. Ours meet at Unix sockets, the peers over TCP on loopback; lines beside say what TLS costs, and what is
+  saved where one server has the weights in the clear.
+- SPU runs its semi2k (two parties; the first makes the correlations) and ABY3 (three), CrypTen its two providers of
+  triples: by the first party, as it comes, and by a third. `mpc_peers` has every setting.
+- What a peer's own count of bytes leaves out (CrypTen's third party) is left out here. Rounds are exchanges between our
+  servers, messages of SPU's first party, collectives of CrypTen's.
 
-Only ours is measured. The goals are those that stand beside peers' figures of another run; to measure SecretFlow SPU
-and CrypTen in the same run is still to be done, which is why this is no area of `python -m benchmarks` yet.
+`python -m benchmarks.mpc` measures single rows and systems, and prints all of this; `python -m benchmarks mpc` decides
+the goals.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import report
-from benchmarks.mpc_networks import NETWORKS, Layer, in_float, on_shares, random_weights
-from strongroom.mpc import (
-    DEALER,
-    P0,
-    P1,
-    Party,
-    Shared,
-    exp,
-    gelu,
-    join_unix,
-    matmul,
-    relu,
-    softmax,
-    truncate,
-)
-from strongroom.mpc.protocols.reveal import reveal, share
+from benchmarks import peers, report
+from benchmarks.harness import Bench, Goal
+from benchmarks.mpc_modules import error_of, in_float
+from benchmarks.mpc_peers.workloads import ROWS, Row
+from benchmarks.mpc_systems import OURS, OURS_OWNED, OURS_TLS, PEERS, Contest, Measured, Plan, System
 
-SIDE = 1024
-ELEMENTS = 1_000_000
+Results = Mapping[System, Measured]
+
+# Milliseconds at most, whatever the peers need: half of what MP-SPDZ with a dealer needs on a machine of this kind.
+ABSOLUTE = {"A batch 1": 6.0, "B batch 1": 30.0, "W2": 250.0, "ResNet-20": 330.0}
+BESIDE = ("A batch 1", "B batch 1", "ResNet-20")  # measured with TLS and with owned weights too
+ERRORS = "rows with an error beyond its limit"
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A row of the table.
-
-    Attributes:
-        goal: seconds at most, and where that is from.
-        error: from float64, at most; of a network, relative to its largest output.
-        network: which one, where it is one; one image each.
-    """
-
-    name: str
-    what: str
-    goal: float
-    source: str
-    error: float
-    network: str | None = None
+def ratio_name(row: str) -> str:
+    return f"{row} / fastest peer"
 
 
-WORKLOADS = (
-    Workload("W1", f"{SIDE}^3 product and truncation", 0.59, "CrypTen's in another run", 2e-3),
-    Workload("W2", f"ReLU on {ELEMENTS:,} elements", 0.25, "half of MP-SPDZ's with a dealer, in another run", 2e-3),
-    Workload("A", "network A, one image", 0.006, "half of MP-SPDZ's with a dealer, in another run", 2e-3, "A"),
-    Workload("B", "network B, one image", 0.030, "half of MP-SPDZ's with a dealer, in another run", 2e-3, "B"),
-    Workload("softmax", "softmax of 1000 x 100", 0.335, "half of CrypTen's in another run", 2e-3),
-    Workload("exp", "e^x of 100,000 elements", 0.034, "half of CrypTen's in another run", 2e-4),
-    Workload("gelu", "GELU of 100,000 elements", 0.165, "half of CrypTen's in another run", 2e-3),
+def _ratio(row: str) -> float:
+    return 1.0 if row == "W1" else 0.5
+
+
+GOALS: Sequence[Goal] = (
+    *(Goal(row, wanted, "ms", "at most") for row, wanted in ABSOLUTE.items()),
+    *(Goal(ratio_name(row), _ratio(row), "x", "at most", full_only=True) for row in ROWS),
+    Goal(ERRORS, 0, "rows", "at most"),
 )
 
 
-@dataclass
-class Figures:
-    """What one party measured of one workload, for each run; bytes and rounds are for one run."""
-
-    began: list[float]
-    ended: list[float]
-    processor: list[float]
-    rounds: int
-    sent: int
-    peak_mib: float
-    error: float
-
-
-class Task:
-    """One workload's values, and what is computed of them."""
-
-    def __init__(self, workload: Workload) -> None:
-        rng = np.random.default_rng(1)
-        self.weights: list[NDArray[np.float64]] = []
-        self.layers: Sequence[Layer] = ()
-        if workload.network:
-            shape, self.layers = NETWORKS[workload.network]
-            self.weights = random_weights(self.layers, rng)
-            self.inputs = [rng.uniform(0, 1, (1, *shape))]
-        else:
-            self.inputs = {
-                "W1": lambda: [rng.uniform(-1, 1, (SIDE, SIDE)) for _ in range(2)],
-                "W2": lambda: [rng.uniform(-10, 10, ELEMENTS)],
-                "softmax": lambda: [rng.normal(0, 2, (1000, 100))],
-                "exp": lambda: [rng.uniform(-5, 2, 100_000)],
-                "gelu": lambda: [rng.uniform(-5, 5, 100_000)],
-            }[workload.name]()
-        self.name = workload.name
-
-    def on_shares(self, weights: Sequence[Shared], inputs: Sequence[Shared]) -> Shared:
-        if self.layers:
-            return on_shares(self.layers, weights, inputs[0])
-        if self.name == "W1":
-            return truncate(matmul(*inputs))
-        return {"W2": relu, "softmax": softmax, "exp": exp, "gelu": gelu}[self.name](inputs[0])
-
-    def error(self, result: NDArray[np.float64]) -> float:
-        if self.layers:
-            wanted = in_float(self.layers, self.weights, self.inputs[0])
-            return float(np.abs(result - wanted).max() / np.abs(wanted).max())
-        x, *more = map(torch.from_numpy, self.inputs)
-        functions: dict[str, Callable[[], torch.Tensor]] = {
-            "W1": lambda: x @ more[0],
-            "W2": lambda: torch.relu(x),
-            "softmax": lambda: torch.softmax(x, -1),
-            "exp": lambda: torch.exp(x),
-            "gelu": lambda: torch.nn.functional.gelu(x),
+def measure(bench: Bench) -> None:
+    """Measure every goal that `bench` wants."""
+    everything: dict[str, Results] = {}
+    for row in ROWS.values():
+        compared = bench.wants(ratio_name(row.name))
+        absolute = row.name in ABSOLUTE and bench.wants(row.name)
+        if not compared and not absolute:
+            continue
+        chosen = [OURS]
+        if compared:
+            chosen += [*((OURS_TLS, OURS_OWNED) if row.name in BESIDE else ()), *PEERS.values()]
+        pythons = {
+            system: bench.peer_environment(system.environment, system.requirements)
+            if system.requirements
+            else Path(sys.executable)
+            for system in chosen
         }
-        return float(np.abs(result - functions[self.name]().numpy()).max())
+        everything[row.name] = results = contest(row, pythons, Plan(rounds=3 if bench.quick else 7))
+        ours = results[OURS]
+        if ours.trouble:
+            raise RuntimeError(f"{row.name}: {ours.trouble}")
+        if absolute:
+            bench.record(row.name, *(1000 * each for each in ours.seconds))
+        peer = fastest(results) if compared else None
+        if peer is not None:
+            theirs = results[peer].seconds
+            left, right = iter(ours.seconds), iter(theirs)
+            bench.compare(
+                ratio_name(row.name),
+                lambda left=left: next(left),  # type: ignore[misc]
+                lambda right=right: next(right),  # type: ignore[misc]
+                peer_name=peer.name,
+                unit="s",
+                rounds=min(len(ours.seconds), len(theirs)),
+                warmup=0,
+            )
+    if everything and bench.wants(ERRORS):
+        beyond = [name for name, results in everything.items() if not _precise(ROWS[name], results[OURS])]
+        bench.record(ERRORS, len(beyond))
+    if not bench.quick and everything:
+        _console().print(table(everything))
+    if bench.plots and everything:
+        plot(everything, bench.plots / "mpc-peers.png")
 
 
-def party_main(rank: int, directory: Path, rounds: int, chosen: Sequence[Workload]) -> None:
-    """One party's process: prints its figures as JSON."""
-    torch.set_num_threads(1)
-    with join_unix(rank, directory) as party:
-        print(json.dumps({w.name: asdict(_measure(party, Task(w), rounds)) for w in chosen}))
+def contest(row: Row, pythons: Mapping[System, Path], plan: Plan) -> Results:
+    """One row by every system that has an interpreter."""
+    wanted = in_float(row)
+    return Contest(row, pythons, plan, lambda result: error_of(row, wanted, result)).measure()
 
 
-def _measure(party: Party, task: Task, rounds: int) -> Figures:
-    weights = [share(party, _given(value), source=P0, shape=value.shape) for value in task.weights]
-    began, ended, processor = [], [], []
-    for turn in range(rounds + 1):
-        # Fresh values each time: an operand that is open already would cost less.
-        inputs = [share(party, _given(value), source=i, shape=value.shape) for i, value in enumerate(task.inputs)]
-        _meet(party)
-        before = party.rounds, sum(peer.sent for peer in party.peers.values())
-        start, start_cpu = time.monotonic(), time.process_time()
-        result = task.on_shares(weights, inputs)
-        if turn:
-            began.append(start)
-            ended.append(time.monotonic())
-            processor.append(time.process_time() - start_cpu)
-        cost = party.rounds - before[0], sum(peer.sent for peer in party.peers.values()) - before[1]
-    opened = reveal(result, to=[P0])
-    error = 0.0 if opened is None else task.error(opened)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Figures(began, ended, processor, *cost, peak, error)
+def fastest(results: Results) -> System | None:
+    """The peer with the lowest median."""
+    medians = {s: statistics.median(m.seconds) for s, m in results.items() if s.requirements and m.seconds}
+    return min(medians, key=medians.__getitem__, default=None)
 
 
-def _given(value: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
-    return lambda: value
+def _precise(row: Row, ours: Measured) -> bool:
+    return ours.error is not None and ours.error <= row.error
 
 
-def _meet(party: Party) -> None:
-    """Wait for all three, so that a run does not begin while somebody still ends the one before."""
-    with party.operation("meet"):
-        nothing = np.empty(0, np.uint8)
-        for peer in party.peers.values():
-            peer.exchange([nothing], [nothing])
+def ratio(results: Results, peer: System) -> float:
+    """Ours / the peer's: the median of the rounds'."""
+    pairs = zip(results[OURS].seconds, results[peer].seconds, strict=False)
+    return statistics.median(a / b for a, b in pairs)
 
 
-def measure(rounds: int, chosen: Sequence[Workload]) -> dict[str, list[Figures]]:
-    """Run the three processes; the figures of each workload, by rank."""
-    with tempfile.TemporaryDirectory() as directory:  # mode 0700
-        command = [sys.executable, "-m", "benchmarks.mpc", "--rounds", str(rounds), "--directory", directory]
-        command += [part for w in chosen for part in ("--only", w.name)]
-        children = [
-            subprocess.Popen([*command, "--rank", str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(3)
+def holds(row: Row, results: Results) -> bool:
+    """Whether a row's goals hold, of those that were measured."""
+    ours, peer = results[OURS], fastest(results)
+    if ours.trouble or not ours.seconds or not _precise(row, ours):
+        return False
+    within = 1000 * statistics.median(ours.seconds) <= ABSOLUTE.get(row.name, float("inf"))
+    return within and (peer is None or ratio(results, peer) <= _ratio(row.name))
+
+
+def table(everything: Mapping[str, Results]) -> Table:
+    """A line for each system on each row."""
+    grid = Table("", "", "ms", "/ ours", "processor ms", "MB sent", "rounds", "MiB", "error", "")
+    for name, results in everything.items():
+        row = ROWS[name]
+        for system, m in results.items():
+            verdict = ("holds" if holds(row, results) else "fails") if system is OURS else ""
+            if not m.seconds:
+                grid.add_row(name, system.name, "", "", "", "", "", "", "", m.trouble or "")
+                continue
+            times = f"{ratio(results, system) ** -1:.2f} x" if system is not OURS and results[OURS].seconds else ""
+            processor = [statistics.median(each) for each in zip(*m.processor, strict=True)]
+            grid.add_row(
+                name if system is OURS else "",
+                system.name,
+                f"{1000 * statistics.median(m.seconds):,.1f}" + (" (once)" if m.single else ""),
+                times,
+                " ".join(f"{1000 * each:.0f}" for each in processor),
+                " ".join("?" if each is None else f"{each / 1e6:.2f}" for each in m.sent),
+                "" if m.rounds is None else str(m.rounds),
+                "" if m.peak_mib is None else f"{m.peak_mib:.0f}",
+                "" if m.error is None else f"{m.error:.1e}",
+                m.trouble or verdict,
+            )
+        grid.add_section()
+    return grid
+
+
+def _console() -> Console:
+    """At least as wide as the table."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 140)
+    return console
+
+
+def plot(everything: Mapping[str, Results], file: Path) -> None:
+    """How many times as long as ours each peer takes, by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.5 * len(everything) + 2), layout="constrained")
+    axes = figure.subplots()
+    systems = [peer for peer in PEERS.values() if any(peer in results for results in everything.values())]
+    height = 0.8 / max(len(systems), 1)
+    for i, peer in enumerate(systems):
+        at = [
+            (j, 1 / ratio(results, peer))
+            for j, results in enumerate(everything.values())
+            if peer in results and results[peer].seconds and results[OURS].seconds
         ]
-        printed = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        raise SystemExit("a party failed: see above")
-    parsed = [json.loads(text) for text in printed]
-    return {w.name: [Figures(**each[w.name]) for each in parsed] for w in chosen}
-
-
-def summary(figures: Sequence[Figures]) -> dict[str, float]:
-    """Medians over the runs, of what all parties measured."""
-    seconds = [
-        max(each.ended[i] for each in figures) - min(each.began[i] for each in figures)
-        for i in range(len(figures[0].began))
-    ]
-    return {
-        "seconds": statistics.median(seconds),
-        **{
-            f"processor {n}": statistics.median(figures[r].processor)
-            for r, n in ((P0, "P0"), (P1, "P1"), (DEALER, "D"))
-        },
-        "rounds": figures[P0].rounds,
-        "online bytes": figures[P0].sent,
-        "dealer bytes": figures[DEALER].sent,
-        "peak MiB": max(each.peak_mib for each in figures),
-        "error": figures[P0].error,
-    }
+        bars = axes.barh([j + (i + 0.5) * height - 0.4 for j, _ in at], [x for _, x in at], height, label=peer.name)
+        axes.bar_label(bars, fmt="%.1f", fontsize=6, padding=2)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.axvline(2, color="black", linewidth=0.5, linestyle="dashed")
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(everything)), list(everything))
+    axes.invert_yaxis()
+    axes.set_xlabel("times as long as Strongroom")
+    axes.legend(fontsize=7)
+    figure.savefig(file, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table; the result is the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mpc", description="Measure computing on shares.")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="runs that count (5)")
-    parser.add_argument("--only", action="append", choices=[w.name for w in WORKLOADS], help="measure that; repeatable")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="runs that count (7)")
+    parser.add_argument("--only", action="append", choices=list(ROWS), metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), metavar="NAMES", help=f"none, or some of {', '.join(PEERS)} (all)"
+    )
+    parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="for one run (300)")
+    parser.add_argument(
+        "--patience", type=float, default=60, metavar="SECONDS", help="who needs more for a first run runs once (60)"
+    )
+    parser.add_argument("--quick", action="store_true", help="the rows with goals of their own, without peers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine")
-    parser.add_argument("--rank", type=int, choices=range(3), help=argparse.SUPPRESS)
-    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how far behind the peers are")
     args = parser.parse_args(argv)
+    names = [] if args.quick or args.peers == "none" else args.peers.split(",")
     if args.rounds < 1:
         parser.error("--rounds: wanted at least 1")
-    chosen = [w for w in WORKLOADS if not args.only or w.name in args.only]
-    if args.rank is not None:
-        party_main(args.rank, args.directory, args.rounds, chosen)
-        return 0
-
-    measured = measure(args.rounds, chosen)
-    results = {name: summary(figures) for name, figures in measured.items()}
-    table = Table("", "ms", "goal", "processor ms: P0, P1, D", "rounds", "MB online, dealt", "error", "verdict")
-    holds = True
-    for w in chosen:
-        got = results[w.name]
-        ok = got["seconds"] <= w.goal and got["error"] <= w.error
-        holds = holds and ok
-        table.add_row(
-            w.name,
-            f"{1000 * got['seconds']:.1f}",
-            f"{1000 * w.goal:g}",
-            ", ".join(f"{1000 * got[f'processor {name}']:.1f}" for name in ("P0", "P1", "D")),
-            f"{got['rounds']:.0f}",
-            f"{got['online bytes'] / 1e6:.2f}, {got['dealer bytes'] / 1e6:.2f}",
-            f"{got['error']:.1e}",
-            "holds" if ok else "fails",
-        )
-    console = Console(highlight=False)
-    console.print(table)
+    if unknown := set(names) - set(PEERS):
+        parser.error(f"--peers: got {', '.join(sorted(unknown))}, wanted some of {', '.join(PEERS)}")
+    console = _console()
+    pythons = {}
+    for peer in map(PEERS.__getitem__, names):
+        console.print(f"environment of {peer.name}", markup=False, style="dim")
+        pythons[peer] = peers.environment(peer.environment, peer.requirements)
     facts = report.machine()
+    everything: dict[str, Results] = {}
+    for row in ROWS.values():
+        if (args.only and row.name not in args.only) or (args.quick and row.name not in ABSOLUTE):
+            continue
+        chosen = [OURS, *((OURS_TLS, OURS_OWNED) if row.name in BESIDE and not args.quick else ())]
+        systems = {**dict.fromkeys(chosen, Path(sys.executable)), **pythons}
+        console.print(f"measuring {row.name}: {row.what}", markup=False, style="dim")
+        everything[row.name] = contest(row, systems, Plan(rounds=args.rounds, patience=args.patience, limit=args.limit))
+        if args.json:  # after every row: the later ones take long
+            args.json.write_text(json.dumps({"machine": facts, "rows": _document(everything)}, indent=2) + "\n")
+    console.print(table(everything))
     console.print(f"on {facts['processor']}, {facts['cores']} cores, {facts['system']}", markup=False, style="dim")
-    for w in chosen:
-        console.print(f"{w.name}: {w.what}; goal from {w.source}", markup=False, style="dim")
-    console.print("No peer was measured: the goals are constants from other runs.", style="dim")
-    if args.json:
-        rows = {w.name: {**asdict(w), **results[w.name]} for w in chosen}
-        args.json.write_text(json.dumps({"machine": facts, "workloads": rows}, indent=2) + "\n")
-    return 0 if holds else 1
+    console.print(f"goals: {_goals()}", markup=False, style="dim")
+    if args.plot:
+        plot(everything, args.plot)
+    return 0 if all(holds(ROWS[name], results) for name, results in everything.items()) else 1
+
+
+def _goals() -> str:
+    absolute = ", ".join(f"{row} {wanted:g} ms" for row, wanted in ABSOLUTE.items())
+    return f"no slower than the fastest peer in W1, twice as fast elsewhere; {absolute}; errors of 2e-3, exp 2e-4"
+
+
+def _document(everything: Mapping[str, Results]) -> dict[str, dict[str, object]]:
+    return {
+        name: {
+            "what": ROWS[name].what,
+            "holds": holds(ROWS[name], results),
+            "systems": {system.name: asdict(m) for system, m in results.items()},
+        }
+        for name, results in everything.items()
+    }
 
 
 if __name__ == "__main__":
