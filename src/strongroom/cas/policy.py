@@ -215,6 +215,20 @@ def parse_policy(text: str, *, draft: bool = False) -> Policy:
     return policy
 
 
+def parse_reference(text: str) -> ReferenceValues:
+    """What a document says that holds a policy's table `[reference]` and nothing else.
+
+    Raises:
+        PolicyError: as `parse_policy`.
+    """
+    top = _Table(_parse_toml(text), "policy document")
+    table = top.table("reference")
+    reference = _reference(table, draft=False)
+    for each in (top, table):
+        each.finish()
+    return reference
+
+
 def _parse_toml(text: str) -> dict[str, Any]:
     try:
         size = len(text.encode())

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dealer-policy",
         type=Path,
         metavar="FILE",
-        help="at a server: take no dealer but in an enclave that it accepts",
+        help="at a server: take a dealer in an enclave that it accepts, and no other",
     )
     all_here = parser.add_argument_group("three processes here")
     all_here.add_argument("--show", metavar="PARTIES", help="whose output: P0,P1,D or all (default: P0)")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from strongroom.cli import output
+from strongroom.cli.mpc_dealer import read_dealer_policy
 from strongroom.errors import ChannelError, MpcError, UnsupportedPlatformError, UsageError
 from strongroom.mpc.peer import NAMES
 
@@ -54,6 +55,8 @@ def run_three(args: argparse.Namespace, words: Sequence[str]) -> int:
         policy = Path(place) / _POLICY if args.dealer_enclave else None
         try:
             with _Parties(commands, _environment(args), shown, policy) as parties:
+                if policy is not None and policy.exists():
+                    output.note(f"the dealer's measurement is {read_dealer_policy(policy).measurements[0]}")
                 ended = parties.outlast()
         finally:
             if args.report is not None:

@@ -6,7 +6,8 @@
 4. Raise the shields: vaults appear at their paths.
 5. Run the program with every privilege dropped; afterwards seal what it wrote.
 
-`boot` walks 1 to 3 and is shared by programs and services; `program.py` goes on with 4 and 5.
+`boot` walks 1 to 3 and is shared by programs and services; `program.py` goes on with 4 and 5. A dealer (`dealer.py`)
+takes step 1, shows its evidence to its servers instead, and receives nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.cas.client import CasAnchor
 from strongroom.cas.session import EnclaveSession, Provisions
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
-from strongroom.enclave.control import Control
+from strongroom.enclave.control import CAS, Control
 from strongroom.enclave.process import keep_private
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
 from strongroom.sealed import Root
@@ -36,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS = 0x00020000
 
 
-class _HostAttester:
+class HostAttester:
     """A simulated enclave's hardware is the host; a real TEE's attester takes this place."""
 
     tee = "simulated"
@@ -106,21 +107,26 @@ def boot(control: Control) -> Booted:
     Raises:
         AttestationError, CasError, ChannelError: the CAS refused, or could not be reached.
     """
-    harden()
-    answer, _ = control.ask("config")
-    config, layout = _configuration(answer)
+    config, layout = configured(control)
     if config.isolation == SANDBOX:
         _own_mounts()
     session = EnclaveSession(
-        lambda: control.ask_socket("dial"),
+        lambda: control.ask_socket("dial", peer=CAS),
         cas_root=config.cas_root,
         policy=config.policy,
         role=config.role,
-        attester=_HostAttester(control),
+        attester=HostAttester(control),
     )
     provisions = session.attest()
     control.event("attested", policy=config.policy, vaults=sorted(provisions.vault_keys))
     return Booted(control, config, layout, session, provisions)
+
+
+def configured(control: Control) -> tuple[BootConfig, Mapping[str, Any]]:
+    """Step 1: become undumpable; the configuration that was measured, and the host's layout, which was not."""
+    harden()
+    answer, _ = control.ask("config")
+    return _configuration(answer)
 
 
 def _configuration(answer: Mapping[str, Any]) -> tuple[BootConfig, Mapping[str, Any]]:
@@ -157,11 +163,16 @@ def _own_mounts() -> None:
 
 def main(run: Callable[[Booted], int]) -> int:
     """The entry of a module that the launcher starts: boot, `run`, and report to the host how it went."""
+    return enter(lambda control: run(boot(control)))
+
+
+def enter(walk: Callable[[Control], int]) -> int:
+    """The same for one that boots in its own way."""
     parser = argparse.ArgumentParser(description="Runs inside an enclave; started by the launcher only.")
     parser.add_argument("--control", type=int, required=True)
     control = Control(parser.parse_args().control)
     try:
-        status = run(boot(control))
+        status = walk(control)
     except StrongroomError as error:
         control.tell("failed", error=error.to_wire())
         return error.exit_code

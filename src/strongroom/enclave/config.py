@@ -11,6 +11,7 @@ from strongroom.errors import FormatError
 
 PROGRAM_ENTRY = "strongroom.enclave.program"
 SERVICE_ENTRY = "strongroom.serve.inside"
+DEALER_ENTRY = "strongroom.enclave.dealer"
 SANDBOX, PROCESS = "sandbox", "process"
 
 # Where things lie in a sandboxed enclave. Constants of measured code, so that the host has no say in them.
@@ -41,9 +42,10 @@ class BootConfig:
 
     Attributes:
         entry: the module that boots and then runs the program or the service.
-        policy: namespace/name of the policy, the same in every version of it.
-        cas_root: the CAS that may configure this enclave; no other gets its evidence.
-        role: ``program`` or ``service``.
+        policy: namespace/name of the policy, the same in every version of it; empty for a dealer.
+        cas_root: the CAS that may configure this enclave; no other gets its evidence. Empty for a dealer, which
+            receives nothing and shows its evidence to its servers.
+        role: ``program``, ``service`` or ``dealer``.
         command: program and arguments; ``{vault:NAME}`` stands for the path at which a vault is found.
         environment: what the program gets besides its secrets.
         vaults: where vaults appear.

@@ -6,7 +6,8 @@ enclave, and evidence is judged by the CAS. What the host can do is refuse.
 
 - ``config`` -> the boot configuration and the host's layout (where things lie)
 - ``evidence`` {report_data} -> evidence of a simulated enclave, since there the host stands for the hardware
-- ``dial`` -> a TCP connection to the CAS; ``listener`` -> the socket that a service accepts on
+- ``dial`` {peer} -> a connection to the CAS, or to a server of a computation on shares, P0 or P1
+- ``listener`` -> the socket that a service accepts on
 - ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
 """
 
@@ -25,6 +26,7 @@ from strongroom.attest.attester import Attester
 from strongroom.attest.evidence import Evidence
 from strongroom.errors import EnclaveError, StrongroomError, from_wire
 
+CAS = "cas"  # the name that it is dialled by
 _MAX_MESSAGE = 1 << 18
 _SEND_BUFFER = 1 << 20
 
@@ -70,7 +72,7 @@ class HostSide:
         config: the boot configuration's bytes.
         layout: where the host has put things; nothing in it is measured, so nothing in it may matter for security.
         attester: stands for the hardware of a simulated enclave.
-        dial: connects to the CAS.
+        dials: what connects to each peer that the enclave may ask for, by its name.
         listener: what a service accepts on.
         on_event: called with each event, from that thread.
     """
@@ -79,7 +81,7 @@ class HostSide:
     config: bytes
     layout: Mapping[str, Any]
     attester: Attester
-    dial: Callable[[], socket.socket]
+    dials: Mapping[str, Callable[[], socket.socket]]
     listener: socket.socket | None
     on_event: Callable[[str, dict[str, Any]], None]
     failure: StrongroomError | None = None
@@ -118,8 +120,8 @@ class HostSide:
             case "evidence":
                 evidence = self.attester.evidence(bytes.fromhex(message["report_data"]))
                 _send(self.sock, {"evidence": evidence.to_wire()})
-            case "dial":
-                with self.dial() as connection:
+            case "dial" if message.get("peer") in self.dials:
+                with self.dials[message["peer"]]() as connection:
                     _send(self.sock, {}, connection.fileno())
             case "listener" if self.listener is not None:
                 _send(self.sock, {}, self.listener.fileno())
@@ -154,9 +156,9 @@ class Control:
             raise from_wire(answer["failed"])
         return answer, descriptor
 
-    def ask_socket(self, op: str) -> socket.socket:
+    def ask_socket(self, op: str, **arguments: object) -> socket.socket:
         """A socket of the host's making."""
-        _, descriptor = self.ask(op)
+        _, descriptor = self.ask(op, **arguments)
         if descriptor is None:
             raise EnclaveError(f"host: sent no socket for {op}")
         return socket.socket(fileno=descriptor)

@@ -26,7 +26,7 @@ from strongroom.cas.client import dial_cas, split_address
 from strongroom.cas.server import CasAddress
 from strongroom.enclave import sandbox
 from strongroom.enclave.config import PROCESS, SANDBOX, SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, BootConfig
-from strongroom.enclave.control import HostSide, socket_pair
+from strongroom.enclave.control import CAS, HostSide, socket_pair
 from strongroom.enclave.measure import Environment, Measurement, measure
 from strongroom.errors import EnclaveError, UsageError
 
@@ -63,9 +63,17 @@ class Isolation:
 
 
 class Enclave:
-    """A launched enclave. Made by `launch`."""
+    """A launched enclave, and what it was measured as. Made by `launch`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], host: HostSide, resources: ExitStack, pid: int) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        host: HostSide,
+        resources: ExitStack,
+        pid: int,
+        measurement: Measurement,
+    ) -> None:
+        self.measurement = measurement
         self._process = process
         self._host = host
         self._resources = resources
@@ -133,10 +141,12 @@ def launch(
     config: BootConfig,
     files: Mapping[str, Path],
     *,
-    cas: CasAddress,
+    cas: CasAddress | None,
     vendor: SimulatedVendor,
     vaults: Mapping[str, Path],
     listener: socket.socket | None = None,
+    dials: Mapping[str, Callable[[], socket.socket]] | None = None,
+    knobs: Mapping[str, Any] | None = None,
     every: str = "auto",
     debug: bool = False,
     on_event: EventHandler | None = None,
@@ -147,10 +157,12 @@ def launch(
 
     Args:
         files: the program's files by their names inside the enclave.
-        cas: where the CAS is; which CAS it must be is in `config`.
+        cas: where the CAS is, if the enclave has one; which CAS it must be is in `config`.
         vaults: where the policy's vaults lie on this host, and the directory of its mirror.
         every: steps between two commits of the program's mirror, or ``auto``.
         listener: the socket that a service accepts on.
+        dials: what connects to the other peers that the enclave may ask for, by name.
+        knobs: more for the layout, which the enclave may use for speed and patience only.
         debug: launch as a debug enclave, which every policy refuses.
         on_event: called from another thread as the enclave reports.
         stdout, stderr: descriptors for the program's streams, instead of this process's own.
@@ -176,7 +188,7 @@ def launch(
         places = {n: (path.resolve(), n in writable) for n, path in vaults.items() if n not in mirrors}
         inner = [str(here.executable), "-I", "-X", f"pycache_prefix={SANDBOX_PYCACHE}", "-m", config.entry]
         inner += ["--control", str(theirs.fileno())]
-        layout: dict[str, Any] = {"fuse": isolation.fuse, "every": every}
+        layout: dict[str, Any] = {**(knobs or {}), "fuse": isolation.fuse, "every": every}
         environment = dict(SANDBOX_ENVIRONMENT)
         descriptors = [theirs.fileno()]
         info_read = None
@@ -205,13 +217,12 @@ def launch(
             }
             inner[3] = f"pycache_prefix={private / '.pycache'}"
             command, workdir = inner, program
-        host_name, port = split_address(cas.url)
         host = HostSide(
             ours,
             config=config.to_bytes(),
             layout=layout,
             attester=attester,
-            dial=lambda: dial_cas(host_name, port),
+            dials={**(dials or {}), **_cas_dial(cas)},
             listener=listener,
             on_event=on_event or (lambda name, detail: None),
         )
@@ -233,7 +244,7 @@ def launch(
     except BaseException:
         resources.close()
         raise
-    return Enclave(process, host, resources, pid)
+    return Enclave(process, host, resources, pid, measured)
 
 
 @dataclass(frozen=True)
@@ -247,6 +258,13 @@ class _SimulatedHardware:
 
     def evidence(self, report_data: bytes) -> Evidence:
         return self.vendor.quote(self.measured.registers, report_data, debug=self.debug)
+
+
+def _cas_dial(cas: CasAddress | None) -> dict[str, Callable[[], socket.socket]]:
+    if cas is None:
+        return {}
+    host, port = split_address(cas.url)
+    return {CAS: lambda: dial_cas(host, port)}
 
 
 def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
