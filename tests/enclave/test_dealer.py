@@ -1,5 +1,10 @@
 """A dealer in a real simulated enclave: measured, launched, appraised by two servers, and dealing."""
 
+import datetime as dt
+import os
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -9,6 +14,7 @@ import numpy as np
 import pytest
 
 from strongroom.attest.appraise import ReferenceValues
+from strongroom.channel import Identity, accept
 from strongroom.enclave.dealer_evidence import appraise_dealer
 from strongroom.errors import MeasurementError, StrongroomError
 
@@ -39,7 +45,7 @@ WAIT = 120.0  # PyTorch is compiled from what was measured first
 @pytest.fixture
 def short():
     """Sockets' paths are short."""
-    with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp") as path:  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp") as path:
         yield Path(path)
 
 
@@ -92,6 +98,42 @@ def test_a_measured_dealer_deals_and_another_script_does_not(short, tmp_path, ho
     assert found[1].tolist() == pytest.approx([0, 2, 3], abs=1e-3)
 
     Path("program.py").write_text(PROGRAM + "# and tells a friend what it dealt\n")
-    found, _ = servers(short, digest, reference)
-    with pytest.raises(MeasurementError):
-        launched().wait()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(short / "P0.sock"))
+        listener.listen()
+        other = launched()
+        sock, _ = listener.accept()
+        assert sock.recv(1) == b"\2"
+        stream = accept(sock, expect=lambda chain: None, identity=Identity.fresh("P0", now=dt.datetime.now(dt.UTC)))
+        with pytest.raises(MeasurementError, match=measured.value):
+            appraise_dealer(stream, 0, reference, now=lambda: int(time.time()))
+        with pytest.raises(MeasurementError):
+            other.wait()
+        stream.close()
+
+
+@pytest.mark.slow
+def test_three_processes_with_the_dealer_in_an_enclave(short, tmp_path):
+    """The command: the dealer's policy reaches the servers, and a second file the enclave."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "from pathlib import Path\nimport torch\nfrom strongroom import mpc\n"
+        "count = int(Path(__file__).with_name('count').read_text())\n"
+        "x = mpc.share(lambda: torch.arange(float(count)) - 1, source=0, shape=(count,))\n"
+        "y = mpc.reveal(x.relu(), to=0)\n"
+        "if isinstance(y, torch.Tensor):\n    print('revealed', y.tolist())\n"
+    )
+    (tmp_path / "count").write_text("3")
+    ended = subprocess.run(
+        [sys.executable, "-m", "strongroom", "mpc", "run", "--dealer-enclave", "--include", "count", "program.py"],
+        cwd=tmp_path,
+        env={**os.environ, "STRONGROOM_HOME": str(tmp_path / "home"), "TMPDIR": str(short)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "revealed [0.0, 0.0, 1.0]\n"
+    assert "P0 appraised the dealer: simulated" in ended.stderr
+    assert "protects nothing" in ended.stderr

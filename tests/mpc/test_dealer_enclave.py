@@ -17,6 +17,7 @@ from strongroom.attest.evidence import REGISTERS
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.attest.verify import claims_measurement
 from strongroom.channel import Identity, accept, bind, connect
+from strongroom.cli.mpc_dealer import read_dealer_policy
 from strongroom.enclave import dealer_evidence
 from strongroom.enclave.dealer_evidence import appraise_dealer, show
 from strongroom.errors import (
@@ -28,6 +29,7 @@ from strongroom.errors import (
     MeasurementError,
     MpcError,
     PeerIdentityError,
+    PolicyError,
     SimulatedEnclaveError,
     StrongroomError,
     VerificationError,
@@ -240,6 +242,27 @@ def test_a_dealer_that_leaves_is_not_taken(reference):
     assert isinstance(outcomes(lambda stream, key: None, reference)[0], ChannelError)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "reference: missing"),
+        ("[reference]\ntees = ['tdx']", "reference.measurements: missing"),
+        (
+            "[reference]\ntees = ['tdx']\nmeasurements = []\nallow_simulated = true",
+            "reference.allow_simulated: got true",
+        ),
+        ("[reference]\ntees = ['tdx']\nmeasurements = ['" + "0" * 96 + "']\n[more]", "unknown key 'more'"),
+        ("[reference]\ntees = ['tdx']\nmeasurements = ['" + "0" * 96 + "']\ndebug = true", "unknown key 'debug'"),
+    ],
+    ids=["empty", "no measurements", "any simulation", "more", "debug"],
+)
+def test_a_policy_that_says_too_little_or_too_much_is_none(tmp_path, text, message):
+    path = tmp_path / "dealer.toml"
+    path.write_text(text)
+    with pytest.raises(PolicyError, match=message):
+        read_dealer_policy(path)
+
+
 @dataclass
 class Host:
     """The launcher's end for a dealer in this process: sockets, and hardware."""
@@ -404,7 +427,7 @@ def test_a_host_that_gives_each_server_a_dealer_of_its_own_is_found(meeting):
 
         dials = {"P0": lambda: dial(0), "P1": lambda: dial(1)}
         connected.wait()
-        return meet(Host(meeting.vendor, dials, THIS), Settings(seconds=4), b"")
+        return meet(Host(meeting.vendor, dials, THIS), Settings(seconds=2), b"")
 
     found = run(lambda: meeting.server(0), lambda: meeting.server(1), lambda: dealer(0), lambda: dealer(1))
     assert isinstance(found[0], MpcError | DivergedError | ChannelError)
