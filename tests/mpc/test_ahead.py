@@ -4,9 +4,12 @@ import socket
 import threading
 
 import numpy as np
+import pytest
 
 from strongroom.channel import Channel
+from strongroom.errors import MpcError, UsageError
 from strongroom.mpc.ahead import Ahead
+from strongroom.mpc.threads import run_local
 
 
 def test_what_the_peer_said_is_heard_until_it_was_read_and_no_longer():
@@ -39,3 +42,28 @@ def test_what_the_peer_said_is_heard_until_it_was_read_and_no_longer():
     ahead.end()
     channel.close()
     right.close()
+
+
+def test_why_the_dealer_ends_comes_behind_all_that_it_dealt():
+    """It ends while what it dealt still waits; P1 takes that, and then reads why there is no more."""
+    ended, said = threading.Event(), []
+
+    def program(party):
+        with party.operation("deal"):
+            words = np.zeros(1 << 20, np.uint64)
+            if party.is_dealer:
+                party.deal(words)
+                ended.set()
+                raise UsageError("dealer: it is enough")
+            if not party.first:
+                assert ended.wait(60)
+                party.take(words)
+                try:
+                    party.take(words)
+                except MpcError as error:
+                    said.append(error.message)
+                    raise
+
+    with pytest.raises(UsageError, match="it is enough"):
+        run_local(program)
+    assert said == ["D: ended: dealer: it is enough"]

@@ -182,3 +182,20 @@ def test_a_public_index_looks_up_secret_rows(how):
 
     with mpc.local_world() as world:
         assert (world.run(program)[0] - model(IDS)).abs().max() < 1e-3
+
+
+def test_a_layer_whose_parameters_are_written_to_computes_with_the_new_ones():
+    layer, x = nn.Linear(3, 2), torch.tensor([[1.0, -2.0, 3.0]])
+
+    def program():
+        secret = mpc.share(lambda: layer, source=0, like=layer)
+        before = mpc.reveal(secret(shared(x)), to=0)
+        secret.bias.copy_(shared(torch.tensor([5.0, -5.0])))
+        secret.weight.mul_(2)
+        return before, mpc.reveal(secret(shared(x)), to=0)
+
+    with mpc.local_world() as world:
+        before, after = world.run(program)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(before, layer(x), atol=1e-3, rtol=0)
+        torch.testing.assert_close(after, x @ layer.weight.T * 2 + torch.tensor([5.0, -5.0]), atol=1e-3, rtol=0)

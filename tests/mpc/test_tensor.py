@@ -329,3 +329,15 @@ def test_the_guide_s_example_runs(capsys):
     block = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)[0]
     exec(compile(block, str(page), "exec"), {})  # noqa: S102
     assert "owners=frozenset" in (out := capsys.readouterr().out) and "to=('P0',)" in out
+
+
+def test_a_number_without_a_shape_is_revealed_as_one():
+    def program():
+        x = mpc.share(lambda: torch.tensor([1.5, -2.0]), source=0, shape=(2,))
+        single = mpc.share(lambda: torch.tensor(0.25), source=1, shape=())
+        return [mpc.reveal(each, to=0) for each in (single, x.sum(), x.relu().sum() * single, x.max())]
+
+    with mpc.local_world() as world:
+        values = world.run(program)[0]
+    assert [each.shape for each in values] == [torch.Size([])] * 4
+    assert [each.item() for each in values] == pytest.approx([0.25, -0.5, 0.375, 1.5], abs=1e-4)

@@ -4,6 +4,7 @@ import copy
 import io
 import multiprocessing.reduction
 import pickle
+import threading
 import warnings
 
 import numpy as np
@@ -37,6 +38,19 @@ class Linear(nn.Module):
 
 class Subclass(torch.Tensor):
     pass
+
+
+_one = threading.Lock()
+
+
+def alone(attempt):
+    """One party after the other: torch's tracers keep what they do in globals, and the parties here are threads."""
+
+    def attempted(s, i):
+        with _one:
+            return attempt(s, i)
+
+    return attempted
 
 
 # `s` is a secret of shape (2, 3), `i` one of three indices below 2.
@@ -154,12 +168,12 @@ ATTEMPTS = {
     "resized": lambda s, i: s.resize_(6),
     "set": lambda s, i: plain().set_(s),
     # Tracers and transforms
-    "compile": lambda s, i: torch.compile(lambda x: x + 1, backend="eager")(s),
-    "make_fx": lambda s, i: torch.fx.experimental.proxy_tensor.make_fx(lambda x: x + 1)(s),
-    "symbolic": lambda s, i: torch.fx.symbolic_trace(Linear(s)).code,
-    "trace": lambda s, i: torch.jit.trace(lambda x: x + 1, (s,)),
-    "export": lambda s, i: torch.export.export(Linear(s), (plain(),)),
-    "onnx": lambda s, i: torch.onnx.export(Linear(s), (plain(),), io.BytesIO(), dynamo=False),
+    "compile": alone(lambda s, i: torch.compile(lambda x: x + 1, backend="eager")(s)),
+    "make_fx": alone(lambda s, i: torch.fx.experimental.proxy_tensor.make_fx(lambda x: x + 1)(s)),
+    "symbolic": alone(lambda s, i: torch.fx.symbolic_trace(Linear(s)).code),
+    "trace": alone(lambda s, i: torch.jit.trace(lambda x: x + 1, (s,))),
+    "export": alone(lambda s, i: torch.export.export(Linear(s), (plain(),))),
+    "onnx": alone(lambda s, i: torch.onnx.export(Linear(s), (plain(),), io.BytesIO(), dynamo=False)),
     "vmap": lambda s, i: torch.func.vmap(torch.sum)(s),
     "grad": lambda s, i: torch.func.grad(lambda x: x.sum())(s),
     "jvp": lambda s, i: torch.func.jvp(torch.sum, (s,), (s,)),

@@ -44,4 +44,4 @@ def run(args: argparse.Namespace) -> int:
 def require_torch() -> None:
     """Raises MissingDependencyError if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise MissingDependencyError("torch: is not installed", hint="pip install 'strongroom[torch]'")
+        raise MissingDependencyError("torch: is not installed", hint="pip install 'strongroom[mpc]'")

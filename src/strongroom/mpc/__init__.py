@@ -161,7 +161,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'strongroom.mpc' has no attribute {name!r}")
     if find_spec("torch") is None:
-        raise MissingDependencyError("torch: is not installed", hint="pip install 'strongroom[torch]'")
+        raise MissingDependencyError("torch: is not installed", hint="pip install 'strongroom[mpc]'")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

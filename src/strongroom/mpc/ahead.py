@@ -81,9 +81,10 @@ class Ahead:
             self._heard = False  # the caller hears for itself; what was heard, it is about to read
             self._check()
 
-    def end(self) -> None:
-        """Stop, whatever is still here; the channel is the caller's then. Never raises."""
+    def end(self, linger: float = 0) -> None:
+        """Stop, after that many seconds whatever is still here; the channel is the caller's then. Never raises."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._busy() or self._error is not None, linger)
             self._ended = True
             self._changed.notify_all()
         if self._thread is not None:

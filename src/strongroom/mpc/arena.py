@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from math import prod
 from typing import Any
@@ -57,9 +56,8 @@ class Arena:
 
     def take(self, shape: int | tuple[int, ...], dtype: DTypeLike = np.uint64) -> NDArray[Any]:
         """An uninitialised array in C order."""
-        kind = np.dtype(dtype)
         count = shape if isinstance(shape, int) else prod(shape)
-        size = count * kind.itemsize
+        size = count * (8 if dtype is np.uint64 else np.dtype(dtype).itemsize)
         while True:
             if self._slab == len(self._slabs):
                 self._grow(size)
@@ -69,18 +67,30 @@ class Arena:
             self._slab, self._used = self._slab + 1, 0
         start = self._used
         self._used = start + size + (-size % _ALIGN)
-        return slab[start : start + size].view(kind).reshape(shape)
+        return np.ndarray(shape, dtype, slab, start)
 
     def _grow(self, size: int) -> None:
         last = len(self._slabs[-1]) if self._slabs else _SLAB // 2
         self._slabs.append(np.empty(max(size, 2 * last), np.uint8))
         self.size += len(self._slabs[-1])
 
-    @contextmanager
-    def scope(self) -> Iterator[Arena]:
-        """What is taken inside is given back at the end."""
-        mark = self._slab, self._used
-        try:
-            yield self
-        finally:
-            self._slab, self._used = mark
+    def scope(self) -> _Scope:
+        """A context: what is taken inside is given back at the end."""
+        return _Scope(self)
+
+
+class _Scope:
+    """Not a generator: the inner loops of small networks enter hundreds."""
+
+    __slots__ = ("_arena", "_mark")
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+
+    def __enter__(self) -> Arena:
+        arena = self._arena
+        self._mark = arena._slab, arena._used
+        return arena
+
+    def __exit__(self, *error: object) -> None:
+        self._arena._slab, self._arena._used = self._mark

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -91,6 +90,31 @@ class Stream:
         """Go on under the next key; this one is forgotten."""
         self._generation += 1
         self._set(derive(self._key, "strongroom mpc ratchet"))
+
+
+class _Operation:
+    """One operation, from its entry into the transcript to its end."""
+
+    __slots__ = ("_meter", "_party", "_scope")
+
+    def __init__(self, party: Party, name: str, facts: Sequence[object]) -> None:
+        self._party, self._scope, self._meter = party, party.arena.scope(), party.meter
+        if self._meter is not None:
+            self._meter.began(name, facts)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scope.__exit__()
+        try:
+            if error is not None:
+                self._party.abort(error)
+        finally:
+            if self._meter is not None:
+                self._meter.ended()
 
 
 class Party:
@@ -289,22 +313,13 @@ class Party:
             )
         self.transcript.add(name, *facts, public=public)
 
-    @contextmanager
-    def operation(self, name: str, *facts: object, public: Words | None = None) -> Iterator[None]:
-        """Enter an operation into the transcript and run it; whatever it raises ends the epoch. Raises as `enter`."""
+    def operation(self, name: str, *facts: object, public: Words | None = None) -> _Operation:
+        """Enter an operation into the transcript; a context to run it in. Whatever it raises ends the epoch.
+
+        Raises as `enter`.
+        """
         self.enter(name, *facts, public=public)
-        meter = self.meter
-        if meter is not None:
-            meter.began(name, facts)
-        try:
-            with self.arena.scope():
-                yield
-        except BaseException as error:
-            self.abort(error)
-            raise
-        finally:
-            if meter is not None:
-                meter.ended()
+        return _Operation(self, name, facts)
 
     def ratchet(self) -> None:
         """Give every stream its next key: who takes a server later cannot open what went by before."""

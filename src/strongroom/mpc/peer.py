@@ -108,7 +108,7 @@ class Peer:
     def tell(self, reason: str) -> None:
         """Say that this party ends, and why. Never raises."""
         if self._ahead is not None:
-            self._ahead.end()
+            self._ahead.end(_LINGER)  # behind a part of a frame nobody would find what comes now
         text = reason.encode()[:_MOST_TEXT]
         with contextlib.suppress(StrongroomError):  # it may be gone already
             self._channel.queue([self._head(_ABORT, len(text)), text])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from types import EllipsisType
 from typing import Any
@@ -68,7 +69,7 @@ class Shared:
     @classmethod
     def of_shape(cls, party: Party, shape: Sequence[int], frac: int) -> Shared:
         """What the dealer has of a shared value."""
-        return cls(party, np.broadcast_to(np.uint64(0), tuple(shape)), frac)
+        return cls(party, _nothing(tuple(shape)), frac)
 
     @classmethod
     def public(cls, party: Party, values: ArrayLike, frac: int) -> Shared:
@@ -216,6 +217,12 @@ class _Rearranged(Shared):
     def to_open(self) -> Shared:
         assert self._base is not None  # noqa: S101  # made so
         return self._base.to_open()
+
+
+@lru_cache(1024)
+def _nothing(shape: tuple[int, ...]) -> Words:
+    """Zeros that take no memory, and that nobody may write to."""
+    return np.broadcast_to(np.uint64(0), shape)
 
 
 def strided(words: Words, shape: Sequence[int], strides: Sequence[int], offset: int) -> Words:

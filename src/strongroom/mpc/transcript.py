@@ -14,7 +14,7 @@ from strongroom.errors import UsageError
 if TYPE_CHECKING:
     from strongroom.mpc.ring import Words  # which needs torch; who only names parties does not
 
-VERSION = "2"  # of the protocols: their messages, draws and order
+VERSION = "3"  # of the protocols: their messages, draws and order
 DIGEST_SIZE = 16
 _KEPT = 256  # operations that can be named when programs differ
 _LINE = 160  # characters
@@ -43,7 +43,7 @@ class Transcript:
             data = np.ascontiguousarray(public)
             line += f" public {content_digest([data.reshape(-1).view(np.uint8)]).blake3[:16].hex()}"
         text = line.encode()
-        self.digest = digest(self.digest, len(text).to_bytes(4, "big"), text)[:DIGEST_SIZE]
+        self.digest = digest(self.digest + len(text).to_bytes(4, "big") + text)[:DIGEST_SIZE]
         self.count += 1
         self._kept.append((self.count, line))
 

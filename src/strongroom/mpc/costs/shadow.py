@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from strongroom.errors import UsageError
 from strongroom.mpc.ring import Words, decode
 from strongroom.mpc.shared import Shared
 from strongroom.mpc.tensor.shared_tensor import SharedTensor
@@ -49,13 +50,14 @@ class Shadows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not operands:
             return result
         before = {each._storage for each in operands}
-        made = [each for each in _secrets(result) if each._storage._value is not None]
+        made = [each for each in _secrets(result) if not each._storage.empty]
         aliases = [each.alias_info for each in op._schema.arguments]
         writes = any(each is not None and each.is_write for each in aliases)
         if not writes and all(each._storage in before for each in made):
             return result  # views
-        values = [self._add(each._storage._whole().words) for each in made]
-        if all(value is None for value in values):
+        # What is pending is not looked at: that would have the servers compute it, and not the dealer.
+        values = [None if each._storage.pending else self._add(each._storage._whole().words) for each in made]
+        if all(self._shadows.get(each._storage) is None for each in operands):  # not at P0
             for each in made:
                 self._shadows[each._storage] = None
             return result
@@ -63,13 +65,13 @@ class Shadows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for secret, value, should in zip(
             tree_iter(result), _spread(result, made, values), tree_iter(wanted), strict=False
         ):
-            if value is None:
+            if not isinstance(secret, SharedTensor) or secret._storage.empty:
                 continue
             if secret._storage not in before:
                 self._shadows[secret._storage] = _flat(secret, should)
             elif (flat := self._shadows[secret._storage]) is not None:
                 _part(secret, flat).copy_(should)
-            if secret.classes is None:
+            if value is not None and secret.classes is None:
                 share = secret._storage._whole()
                 got = _part(secret, torch.from_numpy(decode(value, share.frac).reshape(-1)))
                 self._see(op._schema.name.removeprefix("aten::"), got.numpy(), should.to(torch.float64).numpy(), share)
@@ -78,8 +80,10 @@ class Shadows(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _first_seen(self, secret: SharedTensor) -> None:
         """Give a storage that was not computed here the shadow of what was shared."""
         storage = secret._storage
-        if storage in self._shadows or storage._value is None:
+        if storage in self._shadows or storage.empty:
             return
+        if storage.pending is not None:
+            raise UsageError("debug: nobody has read a value that was made before", hint="begin to debug before it")
         share = storage._whole()
         value = self._add(share.words)
         if value is None:

@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 from strongroom.mpc.costs.figures import Place
+from strongroom.mpc.tensor import pending
 from strongroom.mpc.tensor.world import user_line
 
 _here = threading.local()
@@ -52,8 +53,8 @@ class Modules:
 
     def __enter__(self) -> Modules:
         global _watched
-        self._before = getattr(_here, "modules", None)
-        _here.modules = self
+        self._before = getattr(_here, "modules", None), pending.here.find
+        _here.modules, pending.here.find = self, self.place
         with _lock:
             _watched += 1
             if _watched == 1:
@@ -63,14 +64,17 @@ class Modules:
 
     def __exit__(self, *error: object) -> None:
         global _watched
-        _here.modules = self._before
+        _here.modules, pending.here.find = self._before
         with _lock:
             _watched -= 1
             while not _watched and _handles:
                 _handles.pop().remove()
 
     def place(self) -> Place:
-        """Where the program is."""
+        """Where the program is; where it asked for what it computes only now."""
+        if pending.here.place is not None:
+            asked: Place = pending.here.place
+            return asked
         running = self._stack[-1] if self._stack else None
         return Place(running.name if running else "", running.kind if running else "", *user_line())
 

@@ -50,7 +50,8 @@ def gelu(x: Shared) -> Shared:
     positive = relu(x, 0)
     size = positive + positive - x
     settings, inner = x.party.settings, inner_frac(x.party)
-    size = -(_at_least_zero(-size + _GELU_END)) + _GELU_END
+    if 2**settings.bound > _GELU_END:
+        size = -(_at_least_zero(-size + _GELU_END)) + _GELU_END
     t = drop(size.times_public(2 / _GELU_END, frac=inner), inner, bits=2) - 1.0
     return positive - polynomial(t, _GELU, frac=settings.frac)
 

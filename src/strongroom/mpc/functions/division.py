@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from strongroom.errors import UsageError
-from strongroom.mpc.functions.fixed import drop, inner_frac, polynomial, product, raised
+from strongroom.mpc.functions.fixed import drop, inner_frac, polynomial, product, raised, require
 from strongroom.mpc.protocols.compare import is_negative
 from strongroom.mpc.protocols.linear import multiply
 from strongroom.mpc.shared import Shared, concatenate
@@ -53,11 +53,16 @@ def _leading(x: Shared, low: int, high: int | None) -> tuple[range, Shared | Non
 
     The bits have no fractional bits; there are none if there is one power. Four rounds.
     """
+    require(x.party, "a quotient, a root or a logarithm", 2)
     settings = x.party.settings
     top = settings.bound if high is None else high
     least, most = -min(x.frac, settings.bound), min(settings.bound, inner_frac(x.party))
     if not least <= low < top <= most:
-        raise UsageError(f"range: got 2^{low} to 2^{top}, wanted one within 2^{least} and 2^{most}")
+        raise UsageError(
+            f"range: got 2^{low} to 2^{top}, wanted one within 2^{least} and 2^{most}, "
+            f"by a bound of 2^{settings.bound} and {x.frac} fractional bits",
+            hint="of the two settings the range of quotients, roots and logarithms depends; or give another range",
+        )
     powers = range(low, top)
     if len(powers) == 1:
         return powers, None

@@ -52,7 +52,7 @@ def erf(x: Shared, *, frac: int | None = None) -> Shared:
         frac: of the result; by default the settings'.
     """
     settings, inner = x.party.settings, inner_frac(x.party)
-    c = drop(clamp(x, -_ERF_END, _ERF_END), inner)
+    c = drop(x if 2**settings.bound <= _ERF_END else clamp(x, -_ERF_END, _ERF_END), inner, bits=2)
     square = product(c, c, inner, bits=4)
     t = drop(square.times_public(2 / _ERF_END**2, frac=inner), inner, bits=2) - 1.0
     return product(c, polynomial(t, _ERF), settings.frac if frac is None else frac, bits=2)
@@ -66,6 +66,7 @@ def gelu_tanh(x: Shared) -> Shared:
     settings, inner = x.party.settings, inner_frac(x.party)
     positive = relu(x, 0)
     size = positive + positive - x
-    size = -relu(-size + _GELU_END, 0, width=settings.opening(x.frac) + 1) + _GELU_END
+    if 2**settings.bound > _GELU_END:
+        size = -relu(-size + _GELU_END, 0, width=settings.opening(x.frac) + 1) + _GELU_END
     t = drop(size.times_public(2 / _GELU_END, frac=inner), inner, bits=2) - 1.0
     return positive - drop(polynomial(t, _GELU_TANH), settings.frac)

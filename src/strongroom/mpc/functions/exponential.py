@@ -8,6 +8,7 @@ from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.shared import Shared
 
 LOWEST = -20.0  # where `exp` begins: its window is 32 wide
+_WINDOW = 5  # bits before the point that it takes
 _SPAN = 16  # of a window that ends at 0
 _SQUARINGS = 4
 # Chebyshev interpolation of e^u on [-1, 0.65], which is x in [-16, 10.4]; relative error 9e-8.
@@ -40,7 +41,7 @@ def exp(x: Shared, *, frac: int | None = None, bits: int | None = None, clip: bo
     most = settings.bound if bits is None else bits
     if settings.exact:
         return _by_squaring(_at_least(x, LOWEST) if clip else x, result, most)
-    width = settings.opening(x.frac) if clip else 0
+    width = max(settings.opening(x.frac), x.frac + _WINDOW + 2) if clip else 0  # of a value less LOWEST
     how = Exponent.fit(x.frac, int(LOWEST) << x.frac, span=3, high=2, bits=most, width=width)
     return drop(exponential(x, how), result, bits=most)
 
@@ -57,12 +58,18 @@ def exp_negative(x: Shared, *, frac: int | None = None) -> Shared:
     result = settings.frac if frac is None else frac
     if settings.exact:
         return _by_squaring(_at_least(x, -_SPAN), result, 1)
-    how = Exponent.fit(x.frac, 1 - (_SPAN << x.frac), span=4, high=0, bits=1, width=settings.opening(x.frac))
+    width = max(settings.opening(x.frac), x.frac + _WINDOW + 1)
+    how = Exponent.fit(x.frac, 1 - (_SPAN << x.frac), span=4, high=0, bits=1, width=width)
     return drop(exponential(x, how), result)
 
 
 def _at_least(x: Shared, low: float) -> Shared:
-    return relu(x - low, 0, width=x.party.settings.opening(x.frac) + 1) + low
+    """max(x, low) of the difference of two values."""
+    settings = x.party.settings
+    if -low >= 2 ** (settings.bound + 1):
+        return x
+    half = low / 2  # the bound may be less than `low`
+    return relu(x - half - half, 0, width=settings.opening(x.frac) + 1) + half + half
 
 
 def _by_squaring(x: Shared, frac: int, most: int) -> Shared:

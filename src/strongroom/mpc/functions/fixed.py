@@ -12,11 +12,22 @@ from strongroom.mpc.ring import WIDTH
 from strongroom.mpc.shared import Shared, concatenate
 
 _BLOCK = 4  # coefficients of a polynomial that are summed up before the next product
+_MOST, _LEAST = 28, 10  # fractional bits; with more, numbers below 2^4 would have no room, whatever the bound
 
 
 def inner_frac(party: Party) -> int:
-    """The most fractional bits at which a product of two values still has room below the settings' bound."""
-    return (WIDTH - 2 - party.settings.bound) // 2
+    """The most fractional bits, up to 28, at which a product of two values still has room below the settings' bound."""
+    return min(_MOST, (WIDTH - 2 - party.settings.bound) // 2)
+
+
+def require(party: Party, name: str, bound: int = 1) -> None:
+    """UsageError unless a function's numbers keep below the settings' bound, and that leaves it enough inner bits."""
+    most = WIDTH - 2 - 2 * _LEAST
+    if not bound <= party.settings.bound <= most:
+        raise UsageError(
+            f"bound: got 2^{party.settings.bound}, wanted 2^{bound} to 2^{most} for {name}",
+            hint="it is one of the settings",
+        )
 
 
 def product(x: Shared, y: Shared, frac: int, *, bits: int = 1) -> Shared:
@@ -46,6 +57,7 @@ def polynomial(t: Shared, coefficients: Sequence[float], *, frac: int | None = N
     Up to four coefficients take 2 products one after the other; each four more take one more (Paterson and Stockmeyer,
     SIAM J. Comput. 2 (1973)). Rounds: 4 and, for every four coefficients beyond the first four, 2; and 1.
     """
+    require(t.party, "a function by a polynomial")
     inner = t.frac
     square = product(t, t, inner)
     # Both products take the opening of the square, which the first of them makes.

@@ -6,7 +6,7 @@ import math
 
 from strongroom.mpc.functions.division import _chosen, _leading
 from strongroom.mpc.functions.exponential import exp, exp_negative
-from strongroom.mpc.functions.fixed import drop, inner_frac, polynomial
+from strongroom.mpc.functions.fixed import drop, inner_frac, polynomial, require
 from strongroom.mpc.protocols.compare import amax
 from strongroom.mpc.protocols.linear import multiply
 from strongroom.mpc.protocols.relu import relu
@@ -54,6 +54,7 @@ def softplus(x: Shared, *, frac: int | None = None) -> Shared:
     It is max(x, 0) + log(1 + e^-|x|), where 1 + e^-|x| lies between 1 and 2.
     """
     settings, inner = x.party.settings, inner_frac(x.party)
+    require(x.party, "softplus", 2)
     positive = relu(x, 0)
     e = exp_negative(x - positive - positive, frac=inner)
     part = _log_of_part((e + 1.0).shifted(0, inner + 1)) + math.log(2)

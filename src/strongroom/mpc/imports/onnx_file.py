@@ -262,5 +262,5 @@ def _onnx() -> Any:
         import onnx
         import onnx.inliner
     except ImportError:
-        raise MissingDependencyError("onnx: is not installed", hint="pip install 'strongroom[serve]'") from None
+        raise MissingDependencyError("onnx: is not installed", hint="pip install 'strongroom[mpc]'") from None
     return onnx

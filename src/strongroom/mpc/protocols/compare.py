@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from strongroom.errors import UsageError
 from strongroom.mpc.protocols.below import below
 from strongroom.mpc.protocols.convert import bit_plane, plane_to_ring, share_plane
@@ -13,6 +15,7 @@ from strongroom.mpc.protocols.truncate import truncate
 from strongroom.mpc.shared import Shared, concatenate
 from strongroom.mpc.transcript import shapes
 
+_INDEX = 30  # bits of an index
 _FEW = 1 << 16  # values: beyond that, fewer comparisons save more than fewer rounds
 
 
@@ -84,7 +87,9 @@ def argmax(x: Shared) -> Shared:
     """Where the last axis is largest: an index without fractional bits, of several equal ones the first."""
     if not x.shape or not x.shape[-1]:
         raise UsageError(f"argmax: got shape {x.shape}, wanted a last axis of at least one element")
-    place = Shared.public(x.party, range(x.shape[-1]), frac=0).broadcast(x.shape)
+    # Integers are no values: the bound does not hold for them.
+    counted = Shared.public(x.party, np.ldexp(np.arange(x.shape[-1]), -_INDEX), _INDEX)
+    place = counted.shifted(0, 0).broadcast(x.shape)
     while x.shape[-1] > 1:
         pairs = x.shape[-1] // 2
         later = less(x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2])

@@ -45,6 +45,7 @@ from strongroom.mpc.transcript import shapes
 
 _FINE = 10  # bits of c_low that the second of two tables is for, at most
 _FINE_FRAC = 20  # fractional bits of that table
+_LOOKED_AT = 24  # bits of c_low that the tables are for, at most; the middle of what has them alike is 2^-21 off
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def _take(party: Party, c: Words, opened: Words, how: Exponent) -> Words:
     """A server's share: that of the case that holds, times the public factor."""
     out = np.empty(len(c), np.uint64)
     coarse, fine = _factors(how.frac, how.low)
+    ignored = np.uint64(max(0, how.low - _LOOKED_AT))
     split, drop = np.uint64(min(_FINE, how.low)), np.uint64(WIDTH - 1 - how.right)
     for part in chunks(len(c)):
         with party.arena.scope() as arena:
@@ -178,7 +180,8 @@ def _take(party: Party, c: Words, opened: Words, how: Exponent) -> Words:
                 at <<= np.uint64(how.high)
                 at |= (low >> np.uint64(how.low)) & np.uint64((1 << how.high) - 1)
             share = _pick(cases, at, out[part])
-            factor = coarse.take(((low & np.uint64((1 << how.low) - 1)) >> split).view(np.int64))
+            low = (low & np.uint64((1 << how.low) - 1)) >> ignored
+            factor = coarse.take((low >> split).view(np.int64))
             factor *= fine.take((low & np.uint64(len(fine) - 1)).view(np.int64))
             factor += np.uint64(1) << (drop - np.uint64(1))
             factor >>= drop
@@ -211,6 +214,7 @@ def _factors(frac: int, low: int) -> tuple[Words, Words]:
                 value *= ratio
             return np.array(values, np.uint64)
 
-        split = min(_FINE, low)
-        coarse = table(1 << (low - split), -(1 << low), 1 << split, WIDTH - 1 - _FINE_FRAC)
-        return coarse, table(1 << split, 0, 1, _FINE_FRAC)
+        split, ignored = min(_FINE, low), max(0, low - _LOOKED_AT)
+        step = 1 << (split + ignored)
+        coarse = table((1 << low) // step, -(1 << low), step, WIDTH - 1 - _FINE_FRAC)
+        return coarse, table(1 << split, (1 << ignored) // 2, 1 << ignored, _FINE_FRAC)

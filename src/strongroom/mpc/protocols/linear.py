@@ -86,7 +86,7 @@ def _product(name: str, x: Shared, w: Shared, product: Product, shape: tuple[int
     """[X . W] out of E = X - A and F = W - B, where . is bilinear:
 
     1. D: C = A . B; P1's share C_1 = C - C_0
-    2. Z_i = C_i + A_i . F + E . (B_i + [i=0] F)
+    2. Z_i = C_i + A_i . F + E . W_i, where W_i is the server's share
     """
     party, frac = x.party, x.frac + w.frac
     with party.operation(name, shapes(x.shape, w.shape), frac, *facts):
@@ -97,9 +97,6 @@ def _product(name: str, x: Shared, w: Shared, product: Product, shape: tuple[int
             party.deal(c)
             return Shared.of_shape(party, shape, frac)
         z = np.asarray(party.multiply(product, x_masked.mask, w_masked.opening))  # 2
-        second = w_masked.mask
-        if party.first:
-            second = np.add(second, w_masked.opening, out=party.arena.take(second.shape))
-        z += party.multiply(product, x_masked.opening, second)
+        z += party.multiply(product, x_masked.opening, w.words)
         z += party.fill_dealt(party.arena.take(shape))
         return Shared(party, z, frac)

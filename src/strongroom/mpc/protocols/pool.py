@@ -38,6 +38,13 @@ def max_pool2d(
 
     With `rectify`, the larger of that and 0. Rounds are those of `amax`: five for a window of four of a small image.
     """
+    return amax(windows2d(x, kernel, stride, padding), bits, rectify=rectify)
+
+
+def windows2d(
+    x: Shared, kernel: tuple[int, int], stride: tuple[int, int] | None = None, padding: tuple[int, int] = (0, 0)
+) -> Shared:
+    """What `max_pool2d` compares, each window along the last axis; no message."""
     steps = stride or kernel
     if len(x.shape) != 4 or any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise UsageError(
@@ -61,4 +68,4 @@ def max_pool2d(
         for i in range(kernel[0])
         for j in range(kernel[1])
     ]
-    return amax(concatenate(windows), bits, rectify=rectify)
+    return concatenate(windows)

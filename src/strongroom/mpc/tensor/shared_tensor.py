@@ -11,8 +11,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from strongroom.errors import UsageError
 from strongroom.mpc.shared import Shared
+from strongroom.mpc.tensor.pending import Pending
 from strongroom.mpc.tensor.storage import Place, Storage
 from strongroom.mpc.tensor.world import user_line
 from strongroom.mpc.transcript import broadcast, shapes
@@ -28,6 +31,7 @@ from strongroom.mpc.transcript import broadcast, shapes
 DTYPES = (torch.float32, torch.float64)
 WHOLE = (torch.bool, torch.int64)  # of secrets without fractional bits
 
+_CPU = torch.device("cpu")
 _NO_GRADIENT = "no gradient goes through a secret"
 _ASK = "reveal it first, to whom may know it"
 _TRACERS = tuple(getattr(torch._C._TorchDispatchModeKey, name) for name in ("FAKE", "PROXY", "FUNCTIONAL"))
@@ -41,6 +45,9 @@ WRITES: dict[object, object] = {}
 HINTS: dict[str, str] = {}
 # Operators that torch itself writes in terms of others, where nothing depends on a value.
 APART: dict[object, Handler] = {}
+# What modules call all the time, as an operator and its operands, past torch's own way to it: that takes longer than
+# what a small network computes, as none of it is in the processor's cache by then.
+DIRECT: dict[object, Callable[..., tuple[Any, ...]]] = {}
 
 
 @dataclass(frozen=True)
@@ -73,35 +80,43 @@ class SharedTensor(torch.Tensor):
     """
 
     _storage: Storage
-    _meta: torch.Tensor
+    _dtype: torch.dtype
+    _view: torch.Tensor | None
+    _turned: SharedTensor | None
+    place: Place
 
     @staticmethod
-    def __new__(cls, storage: Storage, meta: torch.Tensor) -> SharedTensor:
-        """A tensor that lies in `storage` as `meta`, a tensor without elements, says."""
+    def __new__(
+        cls, storage: Storage, place: Place, dtype: torch.dtype, view: torch.Tensor | None = None
+    ) -> SharedTensor:
+        """A tensor that lies at `place`: all of a storage, or what `view`, a tensor without elements, shows of it."""
         made: SharedTensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            meta.shape,
-            strides=meta.stride(),
-            storage_offset=meta.storage_offset(),
-            dtype=meta.dtype,
-            device=torch.device("cpu"),
+            cls, place.size, strides=place.stride, storage_offset=place.offset, dtype=dtype, device=_CPU
         )
-        made._storage, made._meta = storage, meta
+        made._storage, made.place, made._dtype, made._view, made._turned = storage, place, dtype, view, None
         return made
 
     @classmethod
     def of(cls, storage: Storage, shape: tuple[int, ...], dtype: torch.dtype) -> SharedTensor:
         """All of a storage."""
-        return cls(storage, torch.empty(shape, dtype=dtype, device="meta"))
+        return cls(storage, _all_of(tuple(shape)), dtype)
+
+    @classmethod
+    def seen(cls, storage: Storage, meta: torch.Tensor) -> SharedTensor:
+        """What a tensor without elements shows of a storage."""
+        place = Place(tuple(meta.shape), meta.stride(), int(meta.storage_offset()))
+        return cls(storage, place, meta.dtype, meta)
+
+    @property
+    def _meta(self) -> torch.Tensor:
+        """A tensor like this one, without elements."""
+        # Kept where it is a view alone: what is made while torch traces or transforms a program must not outlive that.
+        return torch.empty(self.place.size, dtype=self._dtype, device="meta") if self._view is None else self._view
 
     @property
     def owners(self) -> frozenset[str]:
         """Whose secret it is."""
         return self._storage.owners
-
-    @property
-    def place(self) -> Place:
-        return Place(tuple(self._meta.shape), self._meta.stride(), int(self._meta.storage_offset()))
 
     @property
     def classes(self) -> int | None:
@@ -113,10 +128,24 @@ class SharedTensor(torch.Tensor):
         value = self._storage.read(self.place, raw=raw)
         if self.classes is not None:
             value = number_of(value)
-        if raw or self._meta.dtype in DTYPES:
+        if raw or self._dtype in DTYPES:
             return value
         frac = value.party.settings.frac
         return value.shifted(frac, frac)
+
+    def read_at(self, frac: int) -> Shared:
+        """A fraction with that many fractional bits, or with as many as it has."""
+        return self.read() if self._dtype not in DTYPES else self._storage.read_at(self.place, frac)
+
+    def rectified(self) -> Shared:
+        """max(value, 0)."""
+        return self._storage.rectified(self.place)
+
+    def turned(self) -> SharedTensor:
+        """A matrix transposed: the same view each time, as weights are asked for it at every call."""
+        if self._turned is None:
+            self._turned = SharedTensor.seen(self._storage, self._meta.t())
+        return self._turned
 
     def rows(self) -> Shared:
         """The value as it is kept: an index with its axis of classes, a number with any fractional bits."""
@@ -128,7 +157,7 @@ class SharedTensor(torch.Tensor):
         return SharedTensor.of(made, self.rows().shape, torch.int64)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"SharedTensor(shape={tuple(self._meta.shape)}, owners={{{', '.join(sorted(self.owners))}}})"
+        return f"SharedTensor(shape={self.place.size}, owners={{{', '.join(sorted(self.owners))}}})"
 
     def __format__(self, spec: str) -> str:
         return repr(self)
@@ -144,14 +173,22 @@ class SharedTensor(torch.Tensor):
             raise _refused(function.__name__, args, "a secret has no memory that torch can work in, and no gradient")
         # No gradient goes through a secret, so none is prepared; and autograd would take operators apart that arrive
         # here whole below it.
-        with torch._C.DisableTorchFunctionSubclass(), torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-            return function(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
+            direct = DIRECT.get(function)
+            if direct is not None and not torch._C._len_torch_dispatch_stack() and not torch._C._is_tracing():
+                operands = direct(*args, **(kwargs or {}))
+                if all(type(each) is cls for each in operands[1:]):
+                    return cls.__torch_dispatch__(operands[0], (cls,), operands[1:])
+            if not torch.is_grad_enabled():
+                return function(*args, **(kwargs or {}))
+            with torch.no_grad():
+                return function(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         for each in types:
-            if not issubclass(each, cls) and each not in (torch.Tensor, torch.nn.Parameter):
+            if each is not cls and not issubclass(each, cls) and each not in (torch.Tensor, torch.nn.Parameter):
                 raise _refused(str(op), args, f"there is a {each.__name__} too: secrets are not traced or compiled")
         if op in VIEWS and isinstance(args[0], cls):
             return _view(op, args, kwargs)
@@ -159,7 +196,7 @@ class SharedTensor(torch.Tensor):
         handler = HANDLERS.get(WRITES.get(op, op))
         if written and not isinstance(args[0], cls):
             raise _unknown(op, args)
-        secrets = list(_secrets((args, kwargs)))
+        secrets = [*_secrets(args), *_secrets(kwargs.values())]
         if handler is None and written:
             # What is made of other operators is computed, then written.
             result = WRITES[op](*args, **kwargs)  # type: ignore[operator]
@@ -178,7 +215,7 @@ class SharedTensor(torch.Tensor):
             if written:
                 _write(args[0], value, secrets)
                 return args[0]
-            return _wrapped(value, secrets, lambda: _dtype(op, args, kwargs, secrets))
+            return _wrapped(value, secrets, lambda: _dtype_of(op, args, kwargs, secrets))
         except UsageError as error:
             if "; at " in error.message:
                 raise  # by an operator that this one is made of
@@ -211,7 +248,7 @@ class SharedTensor(torch.Tensor):
 
     @property
     def data(self) -> SharedTensor:
-        return SharedTensor(self._storage, self._meta)
+        return SharedTensor(self._storage, self.place, self._dtype, self._view)
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
@@ -220,15 +257,26 @@ class SharedTensor(torch.Tensor):
             raise _refused("data", (self, value), "write with copy_ instead")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedTensor:
-        copied = SharedTensor.of(self._storage.copied(self.place), self.place.size, self._meta.dtype)
+        copied = SharedTensor.of(self._storage.copied(self.place), self.place.size, self._dtype)
         if getattr(self, "_is_param", False):
             copied._is_param = True
         memo[id(self)] = copied
         return copied
 
 
-def _secrets(values: Any) -> Iterator[SharedTensor]:
-    return (each for each in tree_iter(values) if isinstance(each, SharedTensor))
+def _secrets(values: Iterable[Any]) -> Iterator[SharedTensor]:
+    """Those among an operator's arguments, which are tensors or lists of them."""
+    for each in values:
+        if isinstance(each, SharedTensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _secrets(each)
+
+
+@lru_cache(1024)
+def _all_of(shape: tuple[int, ...]) -> Place:
+    """Where a tensor in C order lies, as torch says it."""
+    return Place(shape, tuple(prod(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape))))
 
 
 def _is_traced() -> bool:
@@ -241,8 +289,8 @@ def _view(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     source = args[0]
     metas = op(source._meta, *args[1:], **kwargs)
     if isinstance(metas, torch.Tensor):
-        return SharedTensor(source._storage, metas)
-    return [SharedTensor(source._storage, meta) for meta in metas]
+        return SharedTensor.seen(source._storage, metas)
+    return [SharedTensor.seen(source._storage, meta) for meta in metas]
 
 
 def number_of(rows: Shared) -> Shared:
@@ -253,10 +301,10 @@ def number_of(rows: Shared) -> Shared:
         return Shared(rows.party, (rows.words * np.arange(rows.shape[-1], dtype=np.uint64)).sum(-1), 0)
 
 
-def _dtype(op: Any, args: Any, kwargs: Any, secrets: list[SharedTensor]) -> torch.dtype:
+def _dtype_of(op: Any, args: Any, kwargs: Any, secrets: list[SharedTensor]) -> torch.dtype:
     """Of the first result: the secrets', or where some are no fractions as torch has it of tensors without elements."""
-    if all(each._meta.dtype in DTYPES for each in secrets):
-        return secrets[0]._meta.dtype
+    if all(each._dtype in DTYPES for each in secrets):
+        return secrets[0]._dtype
 
     def without(value: Any) -> Any:
         return value._meta if isinstance(value, SharedTensor) else value.to("meta") if _is_plain(value) else value
@@ -279,7 +327,9 @@ def _wrapped(result: Any, secrets: list[SharedTensor], dtype: Callable[[], torch
     owners = frozenset[str]().union(*(each.owners for each in secrets))
     world = secrets[0]._storage.world
     if result is None:
-        return SharedTensor.of(Storage(world, None, owners), (0,), secrets[0]._meta.dtype)
+        return SharedTensor.of(Storage(world, None, owners), (0,), secrets[0]._dtype)
+    if isinstance(result, Pending):
+        return SharedTensor.of(Storage(world, result, owners), result.shape, dtype())
     made = result if isinstance(result, Typed) else Typed(result, dtype())
     value = _as_kept(made.value, made.dtype)
     shape = value.shape if made.classes is None else value.shape[:-1]
@@ -296,9 +346,9 @@ def _as_kept(value: Shared, dtype: torch.dtype) -> Shared:
 
 def _write(target: SharedTensor, result: Any, secrets: list[SharedTensor]) -> None:
     """Write a handler's result, or a tensor, where a tensor lies."""
-    size, dtype = target.place.size, target._meta.dtype
+    size, dtype = target.place.size, target._dtype
     if isinstance(result, SharedTensor):
-        result = Typed(result.rows(), result._meta.dtype, result.classes)
+        result = Typed(result.rows(), result._dtype, result.classes)
     value, classes = (result.value, result.classes) if isinstance(result, Typed) else (result, None)
     if classes is not None and target.classes is None:
         value, classes = number_of(value), None

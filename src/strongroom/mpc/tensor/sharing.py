@@ -182,9 +182,16 @@ class _Giver:
             secret = self._tensor(lambda name=name: state[name], tuple(tensor.shape), tensor.dtype)  # type: ignore[misc]
             made[id(tensor)] = nn.Parameter(secret, requires_grad=False) if isinstance(tensor, nn.Parameter) else secret
         copied = copy.deepcopy(like, made)
-        for name, module in copied.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
-                self._fold(module, f"{name}." if name else "", state)
+        norms = [
+            (name, module)
+            for name, module in copied.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+        ]
+        for name, norm in norms:
+            self._fold(norm, f"{name}." if name else "", state)
+        for module in copied.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d) and isinstance(module.weight, SharedTensor):
+                module.weight._storage.normalised_after = bool(norms)
         _ratchet_after(copied, self.world)
         return copied
 
@@ -202,7 +209,9 @@ class _Giver:
         storages = tuple(each._storage for each in parts if isinstance(each, SharedTensor))
         assert isinstance(module.running_var, SharedTensor)  # noqa: S101  # made so above
         counted = tuple((each, each.writes) for each in storages)
-        module.running_var._storage.folded = Folded(scale, shift, module.eps, counted)
+        module.running_var._storage.folded = Folded(
+            scale, shift, module.eps, counted, self.source if self.clear else None
+        )
 
 
 def _ratchet_after(whole: nn.Module, world: World) -> None:
@@ -285,8 +294,8 @@ def reveal(x: SharedTensor, *, to: Recipient | Collection[Recipient] | None = No
         world.serving.answer(reveal_outside(value, facts=facts, permit=permit), x.place.size)
     world.reveals.append(planned)
     if values is None:
-        return Withheld(x.place.size, x._meta.dtype, names)
-    return torch.from_numpy(values).to(x._meta.dtype)
+        return Withheld(x.place.size, x._dtype, names)
+    return torch.from_numpy(values).to(x._dtype)
 
 
 def _recipients(to: Recipient | Collection[Recipient], world: World) -> tuple[tuple[int, ...], str | None]:

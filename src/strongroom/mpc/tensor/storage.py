@@ -3,20 +3,23 @@
 - A `Shared` never changes. A write makes another one, which has no opening and no mask yet: one mask hides one value.
 - What is kept from one reading to the next (views, and so the openings of parts) is dropped by every write.
 - A product keeps the fractional bits of both factors until somebody needs it short: ReLU drops them on its way.
+- A result may be pending: it is computed when it is first read, or never, if only what is made of it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
 from strongroom.errors import UsageError
 from strongroom.mpc.protocols.owned import Owned, own
+from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.protocols.truncate import truncate
 from strongroom.mpc.ring import decode
 from strongroom.mpc.shared import Shared, strided
+from strongroom.mpc.tensor.pending import Pending
 from strongroom.mpc.tensor.world import World
 from strongroom.mpc.transcript import shapes
 
@@ -35,6 +38,11 @@ class Place:
     def whole(cls, size: tuple[int, ...]) -> Place:
         return cls(size, tuple(prod(size[i + 1 :]) for i in range(len(size))))
 
+    def covered(self, part: Place) -> bool:
+        """Whether a part shows as many elements, none of them twice by a step of 0."""
+        steps = all(step or n == 1 for n, step in zip(part.size, part.stride, strict=True))
+        return prod(part.size) == prod(self.size) and steps
+
     def lifted(self) -> Place:
         """With an axis of one before the last: a sequence as an image."""
         return Place((*self.size[:-1], 1, self.size[-1]), (*self.stride[:-1], 0, self.stride[-1]), self.offset)
@@ -48,19 +56,22 @@ class Storage:
     """One secret value.
 
     Args:
-        value: nothing if it is not computed.
+        value: nothing if it is not computed, and will not be.
         owners: whose secret it is.
         holder: the server that knows the value in the clear, if one does; the other's share is zero.
         classes: of an index below that number, whose value has one more axis, the last: 1 at the index, else 0.
 
     Attributes:
         writes: so far.
+        pending: what will compute the value.
+        folded: of a variance, the batch normalisation that it is a part of.
+        normalised_after: of weights, whether a batch normalisation may follow their products.
     """
 
     def __init__(
         self,
         world: World,
-        value: Shared | None,
+        value: Shared | Pending | None,
         owners: Owners,
         *,
         holder: int | None = None,
@@ -68,19 +79,60 @@ class Storage:
     ) -> None:
         self.world, self.owners, self.holder, self.writes = world, owners, holder, 0
         self.classes = classes
-        self._value = value
+        self.pending = value if isinstance(value, Pending) else None
+        self._value = value if isinstance(value, Shared) else None
         self._views: dict[Place, Shared] = {}
+        self._shifted: dict[tuple[Place, int], Shared] = {}
         self._owned: dict[Place, Owned] = {}
         self.folded: Folded | None = None
+        self.normalised_after = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no value, and will be none."""
+        return self._value is None and self.pending is None
 
     def _whole(self) -> Shared:
         if self._value is None:
-            raise UsageError("tensor: was not computed: statistics and indices that a layer returns beside its result")
+            if self.pending is None:
+                raise UsageError(
+                    "tensor: was not computed: statistics and indices that a layer returns beside its result"
+                )
+            self._value, self.pending = self.pending.value(), None
         return self._value
+
+    def _shape(self) -> tuple[int, ...]:
+        return self.pending.shape if self.pending is not None else self._whole().shape
 
     def read(self, place: Place, *, raw: bool = False) -> Shared:
         """The value at a place; with `raw`, with as many fractional bits as it happens to have."""
         return self._read(self._inner(place), raw=raw)
+
+    def read_at(self, place: Place, frac: int) -> Shared:
+        """The value at a place with that many fractional bits, if it has no more; kept, as a bias is read each time."""
+        value = self.read(place)
+        if value.frac >= frac:
+            return value
+        key = place, frac
+        if key not in self._shifted:
+            self._shifted[key] = value.shifted(frac - value.frac, frac)
+        return self._shifted[key]
+
+    def rectified(self, place: Place) -> Shared:
+        """max(value, 0) at a place; of a value that is pending, in its rounds where that can be."""
+        whole = Place.whole(self._shape()) if self.classes is None else None
+        if self.pending is not None and whole is not None and whole.covered(place):
+            fused = self.pending.rectified()
+            if fused is not None:
+                return fused if place == whole else fused.strided(place.size, place.stride, place.offset)
+        value = self.read(place, raw=True)
+        return relu(value, max(0, value.frac - value.party.settings.frac))
+
+    def normalised(self, place: Place, folded: Folded) -> Shared | None:
+        """The value after a batch normalisation, where that is pending with it."""
+        if self.pending is None or place != Place.whole(self.pending.shape):
+            return None
+        return self.pending.normalised(folded)
 
     def _inner(self, place: Place) -> Place:
         return place if self.classes is None else place.rows(self.classes)
@@ -98,11 +150,12 @@ class Storage:
 
     def write(self, place: Place, value: Shared) -> None:
         """Replace what lies at a place. Raises UsageError if elements lie over each other there."""
-        before, place = self._whole(), self._inner(place)
+        place = self._inner(place)
         if any(step == 0 and n > 1 for n, step in zip(place.size, place.stride, strict=True)):
             raise UsageError("write: some elements are the same ones, seen several times", hint="clone it first")
-        if place != Place.whole(before.shape):
-            before = self._read(Place.whole(before.shape))
+        whole = Place.whole(self._shape())
+        if place != whole:
+            before = self._read(whole)
             value = value if value.frac == before.frac else truncate(value)
             party = value.party
             party.enter("write", shapes(before.shape, place.size), place.stride, place.offset)
@@ -112,8 +165,9 @@ class Storage:
                 words = np.array(before.words, order="C")
                 strided(words, place.size, place.stride, place.offset)[...] = value.words
                 value = Shared(party, words, before.frac)
-        self._value, self.holder, self.folded = value, None, None
+        self._value, self.pending, self.holder, self.folded = value, None, None, None
         self._views.clear()
+        self._shifted.clear()
         self._owned.clear()
         self.writes += 1
 
@@ -138,12 +192,19 @@ class Storage:
 
 @dataclass(frozen=True)
 class Folded:
-    """A batch normalisation as one factor and one summand for each channel, from whoever knows its four parts."""
+    """A batch normalisation as one factor and one summand for each channel, from whoever knows its four parts.
+
+    Attributes:
+        holder: the server that knows both in the clear, if one does.
+        kernels: weights times the factor, and how often they had been written to.
+    """
 
     scale: Shared
     shift: Shared
     eps: float
     parts: tuple[tuple[Storage, int], ...]  # and how often each had been written to
+    holder: int | None = None
+    kernels: dict[tuple[Storage, Place], tuple[Shared | Owned, int]] = field(default_factory=dict)
 
     def holds(self, parts: tuple[Storage, ...], eps: float) -> bool:
         """Whether it is of these parts as they are now."""

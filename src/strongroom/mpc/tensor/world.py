@@ -56,6 +56,8 @@ class _Guard(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") == "__set__" and hasattr(args[1], "owners") > hasattr(args[0], "owners"):
             raise UsageError("assignment: got a secret for a plain tensor, wanted plain values", hint="reveal it first")
+        if len(types) == 1 and hasattr(types[0], "owners") and not torch._C._len_torch_function_stack():
+            return types[0].__torch_function__(function, types, args, kwargs)  # whom torch would ask next
         return function(*args, **(kwargs or {}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from strongroom.mpc.tensor.operators.registry import (
     at_frac,
     aten,
     bounded,
+    directly,
     factor,
     found,
     handles,
@@ -77,7 +79,9 @@ def add_bias(value: Shared, bias: torch.Tensor | None) -> Shared:
     """The sum with a bias, secret or public, that broadcasts."""
     if bias is None:
         return value
-    return plus(value, bias.read() if isinstance(bias, SharedTensor) else bounded(bias, value.party.settings))
+    if isinstance(bias, SharedTensor):
+        return plus(value, bias.read_at(value.frac))
+    return plus(value, bounded(bias, value.party.settings))
 
 
 # Products
@@ -209,6 +213,8 @@ def mm(x: torch.Tensor, w: torch.Tensor) -> Shared:
 @handles(aten.matmul.default)
 def matmul_any(x: torch.Tensor, w: torch.Tensor) -> Shared:
     """Also of vectors: a row on the left, a column on the right."""
+    if x.ndim > 1 < w.ndim:
+        return mm(x, w)
     row, column = x.ndim == 1, w.ndim == 1
     result = mm(x.unsqueeze(0) if row else x, w.unsqueeze(1) if column else w)
     shape = result.shape[: -2 if row or column else None]
@@ -220,7 +226,12 @@ def matmul_any(x: torch.Tensor, w: torch.Tensor) -> Shared:
 
 @handles(aten.linear.default)
 def _linear(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> Shared:
-    return add_bias(matmul_any(x, w.t()), bias)
+    return add_bias(matmul_any(x, w.turned() if isinstance(w, SharedTensor) else w.t()), bias)
+
+
+@directly(torch.nn.functional.linear)
+def _linear_called(input: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:  # noqa: A002  # torch's name
+    return (aten.linear.default, input, weight) if bias is None else (aten.linear.default, input, weight, bias)
 
 
 @handles(aten.addmm.default, aten.baddbmm.default)

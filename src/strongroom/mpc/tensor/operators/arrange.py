@@ -74,7 +74,7 @@ _copies()
 def _clone(
     x: SharedTensor, *, memory_format: Any = None, dtype: Any = None, device: Any = None, **more: Any
 ) -> Shared | Typed | torch.Tensor:
-    wanted, has = dtype or x._meta.dtype, x._meta.dtype
+    wanted, has = dtype or x._dtype, x._dtype
     if wanted == torch.int32 and has in WHOLE:
         wanted = torch.int64  # the one kind of whole numbers that are secret
     if device not in (None, torch.device("cpu")) or (
@@ -94,18 +94,18 @@ def _clone(
 @handles(torch.ops.prims.copy_strided.default)
 def _laid_out(x: SharedTensor, strides: Sequence[int]) -> Typed:
     """What torch's decompositions end with; a result lies here as it comes."""
-    return Typed(x.rows(), x._meta.dtype, x.classes)
+    return Typed(x.rows(), x._dtype, x.classes)
 
 
 @handles(aten.copy_.default)
 def _copied(x: SharedTensor, y: Operand, non_blocking: bool = False) -> Typed:
     if isinstance(y, SharedTensor):
-        return Typed(y.rows(), y._meta.dtype, y.classes)
+        return Typed(y.rows(), y._dtype, y.classes)
     if x.classes is not None:
         return Typed(public_rows(y, x.classes, x), torch.int64, x.classes)
     party = x._storage.world.party
-    frac = party.settings.frac if x._meta.dtype in DTYPES else 0
-    return Typed(Shared.public(party, bounded(y, party.settings), frac), x._meta.dtype)
+    frac = party.settings.frac if x._dtype in DTYPES else 0
+    return Typed(Shared.public(party, bounded(y, party.settings), frac), x._dtype)
 
 
 @handles(aten.fill_.Scalar, aten.fill_.Tensor)
@@ -119,7 +119,7 @@ def _zeroed(x: SharedTensor) -> Typed:
 
 
 def _full(x: SharedTensor, size: Sequence[int], value: Number, dtype: Any) -> Typed:
-    wanted = dtype or x._meta.dtype
+    wanted = dtype or x._dtype
     if wanted not in (*DTYPES, *WHOLE):
         raise UsageError(f"dtype: got {wanted}, wanted one of {', '.join(map(str, (*DTYPES, *WHOLE)))}")
     party = x._storage.world.party
@@ -212,7 +212,7 @@ def _triu(x: torch.Tensor, diagonal: int = 0) -> torch.Tensor:
 @handles(aten.constant_pad_nd.default)
 def _pad(x: SharedTensor, pad: Sequence[int], value: Number = 0) -> Typed | torch.Tensor:
     if min(pad, default=0) >= 0:
-        return Typed(padded(x.rows(), pad, value, classes=x.classes), x._meta.dtype, x.classes)
+        return Typed(padded(x.rows(), pad, value, classes=x.classes), x._dtype, x.classes)
     for i in range(len(pad) // 2):  # what is negative cuts off
         axis, (before, after) = x.ndim - 1 - i, pad[2 * i : 2 * i + 2]
         start, stop = max(-before, 0), x.shape[axis] - max(-after, 0)

@@ -44,7 +44,7 @@ def _bits(value: Shared) -> Typed:
 def _difference(x: Operand, y: Operand) -> Shared:
     """x - y, of whole numbers without fractional bits."""
     whole = all(
-        each._meta.dtype not in DTYPES
+        each._dtype not in DTYPES
         if isinstance(each, SharedTensor)
         else bool(np.array_equal(plain(each), np.rint(plain(each))))
         for each in (x, y)
@@ -198,7 +198,7 @@ def select(chosen: np.ndarray[Any, Any], x: Shared, y: Shared) -> Shared:
 
 @handles(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def _masked_fill(x: Operand, mask: torch.Tensor, value: Operand) -> Typed:
-    if isinstance(x, SharedTensor) and isinstance(value, float) and x._meta.dtype not in DTYPES:
+    if isinstance(x, SharedTensor) and isinstance(value, float) and x._dtype not in DTYPES:
         value = int(value)
     return where(mask, value, x)
 

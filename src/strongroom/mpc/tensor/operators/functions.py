@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from strongroom.mpc.shared import Shared
 from strongroom.mpc.tensor.operators.registry import (
     Number,
     aten,
+    directly,
     found,
     handles,
     plain,
@@ -114,7 +116,12 @@ def _expm1(x: SharedTensor) -> Shared:
 
 @handles(aten.relu.default)
 def _relu(x: SharedTensor) -> Shared:
-    return relu(x.read(raw=True))
+    return x.rectified()
+
+
+@directly(torch.relu, torch.nn.functional.relu)
+def _relu_called(input: Any, inplace: bool = False) -> tuple[Any, ...]:  # noqa: A002  # torch's name
+    return (aten.relu_.default if inplace else aten.relu.default), input
 
 
 @handles(aten.leaky_relu.default)

@@ -16,6 +16,7 @@ from strongroom.mpc.shared import Shared
 from strongroom.mpc.tensor.operators.arithmetic import add_bias
 from strongroom.mpc.tensor.operators.registry import at_frac, aten, found, handles, plain, secret
 from strongroom.mpc.tensor.shared_tensor import SharedTensor
+from strongroom.mpc.tensor.storage import Folded
 
 Three = tuple[Shared, None, None]
 
@@ -88,6 +89,10 @@ def _batch_norm(
     if training or mean is None or variance is None:
         raise UsageError("batch norm: got a batch's own statistics, wanted the running ones", hint="call model.eval()")
     parts = [each for each in (weight, bias, mean, variance) if each is not None]
+    if isinstance(x, SharedTensor) and isinstance(variance, SharedTensor):
+        done = x._storage.normalised(x.place, _given(parts, variance, eps))
+        if done is not None:
+            return done, None, None
     value = secret(x, found(x, *parts))
     scale, shift = _folded(parts, weight, bias, mean, variance, eps)
     channels = (-1, *[1] * (len(value.shape) - 2))
@@ -108,13 +113,7 @@ def _folded(
 ) -> tuple[Shared | NDArray[np.float64], Shared | NDArray[np.float64]]:
     """A factor and a summand for each channel."""
     if isinstance(variance, SharedTensor):
-        folded = variance._storage.folded
-        storages = tuple(each._storage for each in parts if isinstance(each, SharedTensor))
-        if folded is None or not folded.holds(storages, eps):
-            raise UsageError(
-                "batch norm: the root of a secret variance is not computed",
-                hint="share the module whole, unchanged: who has it folds weight, bias and statistics into one",
-            )
+        folded = _given(parts, variance, eps)
         return folded.scale, folded.shift
     if any(isinstance(each, SharedTensor) for each in parts):
         raise UsageError("batch norm: got public and secret parts, wanted all of one kind")
@@ -125,6 +124,18 @@ def _folded(
         plain(variance),
         eps,
     )
+
+
+def _given(parts: list[torch.Tensor], variance: SharedTensor, eps: float) -> Folded:
+    """What the source of all parts made of them."""
+    folded = variance._storage.folded
+    storages = tuple(each._storage for each in parts if isinstance(each, SharedTensor))
+    if folded is None or not folded.holds(storages, eps):
+        raise UsageError(
+            "batch norm: the root of a secret variance is not computed",
+            hint="share the module whole, unchanged: who has it folds weight, bias and statistics into one",
+        )
+    return folded
 
 
 def fold(

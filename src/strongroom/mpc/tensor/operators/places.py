@@ -44,7 +44,7 @@ def gathered(x: SharedTensor, dim: int, index: torch.Tensor) -> Typed:
     key = tuple(
         public_index(index, x.shape[axis]) if i == axis else each for i, each in enumerate(np.indices(index.shape))
     )
-    return picked(x, key) if x.ndim else Typed(x.rows(), x._meta.dtype, x.classes)
+    return picked(x, key) if x.ndim else Typed(x.rows(), x._dtype, x.classes)
 
 
 # Written

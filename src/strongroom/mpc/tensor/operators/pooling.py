@@ -11,12 +11,13 @@ import torch
 
 from strongroom.mpc.functions.fixed import inner_frac
 from strongroom.mpc.protocols.compare import amax
-from strongroom.mpc.protocols.pool import max_pool2d
+from strongroom.mpc.protocols.pool import max_pool2d, windows2d
 from strongroom.mpc.ring import Words
 from strongroom.mpc.shared import Shared, concatenate
 from strongroom.mpc.tensor.operators.arrange import padded
 from strongroom.mpc.tensor.operators.registry import aten, handles, locally
-from strongroom.mpc.tensor.shared_tensor import SharedTensor
+from strongroom.mpc.tensor.pending import Pending
+from strongroom.mpc.tensor.shared_tensor import DTYPES, SharedTensor
 
 Numbers = Sequence[int]
 
@@ -78,6 +79,24 @@ def _max_pool(
     return amax(concatenate(every)), None
 
 
+class _Pooled(Pending):
+    """A pooling, with the truncation before it and perhaps the ReLU after it.
+
+    Args:
+        windows: along the last axis, what is compared.
+    """
+
+    def __init__(self, windows: Shared) -> None:
+        super().__init__(windows.shape[:-1])
+        self._windows, self._bits = windows, windows.frac - windows.party.settings.frac
+
+    def _value(self) -> Shared:
+        return amax(self._windows, self._bits)
+
+    def _rectified(self) -> Shared:
+        return amax(self._windows, self._bits, rectify=True)
+
+
 @handles(aten.max_pool2d_with_indices.default)
 def _max_pool2d(
     x: SharedTensor,
@@ -86,14 +105,12 @@ def _max_pool2d(
     padding: Numbers = (0,),
     dilation: Numbers = (1,),
     ceil_mode: bool = False,
-) -> tuple[Shared, None]:
+) -> tuple[Shared | Pending, None]:
     if x.ndim == 4 and not ceil_mode and set(dilation) == {1}:
-        how = (_each(kernel, 2), _each(stride or kernel, 2), _each(padding, 2))
-        value = x.read(raw=True)
-        bits = value.frac - value.party.settings.frac
-        if bits > 0:
-            return max_pool2d(value, *how, bits=bits), None  # type: ignore[arg-type]  # truncated on its way
-        return max_pool2d(x.read(), *how), None  # type: ignore[arg-type]
+        how: Any = (_each(kernel, 2), _each(stride or kernel, 2), _each(padding, 2))
+        if x._dtype in DTYPES:
+            return _Pooled(windows2d(x.read(raw=True), *how)), None
+        return max_pool2d(x.read(), *how), None
     return _max_pool(x, _each(kernel, 2), stride, padding, dilation, ceil_mode)
 
 

@@ -14,13 +14,14 @@ from strongroom.errors import UsageError
 from strongroom.mpc.functions.fixed import inner_frac
 from strongroom.mpc.ring import Settings, Words
 from strongroom.mpc.shared import Shared
-from strongroom.mpc.tensor.shared_tensor import APART, DTYPES, HANDLERS, WRITES, Handler, SharedTensor, Typed
+from strongroom.mpc.tensor.shared_tensor import APART, DIRECT, DTYPES, HANDLERS, WRITES, Handler, SharedTensor, Typed
 from strongroom.mpc.transcript import shapes
 
 aten: Any = torch.ops.aten
 Number = int | float
 Operand = torch.Tensor | Number
 H = TypeVar("H", bound=Handler)
+Direct = Callable[..., tuple[Any, ...]]
 
 
 def handles(*overloads: Any) -> Callable[[H], H]:
@@ -33,6 +34,16 @@ def handles(*overloads: Any) -> Callable[[H], H]:
     def register(handler: H) -> H:
         HANDLERS.update(dict.fromkeys(overloads, handler))
         return handler
+
+    return register
+
+
+def directly(*functions: Any) -> Callable[[Direct], Direct]:
+    """Make a function say what calls of these functions of torch become: an operator and its operands."""
+
+    def register(function: Direct) -> Direct:
+        DIRECT.update(dict.fromkeys(functions, function))
+        return function
 
     return register
 
@@ -120,7 +131,7 @@ def rearranged(
         facts, public: whatever else decides what it does.
     """
     rows = x.rows()
-    return Typed(locally(rows, function, name, *facts, public=public), x._meta.dtype, x.classes)
+    return Typed(locally(rows, function, name, *facts, public=public), x._dtype, x.classes)
 
 
 def locally(x: Shared, function: Callable[[Words], Words], name: str, *facts: object, public: Any = None) -> Shared:
@@ -144,7 +155,7 @@ def alike(*values: Operand) -> tuple[list[Shared], Callable[[Shared], Typed]]:
             raise UsageError(f"indices: got classes {given}, wanted the same", hint="share them with the same classes=")
         kept = [each.rows() if isinstance(each, SharedTensor) else public_rows(each, classes, like) for each in values]
         return kept, lambda value: Typed(value, torch.int64, classes)
-    dtype = like._meta.dtype
+    dtype = like._dtype
     for each in values:
         if isinstance(each, torch.Tensor):
             dtype = torch.promote_types(dtype, each.dtype)
