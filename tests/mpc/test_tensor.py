@@ -321,7 +321,7 @@ def test_the_package_imports_without_torch():
         "except MissingDependencyError as error: print(error.message, '|', error.hint)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout == "torch: is not installed | pip install 'strongroom[torch]'\n"
+    assert result.stdout == "torch: is not installed | pip install 'strongroom[mpc]'\n"
 
 
 def test_the_guide_s_example_runs(capsys):
