@@ -327,6 +327,7 @@ def run_area(
                 area.measure(bench)
     except Exception as error:
         if quick and isinstance(error, peers.UnavailableError):
+            say(f"left to a full run: {error}")
             bench.leave_rest()
         else:
             trouble = traceback.format_exc()

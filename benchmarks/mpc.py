@@ -135,7 +135,7 @@ def holds(row: Row, results: Results) -> bool:
 
 def table(everything: Mapping[str, Results]) -> Table:
     """A line for each system on each row."""
-    grid = Table("", "", "ms", "/ ours", "processor ms", "MB sent", "rounds", "MiB", "error", "")
+    grid = Table("", "", "ms", "/ ours", "processor ms", "MB sent", "rounds", "peak MiB", "error", "")
     for name, results in everything.items():
         row = ROWS[name]
         for system, m in results.items():
@@ -153,7 +153,7 @@ def table(everything: Mapping[str, Results]) -> Table:
                 " ".join(f"{1000 * each:.0f}" for each in processor),
                 " ".join("?" if each is None else f"{each / 1e6:.2f}" for each in m.sent),
                 "" if m.rounds is None else str(m.rounds),
-                "" if m.peak_mib is None else f"{m.peak_mib:.0f}",
+                " ".join(f"{each:.0f}" for each in m.peaks_mib),
                 "" if m.error is None else f"{m.error:.1e}",
                 m.trouble or verdict,
             )

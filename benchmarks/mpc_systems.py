@@ -92,6 +92,7 @@ class Measured:
         seconds: of each run.
         processor: seconds of each party that says so, of each run.
         sent: bytes of payload by each party.
+        peaks_mib: the most memory that each party took, by rank.
         trouble: why there is no more.
         single: it was too slow to be run again: the first run is the one that counts.
     """
@@ -100,7 +101,7 @@ class Measured:
     processor: list[list[float]] = field(default_factory=list)
     sent: list[int | None] = field(default_factory=list)
     rounds: int | None = None
-    peak_mib: float | None = None
+    peaks_mib: list[float] = field(default_factory=list)
     error: float | None = None
     trouble: str | None = None
     single: bool = False
@@ -164,12 +165,13 @@ class Group:
         self._tell("run")
         return {rank: Turn(**facts) for rank, facts in sorted(self._answers(self._asked).items())}
 
-    def finish(self) -> tuple[Floats, float]:
-        """The last run's result, and the largest party's peak memory in MiB. Raises as `run`."""
+    def finish(self) -> tuple[Floats, list[float]]:
+        """The last run's result, and each party's peak memory in MiB, by rank. Raises as `run`."""
         self._tell("finish")
-        peak = max(facts["peak_mib"] for facts in self._answers(range(self._system.parties)).values())
+        answers = self._answers(range(self._system.parties))
+        peaks = [float(answers[rank]["peak_mib"]) for rank in sorted(answers)]
         result: Floats = np.load(self.directory / "result.npy", allow_pickle=False)
-        return result, peak
+        return result, peaks
 
     def close(self) -> None:
         """End every party that still runs."""
@@ -317,7 +319,7 @@ class Contest:
             for system, group in groups.items():
                 if self.measured[system].trouble is None:
                     with self._noting(system):
-                        result, self.measured[system].peak_mib = group.finish()
+                        result, self.measured[system].peaks_mib = group.finish()
                         self.measured[system].error = self._reference(result)
 
     def _turn(self, system: System, group: Group, running: list[System], times: int = 1) -> bool:
