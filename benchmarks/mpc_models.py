@@ -157,7 +157,7 @@ def classify(name: str, rounds: int) -> tuple[Ran, float]:
 
 def plain_resnet(name: str) -> NDArray[np.float64]:
     model = with_random_weights(RESNETS[name]).double()
-    with torch.inference_mode():
+    with torch.no_grad():
         result: NDArray[np.float64] = model(torch.from_numpy(random_image()).double()).numpy()
     return result
 

@@ -78,7 +78,7 @@ def random_image(seed: int = 1) -> NDArray[np.float32]:
 
 def with_random_weights(make: Callable[[], nn.Module], seed: int = 1) -> nn.Module:
     """A network whose normalisations have seen random images; the same each time."""
-    with torch.random.fork_rng(), torch.inference_mode():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = make()
         for module in model.modules():

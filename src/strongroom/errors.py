@@ -53,7 +53,7 @@ class StrongroomError(Exception):
 
     Args:
         message: one line, lower case, no full stop: field, got, wanted.
-        hint: what the reader can do about it, one line.
+        hint: what the reader can do about it, one line; a note of the exception too, so that a traceback shows it.
     """
 
     code: ClassVar[str] = "internal"
@@ -62,7 +62,19 @@ class StrongroomError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self._hint: str | None = None
         self.hint = hint
+
+    @property
+    def hint(self) -> str | None:
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str | None) -> None:
+        noted = f"hint: {self._hint}"
+        self._hint = hint
+        others = [note for note in getattr(self, "__notes__", []) if note != noted]
+        self.__notes__ = [*others, *([f"hint: {hint}"] if hint else [])]
 
     def to_wire(self) -> dict[str, str]:
         """The error as the JSON object that every service of ours answers with."""

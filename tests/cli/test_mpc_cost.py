@@ -102,6 +102,14 @@ def test_wrong_words_are_refused(words, text, program, model, capsys):
     assert text in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_a_shape_that_does_not_fit_is_said_to_be_it(model, capsys):
+    """Of a model's file no line is at fault."""
+    assert main(["mpc", "cost", "--shape", "5,3", str(model)]) == UsageError.exit_code
+    err = capsys.readouterr().err.replace("\n", " ")
+    assert "got shapes (5, 3) and (4, 8)" in err and "does --shape 5,3 fit the model?" in err
+    assert "at /" not in err and "runpy" not in err
+
+
 def test_a_program_that_fails_says_where(tmp_path, capsys):
     path = tmp_path / "fails.py"
     path.write_text("1 / 0\n")

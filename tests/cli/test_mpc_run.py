@@ -13,7 +13,7 @@ import pytest
 
 from strongroom.channel import bind
 from strongroom.cli.main import main
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import FormatError, PolicyError, UsageError
 from strongroom.mpc import certificates
 
 pytest.importorskip("torch", reason="computing on shares needs PyTorch: it is not tested")
@@ -254,6 +254,11 @@ def test_certificates_that_are_missing_or_another_party_s(program, tmp_path, cap
         (["run", "--rank", "D", "--sockets", ".", "--dealer-policy", "x", "PROGRAM"], "--dealer-policy: is for the"),
         (["run", "--rank", "D", "--sockets", ".", "--dealer-enclave", "PROGRAM"], "--dealer-enclave: is for three"),
         (["run", "--include", "x", "PROGRAM"], "--include: is for a dealer in an enclave"),
+        (["run", "--settings", "f=1", "PROGRAM"], "settings: got 'f=1', wanted some of"),
+        (["run", "--policy", "no.toml", "PROGRAM"], "no.toml: no such file"),
+        (["run", "--audit", "no/a", "PROGRAM"], "--audit: "),
+        (["run", "--report", "no/r.json", "PROGRAM"], "--report: "),
+        (["run", "--report", ".", "PROGRAM"], "--report: . cannot be written"),
         (["measure"], "program: none was given"),
         (["certificates", "c", "--add"], "--add: for whom"),
         (["certificates", "c", "--add", "--client", "bob"], "authority: c/authority holds no authority.key"),
@@ -266,6 +271,29 @@ def test_words_that_make_no_sense(words, message, program, tmp_path, capfd, monk
     status, line = refused(capfd, *(program if word == "PROGRAM" else word for word in words))
     assert status in (UsageError.exit_code, 11)
     assert line.startswith(message)
+
+
+def test_a_policy_and_a_log_are_read_before_the_others_are_waited_for(program, tmp_path, capfd, monkeypatch):
+    def join(*args):
+        raise AssertionError("it waited for the others")
+
+    monkeypatch.setattr("strongroom.cli.mpc_party._join", join)
+    monkeypatch.setenv("STRONGROOM_MPC_RANK", "")  # and afterwards as it was
+    (tmp_path / "policy.toml").write_text("version = 2")
+    (tmp_path / "log").write_text("no log\n")
+    run = ("run", "--rank", "P0", "--sockets", tmp_path)
+    status, line = refused(capfd, *run, "--policy", tmp_path / "policy.toml", program)
+    assert status == PolicyError.exit_code and line.endswith("policy.toml: version: got 2, wanted 1")
+    status, line = refused(capfd, *run, "--audit", tmp_path / "log", program)
+    assert status == FormatError.exit_code and line.endswith("line 1: is no record")
+
+
+def test_an_unknown_option_is_answered_with_the_action_s_usage(capfd):
+    for words, usage in ((["mpc", "run", "--bogus"], "mpc run [OPTIONS] SCRIPT"), (["doctor", "--bogus"], "doctor ")):
+        with pytest.raises(SystemExit):
+            main(words)
+        err = capfd.readouterr().err
+        assert err.startswith(f"usage: strongroom {usage}") and "unrecognized arguments: --bogus" in err
 
 
 def test_without_an_action_it_says_what_there_is(capfd):

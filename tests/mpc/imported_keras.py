@@ -99,10 +99,17 @@ def _refused(folder: Path) -> list[str]:
     (folder / "none.keras").write_bytes(b"PK")
     bare = folder / "strange.json"
     bare.write_text(json.dumps({"module": "os", "class_name": "System", "config": {}}))
+    deep, large = folder / "deep.json", folder / "large.json"
+    deep.write_text("[" * 100_000 + "]" * 100_000)
+    config = json.loads(keras.Sequential([Input((2,)), layers.Dense(3)]).to_json())
+    config["config"]["layers"][1]["config"]["units"] = 10**13
+    large.write_text(json.dumps(config))
     for load, path in (
         (mpc.load_model, folder / "code.keras"),
         (mpc.load_model, folder / "none.keras"),
         (mpc.load_architecture, bare),
+        (mpc.load_architecture, deep),
+        (mpc.load_architecture, large),
     ):
         try:
             load(path)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from strongroom.channel import Channel
-from strongroom.errors import MpcError, UsageError
+from strongroom.errors import StrongroomError, UsageError
+from strongroom.mpc import peer
 from strongroom.mpc.ahead import Ahead
 from strongroom.mpc.threads import run_local
 
@@ -44,8 +45,12 @@ def test_what_the_peer_said_is_heard_until_it_was_read_and_no_longer():
     right.close()
 
 
-def test_why_the_dealer_ends_comes_behind_all_that_it_dealt():
-    """It ends while what it dealt still waits; P1 takes that, and then reads why there is no more."""
+def test_why_the_dealer_ends_comes_behind_all_that_it_dealt(monkeypatch):
+    """It ends while what it dealt still waits; P1 takes that, and then reads why there is no more.
+
+    However late P1 comes to it: there is no time after which the dealer would leave with a part of it.
+    """
+    monkeypatch.setattr(peer, "_LINGER", 0.0)
     ended, said = threading.Event(), []
 
     def program(party):
@@ -53,14 +58,14 @@ def test_why_the_dealer_ends_comes_behind_all_that_it_dealt():
             words = np.zeros(1 << 20, np.uint64)
             if party.is_dealer:
                 party.deal(words)
-                ended.set()
+                party.peers[0].tell = lambda reason: ended.set()  # as the first thing of its end
                 raise UsageError("dealer: it is enough")
             if not party.first:
                 assert ended.wait(60)
                 party.take(words)
                 try:
                     party.take(words)
-                except MpcError as error:
+                except StrongroomError as error:
                     said.append(error.message)
                     raise
 

@@ -1,8 +1,10 @@
 """A server's log of what it revealed: it is there before a share leaves, and whatever is done to it is found."""
 
+import contextlib
 import datetime as dt
 import json
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import torch
 
 from strongroom import mpc
 from strongroom.cli.main import main
-from strongroom.errors import FormatError, LockedError, MpcError, RefusedError, TamperedError
+from strongroom.errors import FormatError, LockedError, MpcError, RefusedError, TamperedError, UsageError
 from strongroom.mpc.audit import AuditLog, compare, read, verify
 from strongroom.mpc.policy import Allow, Policy, Reveal
 from strongroom.mpc.tensor.world import current
@@ -64,7 +66,7 @@ def test_every_reveal_is_logged_at_both_servers_with_its_line(tmp_path):
         assert [record.kind for record in log.records] == ["begin", "reveal", "reveal", "end"] * 2
         begin, first, second, end = (record.fields for record in log.records[:4])
         assert begin["party"] == path.stem and begin["settings"] == "frac=16 bound=15 exact=0"
-        assert (first["number"], first["shape"], first["owners"], first["to"]) == (1, [2, 3], ["clinic"], ["P1"])
+        assert (first["number"], first["shape"], first["owners"], first["to"]) == (1, [2, 3], ["P0", "clinic"], ["P1"])
         assert (second["number"], second["shape"], second["to"]) == (2, [], ["public"])
         assert first["file"] == __file__ and first["line"] == program.__code__.co_firstlineno + 2
         assert len(first["program"]) == 64 and first["transcript"] != second["transcript"]
@@ -75,7 +77,7 @@ def test_every_reveal_is_logged_at_both_servers_with_its_line(tmp_path):
 
 def test_a_refusal_and_an_error_are_logged_too(tmp_path):
     with pytest.raises(RefusedError):
-        logged(tmp_path, policy=[Policy((Allow("clinic", ("P1",)),)), None])
+        logged(tmp_path, policy=[Policy((Allow("clinic", ("P1",)), Allow("P0", ("P1", "public")))), None])
     refusing, other = read(tmp_path / "P0.audit"), read(tmp_path / "P1.audit")
     assert [record.kind for record in refusing.records] == ["begin", "reveal", "refused", "end"]
     assert "clinic's policy allows P1" in refusing.records[2].fields["why"]
@@ -143,6 +145,14 @@ def test_a_log_has_one_writer(tmp_path):
             AuditLog.open(tmp_path / "log")
         assert len(read(tmp_path / "log").records) == 1
     AuditLog.open(tmp_path / "log").close()
+
+
+def test_a_log_that_cannot_be_made_says_why(tmp_path):
+    with pytest.raises(UsageError, match=r"audit: .*a/b/log: no such file or directory") as refused:
+        AuditLog.open(tmp_path / "a" / "b" / "log")
+    assert refused.value.hint == f"make the directory: mkdir -p {tmp_path / 'a' / 'b'}"
+    with pytest.raises(UsageError, match="audit: "):
+        AuditLog.open(tmp_path / "x" / ".." / "..")
 
 
 def test_a_link_is_not_followed(tmp_path):
@@ -271,6 +281,71 @@ def test_a_rewritten_log_is_found_by_the_other_server_s():
     assert len(compare(verify(written()), verify(bytes(storage.data)))) == 3
 
 
+def rewritten(path, change):
+    """A log with its records changed and its chain made anew, as whoever runs the server can."""
+    storage = MemoryStorage(b"")
+    log = AuditLog(storage, now=clock)
+    for record in read(path).records:
+        fields = {name: value for name, value in record.fields.items() if name not in MADE_BY_THE_LOG}
+        kind, fields = change(record.kind, fields)
+        log.add(kind, fields)
+    return verify(bytes(storage.data))
+
+
+MADE_BY_THE_LOG = ("version", "kind", "time", "previous", "digest")
+
+
+def three_reveals():
+    x = mpc.share(lambda: torch.ones(3), source=0, shape=(3,))
+    for to in (1, 0, 1):
+        mpc.reveal(x * to, to=to)
+
+
+def hidden(number, **changed):
+    """Tell a reveal as refused; at the last one, end in an error too."""
+
+    def change(kind, fields):
+        if kind == "reveal" and fields["number"] == number:
+            return "refused", fields | changed
+        if kind == "end" and number == 3:
+            return kind, fields | {"error": "refused", "reveals": 2}
+        return kind, fields
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (hidden(1), "reveal 1 at test_audit.py:.*P0 says that it was revealed, P1 that it was refused"),
+        (hidden(1, to=["P0"]), "reveal 1 at .*P1 that something else was refused"),
+        (hidden(3), "reveal 3 at .*P1 that it was refused"),
+        (lambda kind, fields: (kind, fields | ({"reveals": 2} if kind == "end" else {})), r"P0 counts \[3\]"),
+        (lambda kind, fields: (kind, fields | ({"program": "00"} if kind == "begin" else {})), "program: P0 has"),
+    ],
+    ids=["told as refused", "told as another", "the last one", "another count", "another program"],
+)
+def test_a_server_cannot_tell_a_reveal_as_refused(change, message, tmp_path):
+    logged(tmp_path, three_reveals)
+    honest = read(tmp_path / "P0.audit")
+    assert compare(honest, read(tmp_path / "P1.audit")) == []
+    found = compare(honest, rewritten(tmp_path / "P1.audit", change))
+    assert len(found) == 1 and re.search(message, found[0]), found
+    assert len(compare(rewritten(tmp_path / "P1.audit", change), honest)) == 1
+
+
+def test_a_refusal_that_the_program_caught_is_an_end_in_error(tmp_path):
+    def caught():
+        with contextlib.suppress(MpcError):
+            program()
+
+    with pytest.raises(MpcError, match="the epoch has ended"):
+        logged(tmp_path, caught, policy=[Policy((Allow("*", ("P1",)),)), None])
+    logs = [read(tmp_path / name) for name in ("P0.audit", "P1.audit")]
+    assert all("to public" in log.records[-1].fields["error"] for log in logs)
+    assert compare(*logs) == []
+
+
 # The command line
 
 
@@ -279,7 +354,7 @@ def test_the_verb_prints_reveals_and_compares(tmp_path, capsys):
     assert main(["mpc", "audit", str(tmp_path / "P0.audit"), str(tmp_path / "P1.audit")]) == 0
     said = capsys.readouterr().out
     assert "clinic" in said and "public" in said and "test_audit.py:" in said and "both logs say the same" in said
-    assert said.count("2 reveals in 1 epochs; the chain holds") == 2
+    assert said.count("2 reveals in 1 epoch; the chain holds") == 2
 
     assert main(["mpc", "audit", "--json", str(tmp_path / "P0.audit")]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -294,6 +369,9 @@ def test_the_verb_fails_where_logs_differ_or_were_changed(tmp_path, capsys):
     assert "only P1 has it" in capsys.readouterr().err
     assert main(["mpc", "audit", "--json", str(left), str(right)]) == 81
     assert json.loads(capsys.readouterr().out)["differences"] == ["epoch e1: reveal 3 at predict.py:7: only P1 has it"]
+    right.write_bytes(b"".join(written(2, party="P1").splitlines(keepends=True)[:-1]))
+    assert main(["mpc", "audit", str(left), str(right)]) == 81
+    assert "say the same as far as they go; an end is missing" in capsys.readouterr().err.replace("\n", " ")
     right.write_bytes(written(3, party="P1")[:-10])
     assert main(["mpc", "audit", str(right)]) == 0
     said = capsys.readouterr().err.replace("\n", " ")

@@ -29,6 +29,7 @@ from strongroom.mpc import request as wire
 from strongroom.mpc.audit import compare, read
 from strongroom.mpc.client import socket_path
 from strongroom.mpc.policy import Allow, Policy
+from strongroom.mpc.reception import Arrival
 from strongroom.mpc.tensor import serving as serving_module
 from strongroom.mpc.tensor.world import current
 from strongroom.mpc.threads import run_local
@@ -277,6 +278,70 @@ def test_what_clients_make_up_is_refused_and_the_service_goes_on(tmp_path, monke
     assert servers.error is None and servers.served == [2, 2, 2]
 
 
+def test_a_client_that_asks_p0_alone_keeps_nobody_waiting(tmp_path, monkeypatch):
+    """Its requests stay until P1 may have them too, and others are answered meanwhile."""
+    monkeypatch.setattr(serving_module, "_MATCH", 600)
+    with local(tmp_path) as servers, ExitStack() as stack:
+        waiting = servers.receptions[0]
+        for i in range(8):
+            hostile = stack.enter_context(Client.unix(tmp_path, "mallory"))
+            hostile._ask(0, made(hostile)[0])
+            with waiting._changed:
+                assert waiting._changed.wait_for(lambda so_far=i: len(waiting._untaken()) > so_far, 60)
+        with Client.unix(tmp_path, "alice") as honest:
+            for _ in range(2):
+                assert np.abs(honest.predict(X) - plain(X)).max() < 1e-3
+        assert len(waiting._untaken()) == 8
+        monkeypatch.setattr(serving_module, "_MATCH", 0)
+        with pytest.raises(MpcError, match="P1 does not have it"):
+            hostile._answer(0)
+    assert servers.error is None and servers.served == [2, 2, 2]
+
+
+def test_clients_take_turns_and_what_p1_lacked_comes_last():
+    reception = Reception(0, None, None, clients=None)
+
+    def comes(client, number):
+        arrival = Arrival(client, wire.Request(bytes([number]) * 16, bytes(32), (1, 4), b""))
+        reception._arrivals[arrival.key] = arrival
+        return arrival
+
+    greedy = [comes("mallory", i) for i in range(3)]
+    reception.take(greedy[0])
+    other = comes("alice", 9)
+    assert reception.waiting(60, 8) == [other, *greedy[1:]]
+    greedy[1].tries = 1
+    reception.take(other)
+    assert reception.waiting(60, 8) == [greedy[2], greedy[1]]
+    assert reception.waiting(60, 1) == [greedy[2]]
+    reception.stop()
+    assert reception.waiting(60, 8) == []
+
+
+def test_a_client_has_so_many_connections_and_requests_of_its_own_number(tmp_path):
+    with local(tmp_path, count=2) as servers, ExitStack() as stack:
+        mine = [stack.enter_context(Client.unix(tmp_path, "mallory")) for _ in range(8)]
+        with pytest.raises(MpcError, match=r"P[01]: client: mallory has 8 connections already"):
+            Client.unix(tmp_path, "mallory")
+        with Client.unix(tmp_path, "alice") as other:
+            number = bytes(16)
+            assert ask(mine[0], made(mine[0], number=number)) == ask(other, made(other, number=number)) == {}
+    assert servers.error is None
+
+
+def test_strangers_at_the_clients_port_make_room(certified):
+    receptions, addresses = listening(certified)
+    with serving(receptions) as servers, ExitStack() as stack:
+        Client.tcp(addresses, certified / "client-alice").close()  # they serve
+        for address in addresses.values():
+            for _ in range(80):
+                stack.enter_context(socket.create_connection(address))
+        with Client.tcp(addresses, certified / "client-alice") as client:
+            assert np.abs(client.predict(X) - plain(X)).max() < 1e-3
+        assert all(len(each._strangers) <= 64 for each in receptions)
+    assert servers.error is None
+
+
 @pytest.mark.parametrize("payload", [b"", b"x" * 10, b"x" * 200, b"x" * (1 << 16)])
 def test_requests_that_lie_about_their_size_are_refused(tmp_path, payload):
     with local(tmp_path), Client.unix(tmp_path, "mallory") as client:
@@ -302,6 +367,23 @@ def test_inputs_beyond_the_range_are_brought_into_it(tmp_path):
 def echo(model, reception, **arguments):
     for request in mpc.requests(model, reception, **arguments):
         mpc.reveal(request.x, to=request.client)
+
+
+def test_a_tensor_is_answered_by_a_tensor(tmp_path):
+    with local(tmp_path), Client.unix(tmp_path, "alice") as client:
+        for x in (torch.as_tensor(X, dtype=torch.float32).requires_grad_(), torch.as_tensor(X)):
+            answer = client.predict(x)
+            assert answer.dtype == x.dtype and np.abs(answer.numpy() - plain(X)).max() < 1e-3
+        assert client.predict(torch.ones(1, 4, dtype=torch.int64)).dtype == torch.float32
+        for wrong in ("x", [[1, 2], [3]], torch.ones(1, 4) * 1j, object()):
+            with pytest.raises(UsageError, match="input: ") as refused:
+                client.predict(wrong)
+            assert refused.value.hint == "an array or a tensor of numbers"
+
+
+def test_both_servers_addresses_are_needed(certified):
+    with pytest.raises(UsageError, match=r"addresses: got those of \[0\], wanted those of 0 and 1"):
+        Client.tcp({0: ("127.0.0.1", 1)}, certified / "client-alice")
 
 
 def test_a_missing_server_is_named(tmp_path):

@@ -410,6 +410,36 @@ def test_a_call_that_raises_does_not_put_off_the_next_ratchet():
     assert run(program) == [(1, 1)] * 3
 
 
+@pytest.mark.parametrize("prepend", [False, True])
+def test_a_hook_that_raises_does_not_put_off_the_next_ratchet(prepend):
+    """A user's own hook raises before the module runs, once: every later call ratchets all the same."""
+    failing = threading.local()
+
+    def check(module, args):
+        if getattr(failing, "now", False):
+            raise StoppedError
+
+    def program():
+        layer = nn.Linear(4, 3)
+        layer.register_forward_pre_hook(check)
+        model = mpc.share(lambda: nn.Sequential(nn.Linear(4, 3)), source=1, like=nn.Sequential(layer))
+        if prepend:
+            model[0].register_forward_pre_hook(check, prepend=True)
+            model.register_forward_pre_hook(check, prepend=True)
+        x, coins = given(), current().party.coins
+        failing.now = True
+        for called in (model, model[0]):
+            with pytest.raises(StoppedError):
+                called(x)
+        failing.now = False
+        before = coins._generation
+        for _ in range(3):
+            model(x)
+        return coins._generation - before
+
+    assert run(program) == [3] * 3
+
+
 def test_a_copy_of_a_module_is_ratcheted_too():
     def program():
         model, x = copy.deepcopy(secret()), given()

@@ -38,10 +38,16 @@ def test_a_model_in_memory_is_given_as_it_is(found: Any) -> None:
 
 
 def test_a_file_that_holds_code_is_refused(found: Any) -> None:
-    code, none, strange = found["refused"]
+    code, none, strange, _, _ = found["refused"]
     assert "has a Lambda, which is code" in code
     assert "holds no Keras model" in none
     assert "System of os, which Keras was not told of" in strange
+
+
+def test_a_configuration_that_is_too_deep_or_too_large_is_refused(found: Any) -> None:
+    *_, deep, large = found["refused"]
+    assert "deep.json holds no Keras model" in deep
+    assert "Keras cannot load large.json" in large
 
 
 def test_another_backend_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How parties meet: in any order, past strangers, and what they are told when they do not."""
 
+import contextlib
 import datetime as dt
 import socket
 import threading
@@ -130,6 +131,39 @@ def test_more_strangers_than_are_heard_at_once_make_room_for_a_guest():
         found.channel.close()
         for each in crowd:
             each.close()
+
+
+def test_no_more_strangers_are_heard_at_once_however_many_come():
+    """Each that makes room has left before another is heard."""
+    inside, most, lock = set(), [], threading.Lock()
+
+    def greet(sock):
+        with lock:
+            inside.add(sock)
+            most.append(len(inside))
+        try:
+            name = sock.recv(1)
+        finally:
+            with lock:
+                inside.remove(sock)
+        if not name:
+            raise PeerIdentityError("said nothing")
+        return Guest(name[0], Channel(sock, "guest", seconds=5), sock)
+
+    with bind("127.0.0.1", 0) as listener, Door(listener, greet) as door, contextlib.ExitStack() as crowd:
+
+        def come():
+            for _ in range(200):
+                crowd.enter_context(socket.create_connection(listener.getsockname()))
+            crowd.enter_context(socket.create_connection(listener.getsockname())).sendall(b"\x02")
+
+        thread = threading.Thread(target=come)
+        thread.start()
+        found = door.next(time.monotonic() + 4 * SOON)
+        thread.join()
+        assert found is not None and found.rank == 2
+        found.channel.close()
+    assert len(most) == 201 and max(most) == 64
 
 
 def test_a_server_may_be_the_last_to_start(servers, places):

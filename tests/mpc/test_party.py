@@ -296,6 +296,19 @@ def test_a_dead_party_is_a_clear_error_for_both_others(dead):
         assert rank == dead or f"{name}: " in error.message
 
 
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_what_is_raised_is_the_cause_and_no_connection_lost_by_it(dead):
+    def program(party):
+        x = share(party, lambda: X, source=0, shape=X.shape)
+        if party.rank == dead:
+            vanish(party)
+            raise UsageError("this is why")
+        return relu(x)
+
+    with pytest.raises(UsageError, match="this is why"):
+        run_local(program)
+
+
 def test_a_party_that_raises_takes_the_others_along_and_says_why():
     def program(party):
         x = share(party, lambda: X, source=0, shape=X.shape)

@@ -184,7 +184,8 @@ def assert_no_share(recorder):
     assert {len(payload) for _, _, payload in recorder.frames} <= {0, 128}
 
 
-NOTHING, CLINIC = Policy(()), Policy((allow("clinic", "P1"),))
+NOTHING, CLINIC = Policy(()), Policy((allow("clinic", "P1"), allow("P0", "P1")))
+SOURCE = Policy((allow("P0", "P1", "public"),))  # not its other owner
 
 
 @pytest.mark.parametrize("to", [0, 1, (0, 1), "public"])
@@ -203,7 +204,7 @@ def test_no_share_leaves_when_one_server_s_policy_refuses(enforcing, to):
         raise refused.value
 
     policies = [None, None]
-    policies[enforcing] = NOTHING
+    policies[enforcing] = SOURCE
     outcomes = run(policies, program, recorder)
     assert all(isinstance(each, Raised) for each in outcomes[:2])
     refused, told = outcomes[enforcing].error, outcomes[1 - enforcing].error
@@ -222,8 +223,39 @@ def test_a_policy_lets_through_what_it_allows_and_owners_add_up():
     assert at_p1[0].tolist() == at_p0[1].tolist() == [1, 2, 3]
     assert at_p0[2].owners == {"clinic", "P0"}
 
-    outcomes = run([CLINIC, None], lambda: mpc.reveal(program()[2], to=1))
-    assert "of P0 to P1" in outcomes[0].error.message
+    def joined():
+        x = mpc.share(lambda: torch.ones(3), source=1, shape=(3,), owners=["lab"])
+        return mpc.reveal(shared(["clinic"]) + x, to=1)
+
+    outcomes = run([CLINIC, None], joined)
+    assert "of lab to P1" in outcomes[0].error.message
+
+
+@pytest.mark.parametrize("to", [0, "public"])
+@pytest.mark.parametrize("owners", [["P0"], ["clinic"], ["P0", "P1"]])
+def test_a_program_cannot_give_a_source_s_values_to_other_owners(owners, to):
+    """P1's values, as somebody else's who allows everything: P1's own policy is asked all the same."""
+    recorder = Recorder()
+    policy = Policy((allow("P0", "P1", "public"), allow("clinic", "P0", "public")))
+
+    def program():
+        x = mpc.share(lambda: torch.ones(3), source=1, shape=(3,), owners=owners)
+        return mpc.reveal(x, **({"public": True} if to == "public" else {"to": to}))
+
+    outcomes = run([policy, policy], program, recorder)
+    errors = [each.error for each in outcomes[:2]]
+    assert any("of P1 to" in error.message and "P1's policy allows nothing" in error.message for error in errors)
+    assert_no_share(recorder)
+
+
+@pytest.mark.parametrize("owners", [["public"], ["clients"], ["*"], ["D"], [""], [3], [], "clinic"])
+def test_what_is_no_owner_s_name_is_refused(owners):
+    def program():
+        with pytest.raises(UsageError, match="owners: got"):
+            shared(owners)
+
+    with mpc.local_world() as world:
+        world.run(program)
 
 
 def test_a_budget_lasts_over_the_reveals_of_an_epoch():

@@ -219,7 +219,7 @@ def test_a_secret_goes_to_whom_it_is_revealed_and_is_recorded():
 
     with mpc.local_world() as world:
         (owners, at_p0), (_, at_p1), (_, at_dealer) = world.run(program)
-        assert owners == {"P0", "clinic"}
+        assert owners == {"P0", "P1", "clinic"}
         assert torch.allclose(at_p1, torch.tensor([3.0, 2.0]))
         for withheld in (at_p0, at_dealer):
             assert withheld.shape == (2,) and "revealed to P1" in repr(withheld)
@@ -236,7 +236,7 @@ def test_a_secret_goes_to_whom_it_is_revealed_and_is_recorded():
                 with pytest.raises(UsageError, match="was revealed to P1, not to this party"):
                     use(withheld)
         (entry,) = world.reveals
-    assert (entry.shape, entry.owners, entry.to) == ((2,), {"P0", "clinic"}, ("P1",))
+    assert (entry.shape, entry.owners, entry.to) == ((2,), {"P0", "P1", "clinic"}, ("P1",))
     assert entry.file == __file__ and entry.line == program.__code__.co_firstlineno + 4
 
 

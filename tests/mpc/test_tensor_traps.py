@@ -207,7 +207,11 @@ def test_secret_batch_norm_that_was_changed_is_not_folded():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": 2, "shape": (1,)}, "source: got 2, wanted 0 or 1"),
+        ({"source": mpc.D, "shape": (1,)}, "source: got 2, wanted 0 or 1"),
+        ({"source": "D", "shape": (1,)}, "source: got 'D', wanted 0 or 1"),
+        ({"source": 0, "shape": "two"}, "shape: got 'two', wanted sizes"),
+        ({"source": 0, "shape": 1.5}, "shape: got 1.5, wanted sizes"),
+        ({"source": 0, "shape": (-1,)}, r"shape: got \(-1,\), wanted sizes"),
         ({"source": 0}, "wanted either shape=, of a tensor, or like="),
         ({"source": 0, "shape": (1,), "dtype": torch.float16}, "dtype: got torch.float16"),
         ({"source": 0, "shape": (1,), "owners": "ann"}, "owners: got 'ann', wanted some names"),
@@ -218,6 +222,61 @@ def test_secret_batch_norm_that_was_changed_is_not_folded():
 def test_what_cannot_be_shared_is_refused_by_name(arguments, message):
     with mpc.local_world() as world, pytest.raises(UsageError, match=message):
         world.run(lambda: mpc.share(lambda: torch.ones(1), **arguments))
+
+
+@pytest.mark.parametrize("values", [torch.ones(1), nn.Linear(1, 1), [1.0], None])
+@pytest.mark.parametrize("give", [mpc.share, mpc.own])
+def test_values_themselves_are_refused_for_a_function_that_gives_them(give, values):
+    """A module can be called, too: it would be called as the function."""
+    with mpc.local_world() as world, pytest.raises(UsageError, match=r"values: got .*, wanted a function") as refused:
+        world.run(lambda: give(values, source=0, like=nn.Linear(1, 1)))
+    assert refused.value.hint == "such as lambda: model"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(2, dtype=torch.complex64), "values: got complex64 values, wanted real numbers"),
+        (np.ones(2, np.complex128), "values: got complex128 values"),
+        (["one", "two"], "values: got <U3 values"),
+        ([[1.0], [2.0, 3.0]], "values: got list, wanted an array of real numbers"),
+    ],
+)
+def test_what_is_no_real_number_is_refused(values, message):
+    with mpc.local_world() as world, pytest.raises(UsageError, match=message):
+        world.run(lambda: mpc.share(lambda: values, source=0, shape=2))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.full((2, 3), torch.nan), "values: 1.weight: got a number that is not finite"),
+        (torch.full((2, 3), 1e6), r"values: 1.weight: one is out of range, wanted magnitudes below 2\^15"),
+        (torch.ones(3, 2), r"values: 1.weight: got shape \(3, 2\), wanted \(2, 3\)"),
+        (torch.ones(2, 3, dtype=torch.complex64), "values: 1.weight: got complex64 values"),
+    ],
+    ids=["nan", "range", "shape", "complex"],
+)
+@pytest.mark.parametrize("give", [mpc.share, mpc.own])
+def test_a_weight_that_cannot_be_shared_is_named(give, weight, message):
+    def model():
+        return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+
+    state = model().state_dict() | {"1.weight": weight}
+    with mpc.local_world() as world, pytest.raises(UsageError, match=message):
+        world.run(lambda: give(lambda: state, source=1, like=model()))
+
+
+def test_servers_and_shapes_go_by_their_short_names():
+    def program():
+        x = mpc.share(lambda: torch.ones(3), source="P1", shape=3)
+        y = mpc.own(lambda: torch.ones(3), source=mpc.P0, shape=np.int64(3))
+        return x.owners, mpc.reveal(x + y, to="P0")
+
+    with mpc.local_world() as world:
+        owners, revealed = world.run(program)[0]
+    assert owners == {"P1"} and revealed.tolist() == [2, 2, 2]
+    assert (mpc.P0, mpc.P1, mpc.D) == (0, 1, mpc.DEALER)
 
 
 def test_another_architecture_is_refused_by_its_names():

@@ -48,9 +48,11 @@ class Channel:
         self._peer = peer
         self._seconds = seconds
         self._out: deque[memoryview] = deque()
+        self._process = os.getpid()
 
     def queue(self, parts: Iterable[Buffer]) -> None:
         """Begin to send `parts`, which must not change before `flush` returns."""
+        self._check_process()
         for part in parts:
             view = memoryview(part).cast("B")
             if len(view):
@@ -63,6 +65,7 @@ class Channel:
         Raises:
             ChannelError: the peer is gone, or nothing moved for the time set.
         """
+        self._check_process()
         view, tries = memoryview(out).cast("B"), _TRIES
         while len(view):
             try:
@@ -80,6 +83,7 @@ class Channel:
 
     def flush(self) -> None:
         """Return when everything queued is sent. Raises ChannelError as `recv_into` does."""
+        self._check_process()
         while self.unsent():
             self._wait(reading=False)
 
@@ -110,7 +114,12 @@ class Channel:
         Args:
             linger: how many seconds to go on sending what is queued and throwing away what comes, until the peer closes
                 too. Without that, what is queued is lost, and what the peer has not read yet may be.
+
+        In a fork of the process that made it, as `abandon`.
         """
+        if os.getpid() != self._process:
+            self.abandon()
+            return
         with contextlib.suppress(ChannelError, OSError, ValueError):
             if linger:
                 self.hurry(linger)
@@ -122,6 +131,15 @@ class Channel:
                 if not self._socket.recv(CHUNK):
                     break
         self._socket.close()
+
+    def abandon(self) -> None:
+        """Close this process's descriptor and say nothing: the connection is the parent's. Never raises."""
+        self._socket.close()
+
+    def _check_process(self) -> None:
+        # A fork has a copy of TLS's keys and counters: it would encrypt other bytes under the parent's nonces.
+        if os.getpid() != self._process:
+            raise ChannelError(f"{self._peer}: the connection is the parent process's", hint="connect after a fork")
 
     def _say_goodbye(self) -> None:
         pass

@@ -58,11 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in VERBS.items():
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        sub.set_defaults(parser=sub)
         if name == chosen:
             verb: Verb = importlib.import_module(f"strongroom.cli.{name}")
             sub.add_argument("--debug", action="store_true", help="show the stack trace of an error")
             verb.configure(sub)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # the verb's own usage is the one that helps
+        getattr(args, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.verb is None:
         parser.print_help()
         return 2

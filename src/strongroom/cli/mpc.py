@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"Example: strongroom mpc {example}",
         )
+        action.set_defaults(parser=action)
         action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
         importlib.import_module(f"strongroom.cli.mpc_{name}").configure(action)
 

@@ -31,9 +31,14 @@ def run(args: argparse.Namespace) -> int:
         _print(path, log)
     for difference in differences or []:
         output.warn(difference)
+    if differences and all("the end is missing" in each for each in differences):
+        raise DivergedError(
+            f"logs: {paths[0].name} and {paths[1].name} say the same as far as they go; an end is missing",
+            hint="a server was killed, still runs, or its log was cut: then what followed is not in it",
+        )
     if differences:
         raise DivergedError(
-            f"logs: {len(differences)} differences between {paths[0].name} and {paths[1].name}",
+            f"logs: {_counted(len(differences), 'difference')} between {paths[0].name} and {paths[1].name}",
             hint="one server did, or wrote, something else than the other",
         )
     if differences is not None:
@@ -58,7 +63,8 @@ def _print(path: Path, log: Log) -> None:
         _say(f"epoch {epoch[:12]} at {begin.get('party')}, {stamp} UTC, {begin.get('settings')}")
         output.stdout.print(_table(records))
     count = sum(record.kind == "reveal" for record in log.records)
-    _say(f"{path}: {count} reveals in {len(epochs)} epochs; the chain holds; head {log.head}")
+    told = f"{_counted(count, 'reveal')} in {_counted(len(epochs), 'epoch')}"
+    _say(f"{path}: {told}; the chain holds; head {log.head}")
     if log.cut:
         output.warn(f"{path}: the last record was cut by a crash: {log.cut} bytes; what it told of was not revealed")
     for epoch, records in epochs.items():
@@ -66,6 +72,10 @@ def _print(path: Path, log: Log) -> None:
             output.warn(
                 f"{path}: epoch {epoch[:12]} has no end: a crash, it still runs, or the log's end was taken off"
             )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from strongroom.cli import output
 from strongroom.cli.mpc import require_torch
-from strongroom.errors import UsageError
+from strongroom.errors import StrongroomError, UsageError
 from strongroom.mpc.script import Script
 
 if TYPE_CHECKING:
@@ -92,11 +92,20 @@ def _of_model(
 ) -> Cost:
     from strongroom import mpc
     from strongroom.mpc.imports.load import load_architecture
+    from strongroom.mpc.tensor.world import user_line
 
     if not shapes:
         raise UsageError("--shape: was not given", hint="such as --shape 1,3,32,32: batch, channels, height, width")
     model = load_architecture(path).eval()
-    return mpc.cost(model, shapes, weights=weights, settings=settings, networks=networks)  # type: ignore[arg-type]
+    try:
+        return mpc.cost(model, shapes, weights=weights, settings=settings, networks=networks)  # type: ignore[arg-type]
+    except StrongroomError as error:
+        # The line that is named is no program's: there is none.
+        file, line = user_line()
+        given = " ".join(f"--shape {','.join(map(str, shape))}" for shape in shapes)
+        hint = f"does {given} fit the model?"
+        message = error.message.replace(f"; at {file}:{line}", "")
+        raise type(error)(message, hint=f"{error.hint}; {hint}" if error.hint else hint) from None
 
 
 def _of_script(script: Script, settings: Settings, networks: list[Network]) -> Cost | None:
@@ -106,11 +115,9 @@ def _of_script(script: Script, settings: Settings, networks: list[Network]) -> C
     try:
         return mpc.cost(_as_each_party(script), settings=settings, networks=networks)
     except Exception as error:
-        from strongroom.errors import StrongroomError
-
         if isinstance(error, StrongroomError):
             if line := script.line(error):
-                output.note(f"was at {script.path}:{line}")
+                output.note(f"was at {script.name}:{line}")
             raise
         sys.stderr.write(script.trace(error))
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -15,13 +16,16 @@ from strongroom import mpc
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.errors import StrongroomError, UsageError
+from strongroom.mpc.audit import AuditLog
 from strongroom.mpc.peer import NAMES
+from strongroom.mpc.policy import Policy
 from strongroom.mpc.script import RANK, Script, run_program
 
 if TYPE_CHECKING:
     from strongroom.mpc.party import Party
     from strongroom.mpc.tensor.world import World
 
+_DEALER = NAMES.index("D")
 _WAIT = 300.0  # seconds: three people start three hosts
 
 
@@ -32,9 +36,16 @@ def run_party(args: argparse.Namespace, rank: int, script: Script) -> int:
     os.environ[RANK] = str(rank)
     if args.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # PyTorch, not imported yet, reads it
-    party = _join(args, rank, script)
+    with contextlib.ExitStack() as unmet:
+        # What is wrong here is said before the others are kept waiting.
+        policy, log = None, None
+        if rank != _DEALER:
+            policy = None if args.policy is None else Policy.load(args.policy)
+            log = None if args.audit is None else unmet.enter_context(AuditLog.open(args.audit))
+        party = _join(args, rank, script)
+        unmet.pop_all()
     started = time.monotonic()
-    world = mpc.World(party, policy=args.policy, audit=args.audit)
+    world = mpc.World(party, policy=policy, audit=log)
     status = 1
     try:
         status = _run(party, world, script)
@@ -81,7 +92,7 @@ def _run(party: Party, world: World, script: Script) -> int:
         return run_program(party, world, script)
     except StrongroomError as error:
         if line := script.line(error):
-            output.note(f"{NAMES[party.rank]} was at {script.path}:{line}")
+            output.note(f"{NAMES[party.rank]} was at {script.name}:{line}")
         raise
 
 

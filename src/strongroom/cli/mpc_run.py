@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from strongroom.cli.mpc import require_torch
 from strongroom.errors import UsageError
 from strongroom.mpc.peer import NAMES
+from strongroom.mpc.policy import Policy
 from strongroom.mpc.script import Script
 
 
@@ -42,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--include", action="append", default=[], metavar="FILE", help="another file of the program in the enclave"
     )
     parser.add_argument("--write-dealer-policy", type=Path, help=argparse.SUPPRESS)  # once measured, before it starts
-    parser.add_argument("--settings", default="", metavar="WORDS", help="such as frac=16,bound=15,exact")
+    parser.add_argument("--settings", default="", metavar="WORDS", help="some of frac=16,bound=15,exact,seconds=60")
     parser.add_argument("--timeout", type=float, metavar="S", help="seconds to wait for another's bytes (default: 60)")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="what the owners of secrets allow to be revealed")
     parser.add_argument("--audit", type=Path, metavar="FILE", help="log every reveal there (here: FILE.P0 and FILE.P1)")
@@ -58,9 +60,15 @@ def run(args: argparse.Namespace) -> int:
     if not words:
         raise UsageError("program: none was given", hint="strongroom mpc run predict.py")
     _check(args)
+    _check_files(args)
     require_torch()
     script = Script.find(words, module=args.module)
     if args.rank is None:
+        from strongroom.cli.mpc_dealer import settings_here
+
+        settings_here(args)  # one error of ours, not one of each party's
+        if args.policy is not None:
+            Policy.load(args.policy)
         from strongroom.cli.mpc_three import run_three
 
         return run_three(args, words)
@@ -100,6 +108,19 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < 10**9:
             raise UsageError(f"--{name}: got {value:g}, wanted more than 0")
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """What is written only later can be written."""
+    for name in ("audit", "report"):
+        path = getattr(args, name)
+        if path is None:
+            continue
+        place = path.absolute().parent
+        if not place.is_dir():
+            raise UsageError(f"--{name}: {place} is no directory", hint=f"mkdir -p {place}")
+        if path.is_dir() or not os.access(path if path.exists() else place, os.W_OK):
+            raise UsageError(f"--{name}: {path} cannot be written")
 
 
 def _check_dealer(args: argparse.Namespace, rank: int) -> None:

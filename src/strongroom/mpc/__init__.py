@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from strongroom.mpc.functions.exponential import exp
     from strongroom.mpc.functions.normalisation import layer_norm, rms_norm
     from strongroom.mpc.imports.load import load_architecture, load_model, save_architecture
-    from strongroom.mpc.party import DEALER, P0, P1, Party
+    from strongroom.mpc.party import DEALER, P0, P1, D, Party
     from strongroom.mpc.policy import Allow, Policy, Reveal
     from strongroom.mpc.protocols.compare import amax, argmax, is_negative, less, maximum
     from strongroom.mpc.protocols.linear import conv1d, conv2d, conv_transpose2d, matmul, multiply
@@ -63,7 +63,7 @@ _NAMES = {
     "functions.exponential": "exp",
     "functions.normalisation": "layer_norm rms_norm",
     "imports.load": "load_architecture load_model save_architecture",
-    "party": "DEALER P0 P1 Party",
+    "party": "D DEALER P0 P1 Party",
     "policy": "Allow Policy Reveal",
     "protocols.compare": "amax argmax is_negative less maximum",
     "protocols.linear": "conv1d conv2d conv_transpose2d matmul multiply",
@@ -96,6 +96,7 @@ __all__ = [
     "Client",
     "Convolution",
     "Cost",
+    "D",
     "Figures",
     "Network",
     "Owned",

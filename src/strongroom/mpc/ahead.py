@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -81,10 +82,17 @@ class Ahead:
             self._heard = False  # the caller hears for itself; what was heard, it is about to read
             self._check()
 
-    def end(self, linger: float = 0) -> None:
-        """Stop, after that many seconds whatever is still here; the channel is the caller's then. Never raises."""
+    def end(self, *, drained: bool = False) -> bool:
+        """Stop, and return whether everything is sent; the channel is the caller's then. Never raises.
+
+        Args:
+            drained: first send what is here, for as long as the peer takes it: it may be far behind.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._busy() or self._error is not None, linger)
+            with contextlib.suppress(ChannelError):
+                while drained and self._busy() and self._error is None:
+                    self._wait()
+            sent = not self._busy() and self._error is None
             self._ended = True
             self._changed.notify_all()
         if self._thread is not None:
@@ -92,6 +100,7 @@ class Ahead:
             if self._thread.is_alive():
                 self._channel.close()  # it waits for a peer that takes nothing
                 self._thread.join()
+        return sent
 
     def _wait(self) -> None:
         before = self._read

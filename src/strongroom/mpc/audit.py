@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from strongroom.crypto import digest
-from strongroom.errors import FormatError, TamperedError, TruncatedError, printable
+from strongroom.errors import FormatError, TamperedError, TruncatedError, UsageError, printable
 from strongroom.mpc.policy import Reveal
 from strongroom.storage import FileStorage, LocalDirectory, Storage
 
@@ -127,6 +128,7 @@ class AuditLog:
 
     def __init__(self, storage: Storage, *, what: str = "audit", now: Clock | None = None) -> None:
         self._storage, self._now = storage, now or _utc
+        self._process = os.getpid()
         try:
             log = verify(_all(storage, what), what)
             self._size, self._previous, self._count = log.size, log.head, len(log.records)
@@ -139,12 +141,20 @@ class AuditLog:
 
     @classmethod
     def open(cls, path: Path, *, now: Clock | None = None) -> Self:
-        """The log at `path`, which is made if there is none, readable by its owner alone."""
+        """The log at `path`, which is made if there is none, readable by its owner alone.
+
+        Raises UsageError if it cannot be opened or made.
+        """
         try:
-            storage = FileStorage(path, "r+")
-        except FileNotFoundError:
-            storage = FileStorage(path, "x")
-            LocalDirectory(path.absolute().parent).sync()
+            try:
+                storage = FileStorage(path, "r+")
+            except FileNotFoundError:
+                storage = FileStorage(path, "x")
+                LocalDirectory(path.absolute().parent).sync()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            hint = None if path.absolute().parent.is_dir() else f"make the directory: mkdir -p {path.absolute().parent}"
+            raise UsageError(f"audit: {path}: {reason}", hint=hint) from None
         return cls(storage, what=str(path), now=now)
 
     def __enter__(self) -> Self:
@@ -154,7 +164,9 @@ class AuditLog:
         self.close()
 
     def add(self, kind: str, fields: Fields) -> None:
-        """Add a record; it is on the disk when this returns. Raises OSError if it cannot be."""
+        """Add a record; it is on the disk when this returns. Raises OSError if it cannot be, UsageError in a fork."""
+        if os.getpid() != self._process:
+            raise UsageError("audit: the log is the parent process's", hint="no fork: one program, one writer")
         stamp = self._now().astimezone(dt.UTC).isoformat(timespec="milliseconds")
         whole = {"version": VERSION, "kind": kind, "time": stamp, **fields, "previous": self._previous}
         body = json.dumps(whole, ensure_ascii=True)[:-1].encode()
@@ -185,6 +197,8 @@ class AuditLog:
 def compare(left: Log, right: Log) -> list[str]:
     """Where the logs of two servers contradict each other, one line each; nothing if they agree.
 
+    What one server allowed and the other refused was not revealed, so both must have ended there, with an error. Of
+    such a last reveal two logs cannot tell whether the one that says so took the other's share and gave none.
     Only epochs that both began are compared in full; one that a single log has is a difference by itself.
     """
     parties = [_parties(log) for log in (left, right)]
@@ -203,7 +217,7 @@ def compare(left: Log, right: Log) -> list[str]:
 
 
 def _differences(left: list[Record], right: list[Record], names: Sequence[str]) -> Iterator[str]:
-    for name in ("settings", "identities"):
+    for name in ("settings", "identities", "program"):
         values = [
             next((record.fields.get(name) for record in side if record.kind == "begin"), None) for side in (left, right)
         ]
@@ -213,20 +227,47 @@ def _differences(left: list[Record], right: list[Record], names: Sequence[str]) 
         {str(record.fields.get("transcript")): record for record in side if record.kind == "reveal"}
         for side in (left, right)
     ]
-    refused = {str(record.fields.get("transcript")) for record in (*left, *right) if record.kind == "refused"}
+    refused = [
+        {str(record.fields.get("transcript")): record for record in side if record.kind == "refused"}
+        for side in (left, right)
+    ]
     for transcript in dict.fromkeys((*sides[0], *sides[1])):
         one, other = (side.get(transcript) for side in sides)
         if one is not None and other is not None:
             if one.what != other.what:
                 yield f"{_named(one)}: {names[0]} and {names[1]} say other things of it"
-        elif transcript not in refused:  # what one allowed and the other refused was not revealed
-            here = one or other
-            assert here is not None  # noqa: S101  # it is of one side
-            yield f"{_named(here)}: only {names[0] if one else names[1]} has it"
+            continue
+        here = one or other
+        assert here is not None  # noqa: S101  # it is of one side
+        has, lacks = names if one else names[::-1]
+        refusal = refused[1 if one else 0].get(transcript)
+        if refusal is None:
+            yield f"{_named(here)}: only {has} has it"
+        elif refusal.what != here.what:
+            yield f"{_named(here)}: {has} says that it was revealed, {lacks} that something else was refused"
+        elif not (_last(here, left if one else right) and _last(refusal, right if one else left)):
+            yield f"{_named(here)}: {has} says that it was revealed, {lacks} that it was refused, which ends an epoch"
+    counts = [
+        [record.fields.get("reveals") for record in side if record.kind == "end" and record.fields.get("error") is None]
+        for side in (left, right)
+    ]
+    if counts[0] != counts[1] and len(counts[0]) == len(counts[1]):
+        yield f"end: {names[0]} counts {_plain(counts[0])} reveals, {names[1]} {_plain(counts[1])}"
     ends = [any(record.kind == "end" for record in side) for side in (left, right)]
     if not all(ends):
         which = " and ".join(name for name, has in zip(names, ends, strict=True) if not has)
         yield f"{which}: the end is missing: a crash, one that still runs, or a log that was cut"
+
+
+def _last(record: Record, side: Sequence[Record]) -> bool:
+    """Whether it did not come about, nothing was asked of that server after it, and its epoch ended with an error."""
+    after = side[side.index(record) + 1 :]
+    ends = [each.fields for each in after if each.kind == "end"]
+    if not ends or any(each.kind not in ("begin", "end") for each in after):
+        return False
+    done, number = ends[0].get("reveals"), record.fields.get("number")
+    counted = isinstance(done, int) and isinstance(number, int) and done >= number
+    return not counted and all(end.get("error") is not None for end in ends)
 
 
 def _named(record: Record) -> str:

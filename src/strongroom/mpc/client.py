@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import datetime as dt
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,9 @@ from strongroom.mpc.party import P0, P1, SERVERS
 from strongroom.mpc.peer import NAMES
 from strongroom.mpc.policy import checked_name
 from strongroom.mpc.ring import decode, encode
+
+if TYPE_CHECKING:
+    import torch
 
 _MOST_ANSWER = 1 << 28  # bytes
 Address = tuple[str, int]
@@ -123,6 +127,11 @@ class Client:
         model: str | None = None,
     ) -> Self:
         """Reach servers by mutual TLS 1.3, where they listen for clients, with a client's directory of certificates."""
+        if sorted(addresses) != list(SERVERS):
+            raise UsageError(
+                f"addresses: got those of {sorted(addresses)}, wanted those of 0 and 1",
+                hint='{0: ("p0.example", 7100), 1: ("p1.example", 7100)}: a client needs both servers',
+            )
         credentials = Credentials.load(certificates)
 
         def dial(rank: int) -> Channel:
@@ -138,17 +147,23 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def predict(self, x: ArrayLike) -> NDArray[np.float64]:
-        """The model's result for `x`, which nobody else learns, nor the result.
+    @overload
+    def predict(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    @overload
+    def predict(self, x: ArrayLike) -> NDArray[np.float64]: ...
+
+    def predict(self, x: torch.Tensor | ArrayLike) -> torch.Tensor | NDArray[np.float64]:
+        """The model's result for `x`, which nobody else learns, nor the result: a tensor for a tensor, else an array.
 
         Raises:
-            UsageError: `x` has another shape than the service takes, is not finite, or beyond its bound.
+            UsageError: `x` is no numbers, has another shape than the service takes, is not finite, or beyond its bound.
             DivergedError: the servers' answers are not of one computation.
             ChannelError: a server is gone.
             StrongroomError: a server refused, and why.
         """
         service = self.service
-        words = encode(x, service.frac, service.bound)
+        words = encode(_numbers(x), service.frac, service.bound)
         if not wire.fits(words.shape, service.shape, service.most):
             wanted = ", ".join(f"1 to {service.most}" if each is None else str(each) for each in service.shape)
             raise UsageError(f"input: got shape {words.shape}, wanted ({wanted})")
@@ -165,7 +180,11 @@ class Client:
             raise DivergedError(
                 "answer: P0 and P1 did not compute the same", hint="nothing was taken from it; ask who runs them"
             )
-        return decode(left.words + right.words, service.frac).reshape(left.shape)
+        result = decode(left.words + right.words, service.frac).reshape(left.shape)
+        if _is_tensor(x):
+            tensor: torch.Tensor = sys.modules["torch"].from_numpy(result)
+            return tensor.to(x.dtype) if x.is_floating_point() else tensor.float()
+        return result
 
     def close(self) -> None:
         """Leave. Never raises."""
@@ -185,6 +204,25 @@ class Client:
 
     def _answer(self, rank: int) -> wire.Answer:
         return wire.Answer.parse(wire.receive(self._channels[rank], NAMES[rank], wire.ANSWER, _MOST_ANSWER))
+
+
+def _is_tensor(x: object) -> TypeGuard[torch.Tensor]:
+    """Without PyTorch, which a client need not have."""
+    module = sys.modules.get("torch")
+    return module is not None and isinstance(x, module.Tensor)
+
+
+def _numbers(x: torch.Tensor | ArrayLike) -> NDArray[Any]:
+    """Raises UsageError."""
+    try:
+        if _is_tensor(x):
+            x = x.detach().cpu() if x.is_complex() else x.detach().cpu().double()
+        array = np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"input: {error}"[:200], hint="an array or a tensor of numbers") from None
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"input: got {array.dtype}, wanted numbers", hint="an array or a tensor of numbers")
+    return array
 
 
 def socket_path(directory: Path, rank: int) -> Path:

@@ -76,7 +76,7 @@ class Door:
         with self._lock:
             greetings = list(self._heard.items())
         for sock, _ in greetings:
-            _dismiss(sock)
+            dismiss(sock)
         for _, thread in greetings:
             thread.join()
         while not self._arrived.empty():
@@ -108,8 +108,14 @@ class Door:
         sock.settimeout(PATIENCE)
         thread = threading.Thread(target=self._hear, args=(sock,), name="mpc door", daemon=True)
         with self._lock:
-            if len(self._heard) >= _MOST:
-                _dismiss(next(iter(self._heard)))
+            full = len(self._heard) >= _MOST
+            oldest, its = next(iter(self._heard.items())) if full else (None, None)
+            if oldest is not None:
+                del self._heard[oldest]
+                dismiss(oldest)
+        if its is not None:
+            its.join()  # one thread ends before another begins; its socket has nothing more to say
+        with self._lock:
             self._heard[sock] = thread
         thread.start()
 
@@ -118,19 +124,22 @@ class Door:
         try:
             guest = self._greet(sock)
         except (StrongroomError, OSError) as error:
-            sock.close()
             self.refusal = error
             self.refused = error.message if isinstance(error, StrongroomError) else str(error)
         finally:
             with self._lock:  # from here on nobody dismisses it
-                del self._heard[sock]
-                if guest is not None:
+                stayed = self._heard.pop(sock, None) is not None
+                if guest is None:
+                    sock.close()
+                elif stayed:
                     self._arrived.put(guest)
+            if guest is not None and not stayed:
+                guest.channel.close()
             with contextlib.suppress(OSError):
                 self._rope.send(b"!")
 
 
-def _dismiss(sock: socket.socket) -> None:
+def dismiss(sock: socket.socket) -> None:
     """End the greeting of a guest, whichever thread waits for it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)

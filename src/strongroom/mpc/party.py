@@ -31,6 +31,7 @@ from strongroom.mpc.ring import Settings, Words, encode
 from strongroom.mpc.transcript import VERSION, Transcript
 
 P0, P1, DEALER = 0, 1, 2
+D = DEALER  # as messages name it
 SERVERS = (P0, P1)
 
 _PART = 32
@@ -133,6 +134,7 @@ class Party:
         peers: by rank.
         meter: what watches, if anything does.
         beside: what all three share where they are in one process, one trust domain.
+        failed: why the epoch ended, if it was not finished.
         dry: whether there are no peers and no values, as where a program is only counted.
 
     Raises:
@@ -164,6 +166,7 @@ class Party:
             for other, channel in sorted(channels.items())
         }
         self._ended: str | None = None
+        self.failed: str | None = None
         try:
             self._begin_epoch(identities, observer)
         except BaseException as error:
@@ -234,6 +237,12 @@ class Party:
         return self._ended is None and (os.getpid(), threading.get_ident()) == self._owner
 
     @property
+    def forked(self) -> bool:
+        """Whether this is a fork of the process that began the epoch. It sends, logs and ends nothing: its copies of
+        keys and counters are the parent's too."""
+        return os.getpid() != self._owner[0]
+
+    @property
     def is_dealer(self) -> bool:
         return self.rank == DEALER
 
@@ -260,9 +269,11 @@ class Party:
         """What this party has, as words at the settings' fractional bits.
 
         Raises:
-            UsageError: the values are of another shape, not finite, or beyond the settings' bound.
+            UsageError: the values are of another shape, not finite, or beyond the settings' bound; this is a fork made
+                while they were asked for.
         """
         found = values()
+        self._check_owner("values")
         words = encode(found, self.settings.frac, self.settings.bound)
         if words.shape != tuple(shape):
             raise UsageError(f"values: got shape {words.shape}, wanted {tuple(shape)}")
@@ -306,12 +317,15 @@ class Party:
         """
         if self._ended is not None:
             raise MpcError(f"{name}: the epoch has ended: {self._ended}", hint="connect anew")
+        self._check_owner(name)
+        self.transcript.add(name, *facts, public=public)
+
+    def _check_owner(self, name: str) -> None:
         if (os.getpid(), threading.get_ident()) != self._owner:
             # A copy of the streams would draw the same masks for other values.
             raise UsageError(
                 f"{name}: a party belongs to the thread that made it", hint="no fork, no second thread: one program"
             )
-        self.transcript.add(name, *facts, public=public)
 
     def operation(self, name: str, *facts: object, public: Words | None = None) -> _Operation:
         """Enter an operation into the transcript; a context to run it in. Whatever it raises ends the epoch.
@@ -328,11 +342,14 @@ class Party:
                 stream.ratchet()
 
     def finish(self) -> None:
-        """End in order: all three have come to the same end of the same program.
+        """End in order: all three have come to the same end of the same program. A fork just lets go.
 
         Raises:
             DivergedError: they have not.
         """
+        if self.forked:
+            self._end("it goes on in the process that began it", None)
+            return
         with self.operation("finish"):
             nothing: NDArray[Any] = np.empty(0, np.uint8)
             # The dealer asks P1 first: that is who finds out if the dealer ran something else.
@@ -341,13 +358,17 @@ class Party:
         self._end("it was finished", None)
 
     def abort(self, error: BaseException) -> None:
-        """End the epoch because of `error`, and tell the others. Never raises."""
+        """End the epoch because of `error`, and tell the others; a fork just lets go. Never raises."""
         if self._ended is None:
             reason = error.message if isinstance(error, StrongroomError) else type(error).__name__
             self._end(reason, reason)
 
     def _end(self, ended: str, reason: str | None) -> None:
-        self._ended = ended
+        self._ended, self.failed = ended, reason
+        if self.forked:
+            for peer in self.peers.values():
+                peer.abandon()
+            return
         if reason is not None:
             for peer in self.peers.values():
                 peer.tell(reason)

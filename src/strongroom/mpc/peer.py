@@ -107,17 +107,23 @@ class Peer:
 
     def tell(self, reason: str) -> None:
         """Say that this party ends, and why. Never raises."""
-        if self._ahead is not None:
-            self._ahead.end(_LINGER)  # behind a part of a frame nobody would find what comes now
+        if self._ahead is not None and not self._ahead.end(drained=True):
+            return  # behind a part of a frame nobody would find it
         text = reason.encode()[:_MOST_TEXT]
         with contextlib.suppress(StrongroomError):  # it may be gone already
             self._channel.queue([self._head(_ABORT, len(text)), text])
+            if self._ahead is not None:
+                self._channel.flush()  # what went before may fill the socket until it comes to read that
 
     def close(self) -> None:
         """Close, when the peer has had its time to read. Never raises."""
         if self._ahead is not None:
             self._ahead.end()
         self._channel.close(linger=_LINGER)
+
+    def abandon(self) -> None:
+        """In a fork: let go of the channel, which is the parent's, and say nothing. Never raises."""
+        self._channel.abandon()  # what works ahead has no thread here, and perhaps a lock that nobody opens
 
     def _head(self, kind: int, size: int) -> bytes:
         return _HEADER.pack(_MAGIC, kind, size, self.transcript.digest if self.transcript else bytes(DIGEST_SIZE))

@@ -1,8 +1,10 @@
 """Where a server takes requests of clients. Each connection is heard in a thread of its own, until the program asks.
 
 - A client is who its certificate says; over a Unix socket, who it says it is.
-- What a connection may send is known before it is read, and so is how many may be open at once.
-- A request's number is good for one request in an epoch.
+- What a connection may send is known before it is read, and so is how many may be open at once: of those that have not
+  said who they are, where the oldest makes room, and of each client.
+- Clients take turns, whatever one of them asks for.
+- A number is good for one of a client's requests in an epoch.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import datetime as dt
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -24,6 +27,7 @@ from strongroom.errors import ChannelError, MpcError, PeerIdentityError, Strongr
 from strongroom.mpc import request as wire
 from strongroom.mpc.certificates import Credentials, named_client
 from strongroom.mpc.client import socket_path
+from strongroom.mpc.door import dismiss
 from strongroom.mpc.party import DEALER, P1
 from strongroom.mpc.peer import NAMES
 from strongroom.mpc.policy import checked_name
@@ -32,8 +36,11 @@ Greet = Callable[[socket.socket], tuple[str, Channel]]
 _IDLE = 600.0  # seconds that a connection may stay without a request
 _GLANCE = 0.25  # seconds after which a connection sees that the service has ended
 _GREETING = 10.0
-_MOST_OPEN = 64  # connections
-_MOST_REQUESTS = 1 << 20  # numbers to remember in an epoch
+_MOST_STRANGERS = 64  # connections that have not said whose they are
+_MOST_OPEN = 128  # connections that have
+_MOST_EACH = 8  # of them one client's; each has one request at a time
+_MOST_REQUESTS = 1 << 20  # numbers of a client to remember in an epoch
+_AGAIN = 0.1  # seconds after which requests that P1 did not have are proposed again
 _MOST_BYTES = 1 << 28  # of one request
 
 
@@ -45,6 +52,8 @@ class Arrival:
     request: wire.Request
     reply: wire.Answer | StrongroomError | None = None
     taken: bool = False
+    tries: int = 0
+    came: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -73,7 +82,11 @@ class Reception:
         self._clients = None if clients is None else frozenset(clients)
         self._changed = threading.Condition()
         self._arrivals: dict[tuple[str, bytes], Arrival] = {}  # in the order of their coming
-        self._numbers: set[bytes] = set()
+        self._numbers: dict[str, set[bytes]] = {}  # by client
+        self._turns: dict[str, int] = {}  # when each client was served last
+        self._turn = 0
+        self._strangers: dict[socket.socket, threading.Thread] = {}  # oldest first
+        self._open: Counter[str] = Counter()  # connections by client
         self._path: Path | None = None  # of its socket
         self._welcome: dict[str, Any] | None = None
         self._shape: tuple[int | None, ...] = ()
@@ -163,23 +176,35 @@ class Reception:
     def stopped(self) -> bool:
         return self._stopped
 
-    def first(self, seconds: float) -> Arrival | None:
-        """The request that has waited for longest, which is taken; nothing if none comes in time, or it is stopped."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._waiting(), seconds)
-            waiting = None if self._stopped else self._waiting()
-            if waiting is not None:
-                waiting.taken = True
-            return waiting
+    def waiting(self, seconds: float, most: int) -> list[Arrival]:
+        """At P0, requests to propose to P1, fairest first; none if none comes in time, or it is stopped."""
 
-    def find(self, key: tuple[str, bytes], seconds: float) -> Arrival | None:
-        """The request of that client with that number, which is taken; nothing if it does not come in time."""
+        def fresh() -> bool:
+            return self._stopped or any(not each.tries for each in self._untaken())
+
         with self._changed:
-            self._changed.wait_for(lambda: key in self._arrivals, seconds)
-            found = self._arrivals.get(key)
-            if found is not None:
-                found.taken = True
-            return found
+            self._changed.wait_for(lambda: self._stopped or self._untaken(), seconds)
+            self._changed.wait_for(fresh, _AGAIN)
+            if self._stopped:
+                return []
+            return sorted(self._untaken(), key=lambda each: (each.tries, self._turns.get(each.client, 0)))[:most]
+
+    def take(self, arrival: Arrival) -> None:
+        """At P0, work on a request; its client has had its turn."""
+        with self._changed:
+            arrival.taken = True
+            self._turn += 1
+            self._turns[arrival.client] = self._turn
+
+    def find(self, keys: Iterable[tuple[str, bytes]]) -> tuple[int, Arrival] | None:
+        """At P1, the first of these requests that has come here too, which is taken, and its place among them."""
+        with self._changed:
+            for i, key in enumerate(keys):
+                found = self._arrivals.get(key)
+                if found is not None and not found.taken:
+                    found.taken = True
+                    return i, found
+        return None
 
     def close(self, error: BaseException | None = None) -> None:
         """Send everybody away, with the reason. Never raises."""
@@ -189,6 +214,8 @@ class Reception:
             for arrival in self._arrivals.values():
                 if not arrival.done.is_set():
                     arrival.finish(MpcError(f"service: ended: {reason}"))
+            for sock in self._strangers:
+                dismiss(sock)
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)
@@ -198,13 +225,14 @@ class Reception:
         for thread in self._threads:
             thread.join(_GREETING)
 
-    def _waiting(self) -> Arrival | None:
-        return next((each for each in self._arrivals.values() if not each.taken), None)
+    def _untaken(self) -> list[Arrival]:
+        return [each for each in self._arrivals.values() if not each.taken]
 
-    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+    def _start(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, name="mpc reception", daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _listen(self, listener: socket.socket) -> None:
         listener.settimeout(_GLANCE)
@@ -216,32 +244,65 @@ class Reception:
             except OSError:
                 return
             self._threads = [thread for thread in self._threads if thread.is_alive()]
-            if len(self._threads) > _MOST_OPEN:
-                sock.close()
-                continue
+            self._make_room()
             sock.settimeout(_GREETING)
-            self._start(self._hear, sock)
+            with self._changed:
+                self._strangers[sock] = self._start(self._hear, sock)
+
+    def _make_room(self) -> None:
+        """One more stranger may come: who has been silent for longest leaves, and its thread ends before the next."""
+        with self._changed:
+            if len(self._strangers) < _MOST_STRANGERS:
+                return
+            oldest, thread = next(iter(self._strangers.items()))
+            del self._strangers[oldest]
+            dismiss(oldest)
+        thread.join()
 
     def _hear(self, sock: socket.socket) -> None:
         """One connection, from its greeting to its end."""
         channel = None
         try:
             client, channel = self._greet(sock)
-            if self._clients is not None and client not in self._clients:
-                raise PeerIdentityError(f"client: {client} is not served here", hint="ask who runs the servers")
-            assert self._welcome is not None  # noqa: S101  # begun before anybody is let in
-            wire.send_text(channel, wire.WELCOME, self._welcome)
-            while not self._closed and self._await(channel):
-                self._serve(client, channel)
+            with self._counted(sock, client):
+                assert self._welcome is not None  # noqa: S101  # begun before anybody is let in
+                wire.send_text(channel, wire.WELCOME, self._welcome)
+                while not self._closed and self._await(channel):
+                    self._serve(client, channel)
         except (StrongroomError, OSError) as error:
             if channel is not None and isinstance(error, StrongroomError):
                 with contextlib.suppress(ChannelError):
                     wire.refuse(channel, error)
         finally:
+            with self._changed:
+                self._strangers.pop(sock, None)
             if channel is not None:
                 channel.close(linger=1.0)
             else:
                 sock.close()
+
+    @contextlib.contextmanager
+    def _counted(self, sock: socket.socket, client: str) -> Iterator[None]:
+        """While a connection is a client's, and no stranger's any more. Raises StrongroomError if it may not be."""
+        if self._clients is not None and client not in self._clients:
+            raise PeerIdentityError(f"client: {client} is not served here", hint="ask who runs the servers")
+        with self._changed:
+            if self._strangers.pop(sock, None) is None:
+                raise ChannelError("client: took too long to say who it is")
+            if self._open[client] >= _MOST_EACH:
+                raise MpcError(
+                    f"client: {client} has {_MOST_EACH} connections already", hint="close one, or ask over one for all"
+                )
+            if self._open.total() >= _MOST_OPEN:
+                raise MpcError("service: has no room for one more connection", hint="try again later")
+            self._open[client] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._open[client] -= 1
+                if not self._open[client]:
+                    del self._open[client]
 
     def _await(self, channel: Channel) -> bool:
         """Whether the client has something to say before it has been silent for too long."""
@@ -259,13 +320,14 @@ class Reception:
             raise UsageError(f"shape: got {request.shape}, wanted ({wanted})")
         arrival = Arrival(client, request)
         with self._changed:
-            if request.id in self._numbers:
+            numbers = self._numbers.setdefault(client, set())
+            if request.id in numbers:
                 raise MpcError(
                     "request: its number was used before in this epoch", hint="a request is made anew, not sent again"
                 )
-            if len(self._numbers) >= _MOST_REQUESTS or self._closed:
+            if len(numbers) >= _MOST_REQUESTS or self._closed:
                 raise MpcError("service: takes no more requests in this epoch")
-            self._numbers.add(request.id)
+            numbers.add(request.id)
             self._arrivals[arrival.key] = arrival
             self._changed.notify_all()
         try:

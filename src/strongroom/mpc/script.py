@@ -27,13 +27,15 @@ class Script:
     """A program that was read once, so that what was digested is what runs.
 
     Attributes:
-        path: of its file.
+        path: of its file, absolute: what it means must not change with the current directory.
+        name: the file as the command line names it.
         source: the file's content.
         arguments: of the program's command line.
         spec: of a module.
     """
 
     path: str
+    name: str
     source: bytes
     arguments: tuple[str, ...]
     spec: ModuleSpec | None = None
@@ -51,7 +53,7 @@ class Script:
         if spec is None and not Path(path).is_file():
             hint = "a module is run with -m" if "/" not in name and not name.endswith(".py") else None
             raise UsageError(f"program: {name} is no file", hint=hint)
-        return cls(path, Path(path).read_bytes(), tuple(arguments), spec)
+        return cls(str(Path(path).absolute()), path, Path(path).read_bytes(), tuple(arguments), spec)
 
     @property
     def digest(self) -> bytes:
@@ -65,7 +67,7 @@ class Script:
         main.__package__ = None if self.spec is None else self.spec.parent
         before = sys.modules["__main__"]
         sys.modules["__main__"] = main
-        sys.argv = [self.path, *self.arguments]
+        sys.argv = [self.name, *self.arguments]
         if self.spec is None:
             sys.path.insert(0, str(Path(self.path).resolve().parent))
         try:
@@ -99,6 +101,7 @@ class _ExitedError(MpcError):
 
 def run_program(party: Party, world: World, script: Script) -> int:
     """Run a party's program to its end, which ends the epoch; its exit status. Raises StrongroomError as it does."""
+    world.runs(script.path, script.digest)
     try:
         with party, world:
             try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from strongroom.channel import Channel
-from strongroom.errors import MpcError
+from strongroom.errors import ChannelError, MpcError
 from strongroom.mpc.beside import Beside
 from strongroom.mpc.party import Party
 from strongroom.mpc.peer import NAMES, Observer
@@ -26,7 +26,7 @@ def run_local(
     """Run a program as all three parties, each in a thread, and return what each returned: P0, P1, D.
 
     Raises:
-        BaseException: what a party raised; if several did, one that is no consequence of another's end.
+        BaseException: what a party raised; if several did, rather one that is no consequence of another's end.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -36,7 +36,7 @@ def run_local(
         else:
             results.append(outcome)
     if errors:
-        raise next((error for error in errors if not _follows(error)), errors[0])
+        raise min(errors, key=_follows)
     return results
 
 
@@ -75,5 +75,8 @@ def run_each(
     return outcomes
 
 
-def _follows(error: BaseException) -> bool:
-    return isinstance(error, MpcError) and ": ended: " in error.message
+def _follows(error: BaseException) -> int:
+    """0 of a cause; more the surer it is that another party's end caused it, and the less it says."""
+    if isinstance(error, MpcError) and ": ended: " in error.message:
+        return 2
+    return int(isinstance(error, ChannelError))

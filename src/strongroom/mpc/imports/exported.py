@@ -1,19 +1,13 @@
 """Programs that `torch.export` made, as modules whose ATen operators run on secrets.
 
-`torch.export.load` unpickles parts of a file and evaluates its expressions of sizes as Python. So a file is taken apart
-first: what is pickled is refused or left out (weights are raw bytes, example inputs are not needed), and operators and
-expressions must be of kinds that do nothing but compute.
+A file's program is one that `program_file` lets through: `torch.export.load` runs much of what a file says.
 """
 
 from __future__ import annotations
 
 import copy
-import io
-import json
-import re
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,24 +18,10 @@ from torch.utils._pytree import TreeSpec
 from strongroom.errors import ModelFormatError
 from strongroom.mpc.imports.graph import printable
 from strongroom.mpc.imports.operators.layers import folded
+from strongroom.mpc.imports.program_file import MAX_FILE, safe_archive
+from strongroom.mpc.imports.room import MAX_MADE
 
 _LOADING = threading.Lock()  # torch.export loads one at a time
-_MAX_TEXT = 1 << 28
-_MAX_FILE = 1 << 34
-_RESAVE = "save it again with torch.export.save, of a module whose parameters are ordinary tensors"
-_TARGETS = re.compile(
-    r"(torch\.ops\.aten\.\w+\.\w+"
-    r"|_operator\.(getitem|add|sub|mul|floordiv|mod|neg|eq|ne|lt|le|gt|ge|truediv|pow|and_|or_|not_)"
-    r"|torch\.sym_(int|float|max|min|not|sum)|math\.(ceil|floor|trunc))"
-)
-_NAMES = re.compile(r"[A-Za-z_]\w*")
-_SYMBOLS = re.compile(
-    r"([su]\d+|Symbol|Integer|Rational|Add|Mul|Pow|Max|Min|FloorDiv|CeilDiv|Mod|PythonMod|CleanDiv"
-    r"|Equality|Unequality|Eq|Ne|Lt|Le|Gt|Ge|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan"
-    r"|positive|nonnegative|integer|True|False|oo|int_oo)"
-)
-_QUOTED = re.compile(r"'[su]\d+'")
-_EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=!%]*")
 _BATCH_NORMS = {
     torch.ops.aten.batch_norm.default,
     torch.ops.aten._native_batch_norm_legit_no_training.default,
@@ -55,69 +35,31 @@ def read_exported(path: Path, *, weights: bool) -> nn.Module:
     Raises:
         ModelFormatError: it is none, or cannot be loaded without running what it holds.
     """
-    if path.stat().st_size > _MAX_FILE:
-        raise ModelFormatError(f"model: {path.name} is over {_MAX_FILE} bytes")
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise ModelFormatError(f"model: {path.name} is over {MAX_FILE} bytes")
     try:
         with zipfile.ZipFile(path) as archive:
-            data = _without_pickles(archive, path.name)
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+            data = safe_archive(archive, path.name, size)
+    except ModelFormatError:
+        raise
+    except Exception as error:  # of whatever class a description of another form leads to
         raise ModelFormatError(f"model: {path.name} is no exported program: {printable(str(error))}") from None
     try:
         with _LOADING:
             program = torch.export.load(data)
     except Exception as error:  # of whatever class the parts of torch raise
         raise ModelFormatError(f"model: {path.name} cannot be loaded: {printable(str(error), 300)}") from error
+    _require_carried(program, path.name)
     return of_program(program, weights=weights)
 
 
-def _without_pickles(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
-    """The same archive, without what is unpickled."""
-    made = io.BytesIO()
-    if sum(each.file_size for each in archive.infolist()) > _MAX_FILE:
-        raise ModelFormatError(f"model: {name} holds over {_MAX_FILE} bytes")
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as kept:
-        for info in archive.infolist():
-            _, _, inner = info.filename.partition("/")
-            if info.filename.endswith(".json") and inner.split("/")[0] in ("models", "data"):
-                if info.file_size > _MAX_TEXT:
-                    raise ModelFormatError(f"model: {printable(inner)!r} in {name} is over {_MAX_TEXT} bytes")
-                _require_data(json.loads(archive.read(info)), inner, name)
-            if inner.startswith("data/aotinductor") or (inner.endswith(".pt") and "sample_inputs" not in inner):
-                raise ModelFormatError(f"model: {name} has {printable(inner)!r}, which holds code", hint=_RESAVE)
-            if "/opaque_obj" in inner or "/custom_obj" in inner:
-                raise ModelFormatError(f"model: {name} has {printable(inner)!r}, a pickled object", hint=_RESAVE)
-            # What is said to be an example input is a pickle, and nothing is lost without it.
-            kept.writestr(info.filename, b"" if "sample_inputs" in inner else archive.read(info))
-    made.seek(0)
-    return made
-
-
-def _require_data(value: Any, inner: str, name: str) -> None:
-    for each in _dictionaries(value):
-        if each.get("use_pickle"):
-            raise ModelFormatError(f"model: {name} has pickled tensors in {printable(inner)!r}", hint=_RESAVE)
-        target, expression = each.get("target"), each.get("expr_str")
-        if isinstance(target, str) and "inputs" in each and not _TARGETS.fullmatch(target):
-            raise ModelFormatError(f"model: {name} calls {printable(target)!r}, wanted operators of ATen")
-        if isinstance(expression, str) and not _is_size(expression):
-            raise ModelFormatError(f"model: {name} has a size {printable(expression)!r}, wanted sums and products")
-
-
-def _is_size(expression: str) -> bool:
-    """Whether an expression is made of sizes, numbers and arithmetic alone."""
-    bare = _QUOTED.sub("", expression)
-    return bool(_EXPRESSION.fullmatch(bare)) and all(map(_SYMBOLS.fullmatch, _NAMES.findall(bare)))
-
-
-def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            yield each
-            waiting += each.values()
-        elif isinstance(each, list):
-            waiting += each
+def _require_carried(program: Any, name: str) -> None:
+    """Raise ModelFormatError if tensors have far more elements than the file has bytes for."""
+    tensors = [each for each in (*program.state_dict.values(), *program.constants.values()) if torch.is_tensor(each)]
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    beyond = sum(each.numel() * each.itemsize for each in tensors) - sum(storages.values())
+    if beyond > MAX_MADE:
+        raise ModelFormatError(f"model: {name} makes {beyond} bytes of what it holds, wanted at most {MAX_MADE}")
 
 
 class Exported(nn.Module):

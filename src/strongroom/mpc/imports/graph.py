@@ -37,6 +37,13 @@ class Node:
     def get(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
 
+    def taken(self) -> set[str]:
+        """Names of what it needs: its inputs, and what its branches take from outside."""
+        return set(self.inputs).union(*(branch.taken() for branch in self.branches()))
+
+    def branches(self) -> list[Graph]:
+        return [value for value in self.attributes.values() if isinstance(value, Graph)]
+
     def refuse(self, why: str, hint: str | None = None) -> ModelFormatError:
         """The error that says what cannot be run, to be raised."""
         return ModelFormatError(f"model: {self}: {why}", hint=hint)
@@ -63,21 +70,35 @@ class Graph:
         """A constant that is no weight."""
         return None if name in self.weights else self.constants.get(name)
 
+    def all_nodes(self) -> Iterator[Node]:
+        """The nodes, and those of their branches."""
+        for node in self.nodes:
+            yield node
+            for branch in node.branches():
+                yield from branch.all_nodes()
+
     def producers(self) -> dict[str, Node]:
-        return {name: node for node in self.nodes for name in node.outputs if name}
+        return {name: node for node in self.all_nodes() for name in node.outputs if name}
 
     def users(self) -> dict[str, list[Node]]:
         """By each name, the nodes that take it; one that takes it twice, twice."""
         users: dict[str, list[Node]] = {}
-        for node in self.nodes:
+        for node in self.all_nodes():
             for name in node.inputs:
                 users.setdefault(name, []).append(node)
         return users
+
+    def taken(self) -> set[str]:
+        """Names that a branch takes from outside."""
+        here = {*self.constants, *self.inputs, *(name for node in self.nodes for name in node.outputs)}
+        return set(self.outputs).union(*(node.taken() for node in self.nodes)) - here
 
     def rename(self, old: str, new: str) -> None:
         """Have every node, and the graph's outputs, take `new` for `old`."""
         for node in self.nodes:
             node.inputs = [new if name == old else name for name in node.inputs]
+            for branch in node.branches():
+                branch.rename(old, new)
         self.outputs = [new if name == old else name for name in self.outputs]
 
     def fresh(self, name: str) -> str:
@@ -91,10 +112,24 @@ class Graph:
         for node in reversed(self.nodes):
             if needed.intersection(node.outputs):
                 kept.append(node)
-                needed.update(node.inputs)
+                needed.update(node.taken())
         self.nodes = kept[::-1]
         self.constants = {name: value for name, value in self.constants.items() if name in needed}
         self.weights &= self.constants.keys()
+
+    def require_given(self) -> None:
+        """Pass values that are there when they are taken.
+
+        Raises:
+            ModelFormatError: nothing gives one, or only a later node does.
+        """
+        given = {"", *self.constants, *self.inputs}
+        for node in self.nodes:
+            if missing := sorted(node.taken() - given):
+                raise node.refuse(f"takes {printable(missing[0])!r}, which nothing before it gives")
+            given.update(node.outputs)
+        if missing := [name for name in self.outputs if name not in given or not name]:
+            raise ModelFormatError(f"model: nothing gives its output {printable(missing[0])!r}")
 
 
 def _numbered(name: str) -> Iterator[str]:

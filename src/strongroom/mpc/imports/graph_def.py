@@ -16,9 +16,11 @@ import torch
 
 from strongroom.errors import ModelFormatError
 from strongroom.mpc.imports.graph import ONNX, OWN, TENSORFLOW, Graph, Node, printable
+from strongroom.mpc.imports.room import MAX_MADE
 from strongroom.mpc.imports.secrecy import weights_among
 
 MAX_ELEMENTS = 1 << 31
+_MAX_OUTPUTS = 1 << 12
 _VERSION = 18  # of the ONNX operators that nodes become
 _DTYPES: dict[int, Any] = {
     1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 5: np.int16, 6: np.int8, 9: np.int64, 10: np.bool_,
@@ -42,32 +44,25 @@ _SAME = {
 _OURS = {"Rsqrt": "Rsqrt", "Erfc": "Erfc"}
 
 
-def read_graph_def(data: bytes, outputs: list[str] | None = None) -> Graph:
+def read_graph_def(data: bytes, outputs: list[str] | None = None, *, name: str = "it") -> Graph:
     """The graph in a serialised `GraphDef`.
 
     Args:
         outputs: names of values, as `node:0`; by default those that no node takes.
+        name: the file's, for messages.
 
     Raises:
         ModelFormatError: it is none, or was cut short.
     """
     try:
         nodes = [_node(value) for number, value in _fields(data) if number == 1]
-    except (struct.error, IndexError, ValueError, TypeError) as error:
-        raise ModelFormatError(f"model: is no TensorFlow graph, or was cut short: {printable(str(error))}") from None
-    if not nodes:
-        raise ModelFormatError("model: has no nodes, wanted a TensorFlow graph")
-    graph = Graph([], [], outputs or [])
-    for op, name, inputs, attributes in nodes:
-        first = f"{name}:0"
-        if op == "Const":
-            value = _tensor(attributes.get("value", b""), name)
-            if value is not None:
-                graph.constants[first] = value
-        elif op in ("Placeholder", "PlaceholderWithDefault"):
-            graph.inputs.append(first)
-        elif op not in ("NoOp", "Assert"):
-            graph.nodes.append(_translated(op, name, inputs, attributes))
+        if not nodes:
+            raise ValueError("it has no nodes")
+        graph = _graph(nodes, outputs or [])
+    except (struct.error, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ModelFormatError(
+            f"model: {printable(name)} is no TensorFlow graph, or was cut short: {printable(str(error))}"
+        ) from None
     _sort(graph)
     if outputs is None:
         taken = {name for node in graph.nodes for name in node.inputs}
@@ -79,9 +74,37 @@ def read_graph_def(data: bytes, outputs: list[str] | None = None) -> Graph:
     return graph
 
 
+def _graph(nodes: list[tuple[str, str, list[str], dict[str, Any]]], outputs: list[str]) -> Graph:
+    graph = Graph([], [], outputs)
+    beyond = 0  # the elements that constants have and the file does not hold
+    for op, name, inputs, attributes in nodes:
+        first = f"{name}:0"
+        if op == "Const":
+            shape, array = _values(attributes.get("value", b""), name)
+            if array is None:
+                continue
+            beyond += max(0, prod(shape) - array.size)
+            if 8 * beyond > MAX_MADE:
+                raise ModelFormatError(
+                    f"model: constant {printable(name)!r} of shape {shape}, "
+                    f"wanted at most {MAX_MADE} bytes beyond what the file holds"
+                )
+            graph.constants[first] = _tensor(shape, array, name)
+        elif op in ("Placeholder", "PlaceholderWithDefault"):
+            graph.inputs.append(first)
+        elif op not in ("NoOp", "Assert"):
+            graph.nodes.append(_translated(op, name, inputs, attributes))
+    return graph
+
+
 def _translated(op: str, name: str, inputs: list[str], attributes: dict[str, Any]) -> Node:
     plain = {key: _attribute(value) for key, value in attributes.items() if key != "value"}
-    outputs = [f"{name}:{i}" for i in range(plain.get("num", plain.get("num_split", 8)))]
+    count = plain.get("num", plain.get("num_split", 8))
+    if not isinstance(count, int) or not 0 < count <= _MAX_OUTPUTS:
+        raise ModelFormatError(
+            f"model: node {printable(name)!r} has {count!s:.40} outputs, wanted up to {_MAX_OUTPUTS}"
+        )
+    outputs = [f"{name}:{i}" for i in range(count)]
     if op == "IdentityN":
         outputs = outputs[: len(inputs)]
     if op == "Square":
@@ -214,8 +237,8 @@ def _packed(data: memoryview) -> Iterator[int]:
         yield _signed(value)
 
 
-def _tensor(data: memoryview, name: str) -> torch.Tensor | None:
-    """A constant; None for text."""
+def _values(data: memoryview, name: str) -> tuple[tuple[int, ...], Any]:
+    """The shape of a constant, and the elements that are there of it; None for text."""
     kind, content = 0, b""
     shape: tuple[int, ...] = ()
     values: list[Any] = []
@@ -235,20 +258,29 @@ def _tensor(data: memoryview, name: str) -> torch.Tensor | None:
             else:
                 values += [each[0] for each in struct.iter_unpack(form, value)]
     if kind == 7:
-        return None
+        return shape, None
     if kind not in _DTYPES or any(n < 0 for n in shape) or prod(shape) > MAX_ELEMENTS:
         raise ModelFormatError(f"model: constant {printable(name)!r} is of type {kind} and shape {shape}")
     dtype = np.dtype(_DTYPES[kind])
     if content:
         array = np.frombuffer(content, dtype)
-    elif kind == 19:
-        array = np.array(values, np.uint16).view(np.float16)
-    else:
-        array = np.array(values or [0], dtype)
-    if array.size == 1:
-        array = np.full(prod(shape), array[0], dtype)
-    elif array.size < prod(shape) and not content and array.size:
+        if array.size not in (1, prod(shape)):
+            raise ModelFormatError(
+                f"model: constant {printable(name)!r} has {array.size} elements, its shape is {shape}"
+            )
+        return shape, array
+    if kind == 19:
+        return shape, np.array(values or [0], np.uint16).view(np.float16)
+    return shape, np.array(values or [0], dtype)
+
+
+def _tensor(shape: tuple[int, ...], array: Any, name: str) -> torch.Tensor:
+    """A constant; the last of the elements that are there is repeated."""
+    dtype = array.dtype
+    if 0 < array.size < prod(shape):
         array = np.concatenate([array, np.full(prod(shape) - array.size, array[-1], dtype)])
+    elif array.size == 1:
+        array = array[: prod(shape)]
     if array.size != prod(shape):
         raise ModelFormatError(f"model: constant {printable(name)!r} has {array.size} elements, its shape is {shape}")
     if dtype.kind == "f":

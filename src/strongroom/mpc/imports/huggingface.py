@@ -27,7 +27,7 @@ def read_pretrained(folder: Path, *, weights: bool) -> nn.Module:
     try:
         said = json.loads((folder / "config.json").read_bytes())
         names = said.get("architectures") or []
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelFormatError(f"model: config.json in {folder.name} is none: {printable(str(error))}") from None
     kind: Any = getattr(transformers, str(names[0]), None) if names else None
     ours = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
@@ -45,7 +45,7 @@ def read_pretrained(folder: Path, *, weights: bool) -> nn.Module:
             model = kind(
                 transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever class Transformers raises, and torch where there is no memory
         raise ModelFormatError(
             f"model: Transformers cannot load {folder.name}: {printable(str(error), 300)}"
         ) from error

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from strongroom.errors import MissingDependencyError, ModelFormatError, UsageError
+from strongroom.errors import MissingDependencyError, ModelFormatError, StrongroomError, UsageError
 from strongroom.mpc.imports.graph import printable
 from strongroom.mpc.imports.module import Weights
 from strongroom.mpc.imports.operators.common import is_secret
@@ -43,7 +43,9 @@ def read_keras(path: Path, *, weights: bool) -> KerasModule:
         if not weights and "module" in config:  # an older file's configuration is read with its weights alone
             return KerasModule(keras.saving.deserialize_keras_object(config, safe_mode=True), weights=False)
         return KerasModule(keras.saving.load_model(path, compile=False, safe_mode=True), weights=weights)
-    except (ValueError, TypeError, KeyError, OSError, AttributeError) as error:
+    except StrongroomError:
+        raise
+    except Exception as error:  # of whatever class layers raise, and torch where there is no memory for one
         raise ModelFormatError(f"model: Keras cannot load {path.name}: {printable(str(error), 300)}") from error
 
 
@@ -75,7 +77,7 @@ def _config(path: Path) -> dict[str, Any]:
         config = json.loads(text)
     except ImportError:
         raise MissingDependencyError("h5py: is not installed", hint="pip install h5py") from None
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, RecursionError, zipfile.BadZipFile) as error:
         raise ModelFormatError(
             f"model: {path.name} holds no Keras model: {printable(str(error))}",
             hint="save the whole model: model.save('model.keras'); weights alone have no architecture",

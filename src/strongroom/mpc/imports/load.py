@@ -12,10 +12,12 @@ from torch import nn
 
 from strongroom.errors import FormatError, UsageError
 from strongroom.mpc.imports import operators
+from strongroom.mpc.imports.architecture import write_architecture
 from strongroom.mpc.imports.graph import Graph
 from strongroom.mpc.imports.module import Imported
-from strongroom.mpc.imports.onnx_file import read_onnx, write_architecture
-from strongroom.mpc.imports.passes import classical_weights, simplify
+from strongroom.mpc.imports.onnx_file import read_onnx
+from strongroom.mpc.imports.passes import simplify
+from strongroom.mpc.imports.room import zeros
 
 _REGISTERED = operators  # importing it is what makes operators known
 
@@ -49,11 +51,15 @@ def save_architecture(
 ) -> None:
     """Write an ONNX file without its weights' values, to give to the other parties.
 
-    Public, and kept: the graph, all names and shapes, whole numbers, single numbers that are no layer's, and what
-    `public` names.
+    Public, and kept: the graph as far as it is run, all names and shapes, whole numbers, single numbers that are no
+    layer's, and what `public` names. Nothing else is: no text about the model, no label, no function.
+
+    Raises:
+        FormatError: it cannot be loaded, or has numbers of which it is not known what they are.
     """
     if Path(model).suffix != ".onnx":
         raise UsageError(f"model: got {Path(model).name}, wanted an ONNX file")
+    load_architecture(model, public=public)  # what cannot be loaded is not known well enough to be given away
     write_architecture(Path(model), Path(to), public=public)
 
 
@@ -65,6 +71,8 @@ def _load(model: Any, *, weights: bool, public: Collection[str]) -> nn.Module:
             return of_program(model, weights=weights)
         raise UsageError(f"model: got {type(model).__name__}, wanted a path or an ExportedProgram")
     path = Path(model)
+    if path.name in ("", ".."):
+        path = path.resolve()  # which has a name, for messages
     if not path.exists():
         raise UsageError(f"model: there is no {path}")
     if path.is_dir() and (path / "config.json").is_file():
@@ -80,7 +88,7 @@ def _load(model: Any, *, weights: bool, public: Collection[str]) -> nn.Module:
     if path.suffix == ".pb":
         from strongroom.mpc.imports.graph_def import read_graph_def
 
-        return module_of(read_graph_def(path.read_bytes()), weights=weights)
+        return module_of(read_graph_def(path.read_bytes(), name=path.name), weights=weights)
     if path.suffix in (".keras", ".h5", ".hdf5") or (path.suffix == ".json" and not weights):
         from strongroom.mpc.imports.keras_file import read_keras
 
@@ -97,8 +105,7 @@ def _load(model: Any, *, weights: bool, public: Collection[str]) -> nn.Module:
 
 def module_of(graph: Graph, *, weights: bool) -> Imported:
     """A graph as a module, with its weights or zeros."""
-    classical_weights(graph)
     if not weights:
         for name in graph.weights:
-            graph.constants[name] = torch.zeros_like(graph.constants[name])
+            graph.constants[name] = zeros(graph.constants[name].shape, graph.constants[name].dtype)
     return Imported(simplify(graph))

@@ -10,6 +10,7 @@ from torch import nn
 from strongroom.errors import StrongroomError, UsageError
 from strongroom.mpc.costs.where import inside
 from strongroom.mpc.imports.graph import Graph, Node, Operator, function_of, printable, require_known
+from strongroom.mpc.imports.room import as_parameter
 
 
 class Weights(nn.Module):
@@ -51,7 +52,7 @@ class Imported(nn.Module):
         self.leaves_out = dict(graph.leaves_out)
         self.weights = Weights()
         self._places = {
-            name: self.weights.put(name, graph.constants[name].to(torch.float32)) for name in sorted(graph.weights)
+            name: self.weights.put(name, as_parameter(graph.constants[name])) for name in sorted(graph.weights)
         }
         self._constants = {name: value for name, value in graph.constants.items() if name not in graph.weights}
         self._nodes: list[tuple[Node, Operator]] = [(node, function_of(node)) for node in graph.nodes]

@@ -6,7 +6,7 @@ are known before memory is taken, and what cannot be parsed is said to be so.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,14 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from strongroom.errors import MissingDependencyError, ModelFormatError
-from strongroom.mpc.imports.graph import ONNX, Graph, Node, printable
+from strongroom.errors import MissingDependencyError, ModelFormatError, UsageError
+from strongroom.mpc.imports.classical import classical_weights, leave_out_labels
+from strongroom.mpc.imports.graph import ONNX, ONNX_ML, Graph, Node, printable
+from strongroom.mpc.imports.room import zeros
 from strongroom.mpc.imports.secrecy import weights_among
 
 MAX_MODEL = (1 << 31) - 1  # protobuf's limit for one message
 MAX_ELEMENTS = 1 << 32  # of all tensors
 _OPSETS = range(7, 27)
 _CONTROL = {"Loop", "Scan", "SequenceMap"}
+WITHOUT_WEIGHTS = "strongroom.architecture"  # the mark of a file whose weights were taken out
 
 
 def read_onnx(path: Path, *, weights: bool, public: Collection[str]) -> Graph:
@@ -34,15 +37,32 @@ def read_onnx(path: Path, *, weights: bool, public: Collection[str]) -> Graph:
     Raises:
         ModelFormatError: it is no ONNX, or lacks weights that are wanted.
         MissingDependencyError: `onnx` is not installed.
+        UsageError: a name that is to be public is no constant of the graph.
     """
-    model = parsed(path)
+    return graph_of(parsed(path), path.parent, weights=weights, public=public)
+
+
+def graph_of(model: Any, folder: Path, *, weights: bool, public: Collection[str]) -> Graph:
+    """The graph of ONNX's own object; what lies in other files lies in this folder. Raises as `read_onnx`."""
     opsets = {("" if each.domain == "ai.onnx" else each.domain): each.version for each in model.opset_import}
     if opsets.get(ONNX, _OPSETS[-1]) not in _OPSETS:
         raise ModelFormatError(
             f"model: opset {opsets[ONNX]}, wanted {_OPSETS[0]} to {_OPSETS[-1]}",
             hint="onnx.version_converter.convert_version makes another one of it",
         )
-    return _Reader(path.parent, opsets, weights=weights, public=frozenset(public)).graph(model.graph)
+    reader = _Reader(folder, opsets, weights=weights, public=frozenset(public))
+    graph = reader.graph(model.graph, whole=True)
+    if unknown := sorted(reader.public - reader.constants):
+        raise UsageError(f"public: the model has no constant {unknown[0]!r:.120}")
+    withheld = reader.withheld
+    if any(each.key == WITHOUT_WEIGHTS for each in model.metadata_props):
+        withheld = withheld | reader.secret
+    if missing := sorted(withheld - reader.secret) or (weights and sorted(withheld)):
+        raise ModelFormatError(
+            f"model: the values of {printable(missing[0])!r} are withheld, wanted them",
+            hint="an architecture file is for mpc.load_architecture; whoever has the weights loads the whole file",
+        )
+    return graph
 
 
 def parsed(path: Path) -> Any:
@@ -66,11 +86,14 @@ def parsed(path: Path) -> Any:
 
 class _Reader:
     def __init__(self, folder: Path, opsets: dict[str, int], *, weights: bool, public: frozenset[str]) -> None:
-        self._folder, self._opsets, self._weights, self._public = folder, opsets, weights, public
+        self._folder, self._opsets, self._weights, self.public = folder, opsets, weights, public
         self._elements = 0
-        self._withheld: set[str] = set()
+        # Of the graph and of its branches, names of: tensors without values, all constants, the weights.
+        self.withheld: set[str] = set()
+        self.constants: set[str] = set()
+        self.secret: set[str] = set()
 
-    def graph(self, proto: Any) -> Graph:
+    def graph(self, proto: Any, *, whole: bool = False) -> Graph:
         constants: dict[str, torch.Tensor] = {}
         for tensor in proto.initializer:
             value = self._tensor(tensor)
@@ -85,15 +108,18 @@ class _Reader:
             [each.name for each in proto.output],
             constants,
         )
-        graph.weights = weights_among(graph, withheld=self._withheld, public=self._public)
-        if missing := sorted(self._withheld - graph.weights) or (self._weights and sorted(self._withheld)):
-            raise ModelFormatError(
-                f"model: the values of {printable(missing[0])!r} are withheld, wanted them",
-                hint="an architecture file is for mpc.load_architecture; whoever has the weights loads the whole file",
-            )
+        if whole:
+            leave_out_labels(graph)
+        learned = classical_weights(graph)
+        graph.weights = weights_among(
+            graph, withheld=self.withheld | learned, public=self.public & graph.constants.keys()
+        )
+        self.constants |= graph.constants.keys()
+        self.secret |= graph.weights
         if not self._weights:
             for name in graph.weights:
-                constants[name] = torch.zeros_like(constants[name])
+                kind = constants[name].dtype
+                constants[name] = zeros(constants[name].shape, torch.float64 if kind.is_floating_point else kind)
         for name, value in constants.items():
             if value.is_floating_point():
                 constants[name] = value.to(torch.float64)  # what is computed of them once is computed well
@@ -111,6 +137,8 @@ class _Reader:
             self._opsets.get(domain, 1),
             proto.name,
         )
+        if not node.outputs or (domain == ONNX_ML and not node.inputs):
+            raise node.refuse("takes or gives nothing")
         if domain == ONNX and node.op in _CONTROL:
             raise node.refuse("a program's flow in a model", hint="export it with its loops unrolled")
         if domain == ONNX and node.op == "Constant":
@@ -150,12 +178,12 @@ class _Reader:
             return [each.decode("utf-8", "replace") for each in proto.string_data]
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             if not self._weights and not self._beside(proto).exists():
-                self._withheld.add(proto.name)
-                return torch.zeros(shape)
+                self.withheld.add(proto.name)
+                return zeros(shape)
             proto = self._with_outside_data(proto)
         elif is_withheld(proto):
-            self._withheld.add(proto.name)
-            return torch.zeros(shape)
+            self.withheld.add(proto.name)
+            return zeros(shape)
         try:
             return _as_torch(onnx.numpy_helper.to_array(proto))
         except Exception as error:
@@ -210,35 +238,6 @@ def is_withheld(proto: Any) -> bool:
         for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
     )
     return not held and prod(proto.dims) > 0
-
-
-def write_architecture(path: Path, to: Path, *, public: Collection[str]) -> None:
-    """The file without its weights' values."""
-    onnx = _onnx()
-    graph = read_onnx(path, weights=True, public=public)
-    model = parsed(path)
-    for tensor in _tensors(model.graph):
-        if tensor.name in graph.weights:
-            shape, kind, name = list(tensor.dims), tensor.data_type, tensor.name
-            tensor.Clear()
-            tensor.name, tensor.data_type = name, kind
-            tensor.dims.extend(shape)
-        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-            value = np.ascontiguousarray(graph.constants[tensor.name].numpy())
-            kept = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(kept), tensor.name))
-    model.metadata_props.clear() if hasattr(model.metadata_props, "clear") else None
-    to.write_bytes(model.SerializeToString())
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """The tensors of a graph that have names of values: initialisers, and what `Constant` nodes give."""
-    yield from graph.initializer
-    for node in graph.node:
-        for each in node.attribute:
-            if node.op_type == "Constant" and each.name == "value":
-                each.t.name = node.output[0]
-                yield each.t
 
 
 def _as_torch(array: Any) -> torch.Tensor:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from strongroom.errors import ModelFormatError
 from strongroom.mpc.imports.fusions import fuse
-from strongroom.mpc.imports.graph import ONNX, ONNX_ML, OWN, Graph, Node, function_of, require_known
+from strongroom.mpc.imports.graph import ONNX, OWN, Graph, Node, function_of, require_known
 from strongroom.mpc.imports.module import evaluate
 from strongroom.mpc.imports.operators.layers import folded
+from strongroom.mpc.imports.room import Room, as_parameter
 
 _AS_THEY_ARE = {"Identity", "Dropout", "StopGradient"}
 _SHAPES = {"Shape", "Size"}
 _FOLDED_ELEMENTS = 1 << 26  # a constant larger than its inputs and than this is made anew at each run
-_LABELS = {"ArrayFeatureExtractor", "LabelEncoder", "CategoryMapper", "DictVectorizer"}
-_TEXT = 8  # ONNX's type of strings
 
 
 def simplify(graph: Graph) -> Graph:
@@ -23,99 +21,26 @@ def simplify(graph: Graph) -> Graph:
     Raises:
         ModelFormatError: it has operators that cannot be run.
     """
-    _leave_out_labels(graph)
     _skip_identities(graph)
     graph.prune()
-    require_known(_all_nodes(graph))
-    _fold_constants(graph)
-    _fold_batch_norms(graph)
-    fuse(graph)
-    _fold_constants(graph)
+    require_known(node for node in graph.all_nodes() if node.op != "If")
+    with Room(graph.constants.values()) as room:
+        _fold_constants(graph, room)
+        graph.require_given()
+        _fold_batch_norms(graph)
+        fuse(graph)
+        _fold_constants(graph, room)
     graph.prune()
     for name, value in graph.constants.items():
         if value.dtype == torch.float64:
-            graph.constants[name] = value.to(torch.float32)
+            graph.constants[name] = as_parameter(value) if name in graph.weights else value.to(torch.float32)
         elif name in graph.weights and not value.is_floating_point():
-            node = next(node for node in graph.nodes if name in node.inputs)
-            raise node.refuse("takes a quantised weight as whole numbers", hint="export the model without quantisation")
+            node = next((node for node in graph.nodes if name in node.inputs), Node("", [], [name]))
+            raise node.refuse(
+                "takes a quantised weight as whole numbers",
+                hint="export the model without quantisation, or name in public= what is no weight of it",
+            )
     return graph
-
-
-def _all_nodes(graph: Graph) -> list[Node]:
-    nodes = []
-    for node in graph.nodes:
-        branches = [value for value in node.attributes.values() if isinstance(value, Graph)]
-        nodes += [inner for branch in branches for inner in _all_nodes(branch)] if node.op == "If" else [node]
-    return nodes
-
-
-# Labels
-
-
-def _leave_out_labels(graph: Graph) -> None:
-    """Drop outputs that are names of classes; a map from names to probabilities becomes the probabilities."""
-    labels: dict[str, str] = {}
-    for node in graph.nodes:
-        first = node.outputs[0]
-        if node.domain == ONNX_ML and node.op == "ZipMap":
-            graph.rename(first, node.inputs[0])
-        elif (
-            (node.domain == ONNX_ML and node.op in _LABELS)
-            or (node.op == "Cast" and node.get("to") == _TEXT)
-            or (node.domain == ONNX_ML and node.op == "LinearClassifier")
-        ):
-            labels[first] = f"{node}: a label, looked up by a secret class"
-        elif found := next((labels[name] for name in node.inputs if name in labels), None):
-            labels.update(dict.fromkeys(node.outputs, found))
-    left = [name for name in graph.outputs if name in labels]
-    if left and len(left) == len(graph.outputs):
-        raise ModelFormatError(
-            f"model: gives nothing but {labels[left[0]]}",
-            hint="export it with its probabilities: whoever they are revealed to looks the label up",
-        )
-    graph.leaves_out.update({name: labels[name] for name in left})
-    graph.outputs = [name for name in graph.outputs if name not in labels]
-
-
-def classical_weights(graph: Graph) -> None:
-    """Make the coefficients of scikit-learn's models, which are attributes, weights like any others."""
-    nodes = []
-    for node in graph.nodes:
-        if node.domain == ONNX_ML and node.op in ("LinearRegressor", "LinearClassifier"):
-            nodes.append(_linear(graph, node))
-        elif node.domain == ONNX_ML and node.op == "Scaler":
-            offset, scale = (_constant(graph, f"{node.outputs[0]}.{name}", node.get(name)) for name in _SCALER)
-            centred = graph.fresh(f"{node.outputs[0]}.centred")
-            nodes.append(Node("Sub", [node.inputs[0], offset], [centred], name=node.name))
-            nodes.append(Node("Mul", [centred, scale], [node.outputs[0]], name=node.name))
-        else:
-            nodes.append(node)
-    graph.nodes = nodes
-
-
-_SCALER = ("offset", "scale")
-
-
-def _linear(graph: Graph, node: Node) -> Node:
-    coefficients, intercepts = node.get("coefficients") or [], node.get("intercepts") or []
-    classes = node.get("targets", 1) if node.op == "LinearRegressor" else len(intercepts) or 1
-    if not coefficients or len(coefficients) % classes:
-        raise node.refuse(f"{len(coefficients)} coefficients for {classes} results")
-    if node.op == "LinearClassifier" and classes == 1:
-        raise node.refuse("one result for two classes", hint="export it with both classes' scores")
-    name = node.outputs[-1]
-    inputs = [node.inputs[0], _constant(graph, f"{name}.coefficients", coefficients, (classes, -1))]
-    if intercepts:
-        inputs.append(_constant(graph, f"{name}.intercepts", intercepts))
-    after = {"post_transform": node.get("post_transform", "NONE")}
-    return Node("Linear", inputs, [name], after, ONNX_ML, node.version, node.name)
-
-
-def _constant(graph: Graph, name: str, values: list[float], shape: tuple[int, ...] = (-1,)) -> str:
-    name = graph.fresh(name)
-    graph.constants[name] = torch.tensor(values or [0.0], dtype=torch.float64).reshape(shape)
-    graph.weights.add(name)
-    return name
 
 
 # Constants
@@ -131,7 +56,7 @@ def _skip_identities(graph: Graph) -> None:
     graph.nodes = kept
 
 
-def _fold_constants(graph: Graph) -> None:
+def _fold_constants(graph: Graph, room: Room) -> None:
     """Compute what depends on no input. What is computed of a weight is one."""
     waiting, kept = graph.nodes[::-1], []
     while waiting:
@@ -144,15 +69,15 @@ def _fold_constants(graph: Graph) -> None:
         elif node.op == "If":
             waiting += _branch(graph, node)[::-1]
         else:
-            _fold(graph, node, given, kept)
+            _fold(graph, node, given, kept, room)
     graph.nodes = kept
 
 
-def _fold(graph: Graph, node: Node, given: list[str], kept: list[Node]) -> None:
+def _fold(graph: Graph, node: Node, given: list[str], kept: list[Node], room: Room) -> None:
     results = evaluate(node, [graph.constants[name] if name else None for name in node.inputs])
     held = sum(graph.constants[name].numel() for name in given)
     made = sum(each.numel() for each in results if isinstance(each, torch.Tensor))
-    if made > max(held, _FOLDED_ELEMENTS):
+    if made > max(held, _FOLDED_ELEMENTS) or not room.has_for(results, [graph.constants[name] for name in given]):
         kept.append(node)
         return
     secret = node.op not in _SHAPES and not graph.weights.isdisjoint(given)

@@ -38,7 +38,7 @@ def read_saved_model(folder: Path) -> Graph:
         raise ModelFormatError(f"model: {folder.name} serves {sorted(signatures)[:5]}, wanted {_SIGNATURE!r}")
     frozen = freeze(signatures.get(_SIGNATURE) or next(iter(signatures.values())))
     names = [each.name for each in frozen.outputs]
-    graph = read_graph_def(frozen.graph.as_graph_def().SerializeToString(), names)
+    graph = read_graph_def(frozen.graph.as_graph_def().SerializeToString(), names, name=folder.name)
     graph.inputs = [each.name for each in frozen.inputs if each.name in graph.inputs]
     return graph
 

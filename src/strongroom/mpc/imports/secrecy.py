@@ -1,8 +1,10 @@
 """Which constants of a graph are weights, and so secret; told in the same way by every party.
 
 - A number by itself is architecture (an epsilon, a scale), unless a layer takes it as its weight or bias.
-- Whole numbers are architecture (shapes, axes, indices), unless they stand for a quantised weight.
-- Any other constant is a weight, unless it holds what cannot be one, as a mask of -1e9 does, or is said to be public.
+- Whole numbers are architecture (shapes, axes, indices), unless they stand for a quantised weight: those of 8 bits or
+  fewer do, and with them what an operator that takes such weights is given to scale them.
+- Any other constant is a weight, unless it is a mask (nothing but 0, 1 and one number of -2^14 or below), says what to
+  do, or is said to be public.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import torch
 from strongroom.errors import UsageError
 from strongroom.mpc.imports.graph import Graph, Node
 
-_LARGEST = 2.0**14  # beyond it nothing is a weight: half of what fits at the default settings
+_MASKING = -(2.0**14)  # half of what fits at the default settings
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Conv2D", "Conv1D", "DepthwiseConv2dNative"}
 _LAYERS = _PRODUCTS | {
     "BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization",
     "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     "LSTM", "GRU", "RNN", "PRelu", "FusedBatchNormV3", "FusedBatchNorm", "BiasAdd",
+    "DequantizeLinear",
 }  # fmt: skip
 _SUMS = {"Add", "AddV2", "Sub", "Sum", "BiasAdd"}
 # What is no data but says what to do, by the places of an operator's inputs; and through what it may come there.
@@ -28,6 +31,7 @@ _SETTINGS = {
     "Pow": {1}, "Dropout": {1, 2}, "Range": {0, 1, 2}, "Reshape": {1}, "Tile": {1}, "Expand": {1},
 }  # fmt: skip
 _WAYS = {"Concat", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Gather", "Identity", "Mul", "Floor"}
+_MOVES = {"Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Expand", "Flatten"}
 _QUANTISED = {"DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
 
 
@@ -48,20 +52,31 @@ def weights_among(graph: Graph, *, withheld: Collection[str] = (), public: Colle
             return True
         takers = users.get(name, [])
         if not value.is_floating_point():
-            return any(node.op in _QUANTISED and node.inputs.index(name) in (0, 1, 3) for node in takers)
+            narrow = value.dtype in (torch.int8, torch.uint8) and value.numel() > 1
+            return any(node.op in _QUANTISED for node in takers) or (narrow and not _is_setting(name, users))
         if value.numel() == 1:
-            return any(_is_layers(name, node, producers) for node in takers)
-        return bool((value.abs() < _LARGEST).all()) and not _is_setting(name, users)
+            return _is_layers(name, users, producers)
+        return not _is_mask(value) and not _is_setting(name, users)
 
     return {name for name, value in graph.constants.items() if is_weight(name, value)}
 
 
-def _is_layers(name: str, node: Node, producers: dict[str, Node]) -> bool:
-    """Whether a single number is a layer's: its operand, or what is added to its result."""
-    if node.op in _LAYERS:
-        return True
-    others = [producers[other].op for other in node.inputs if other != name and other in producers]
-    return node.op in _SUMS and any(op in _PRODUCTS for op in others)
+def _is_layers(name: str, users: dict[str, list[Node]], producers: dict[str, Node], depth: int = 8) -> bool:
+    """Whether a single number is a layer's, as it is or moved: its operand, or what is added to its result."""
+    for node in users.get(name, []):
+        others = [producers[other].op for other in node.inputs if other != name and other in producers]
+        if node.op in _LAYERS or (node.op in _SUMS and any(op in _PRODUCTS for op in others)):
+            return True
+        moved = depth > 0 and node.op in _MOVES and node.inputs[0] == name
+        if moved and _is_layers(node.outputs[0], users, producers, depth - 1):
+            return True
+    return False
+
+
+def _is_mask(value: torch.Tensor) -> bool:
+    """Whether nothing was learned that a constant holds, as what is added to scores that are not to count."""
+    low = value <= _MASKING
+    return bool(low.any() and (low | (value == 0) | (value == 1)).all() and (value[low] == value[low][0]).all())
 
 
 def _is_setting(name: str, users: dict[str, list[Node]], depth: int = 8) -> bool:

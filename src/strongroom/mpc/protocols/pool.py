@@ -9,6 +9,8 @@ from strongroom.mpc.protocols.compare import amax
 from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.shared import Shared, concatenate
 
+_MANTISSA = 52  # bits of a float64 behind its first
+
 
 def absolute(x: Shared) -> Shared:
     """|x| = 2 max(x, 0) - x."""
@@ -41,6 +43,12 @@ def max_pool2d(
     return amax(windows2d(x, kernel, stride, padding), bits, rectify=rectify)
 
 
+def lowest(x: Shared) -> float:
+    """A border that no value of x is below, but for what the result's truncation drops."""
+    bound = x.party.settings.bound
+    return -(2.0**bound) + 2.0 ** -min(x.frac, _MANTISSA - bound)
+
+
 def windows2d(
     x: Shared, kernel: tuple[int, int], stride: tuple[int, int] | None = None, padding: tuple[int, int] = (0, 0)
 ) -> Shared:
@@ -54,9 +62,7 @@ def windows2d(
     for axis, width in zip((2, 3), padding, strict=True):
         if width:
             shape = [*x.shape[:axis], width, *x.shape[axis + 1 :]]
-            settings = x.party.settings
-            lowest = -(2.0**settings.bound) + 2.0**-x.frac
-            border = Shared.public(x.party, np.full(shape, lowest), x.frac)
+            border = Shared.public(x.party, np.full(shape, lowest(x)), x.frac)
             x = concatenate([border, x, border], axis)
     sides = [(side - k) // step + 1 for side, k, step in zip(x.shape[2:], kernel, steps, strict=True)]
     if min(sides) < 1:

@@ -2,9 +2,10 @@
 
 All three parties take the same requests in the same order. Before each:
 
-1. P0 says to P1 which request of its own has waited for longest, or that there is none, or that it stops.
-2. P1 says whether it has the same: client, number, shape and model. If it does not come, or is another, the request is
-   refused at both, and nothing was computed.
+1. P0 says to P1 which of its own requests may be next, or that there is none, or that it stops. Clients take turns.
+2. P1 says which it has first, and whether it is the same: client, number, shape and model. If it is another, it is
+   refused at both, and nothing was computed. What P1 does not have waits for it while others are served, so that who
+   asks P0 alone keeps nobody waiting, and is refused after a while.
 3. Both tell the dealer, which does not work ahead of a request.
 
 After each the keys are ratcheted. Nothing here is secret: who asks, when, and for what shape, all three know.
@@ -13,6 +14,7 @@ After each the keys are ratcheted. Nothing here is secret: who asks, when, and f
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +38,13 @@ from strongroom.mpc.tensor.storage import Storage
 from strongroom.mpc.tensor.world import current
 from strongroom.mpc.transcript import shapes
 
-_MATCH = 2.0  # seconds that P1 waits for a request that P0 has: clients send to P1 first
+_MATCH = 2.0  # seconds that a request waits at P0 for P1 to have it too: clients send to P1 first
+_MOST = 8  # requests that are proposed at once
 _NONE, _SOME, _STOP = 0, 1, 2
 _AGREED, _MISSING, _OTHER = 1, 2, 3
 _NAME = 64
 _PROPOSAL = struct.Struct(f"<B{_NAME}s{wire.ID_SIZE}s{wire.MODEL_SIZE}s{len(wire.pack_shape(()))}s")
+_NOTHING = bytes(_PROPOSAL.size)
 
 
 @dataclass
@@ -166,28 +170,37 @@ def _next(party: Party, reception: Reception, model: bytes) -> tuple[int, str, w
     nothing = np.empty(0, np.uint8)
     said = np.zeros(_PROPOSAL.size + 1, np.uint8)
     proposal, verdict = said[:-1], said[-1:]
+    arrivals: list[Arrival] = []
     arrival: Arrival | None = None
     with party.operation("next request"):
-        if party.rank == P0:
-            arrival = reception.first(party.settings.seconds / 4)
-            proposal[:] = np.frombuffer(_propose(reception, arrival), np.uint8)
-            party.exchange([proposal], [nothing])
-            party.exchange([nothing], [verdict])
-        elif party.rank == P1:
-            party.exchange([nothing], [proposal])
-            verdict[0], arrival = _judge(bytes(proposal), reception, model)
-            party.exchange([verdict], [nothing])
-        if party.is_dealer:
-            _hear(party, said)
-        else:
+        if not party.is_dealer:
+            proposed = np.zeros(_MOST * _PROPOSAL.size, np.uint8)
+            chosen = np.zeros(2, np.uint8)
+            if party.rank == P0:
+                arrivals = reception.waiting(party.settings.seconds / 4, _MOST)
+                proposed[:] = np.frombuffer(_propose(reception, arrivals), np.uint8)
+                party.exchange([proposed], [nothing])
+                party.exchange([nothing], [chosen])
+                arrival = _chosen(reception, arrivals, *map(int, chosen))
+            else:
+                party.exchange([nothing], [proposed])
+                chosen[0], chosen[1], arrival = _judge(bytes(proposed), reception, model)
+                party.exchange([chosen], [nothing])
+            verdict[0], which = chosen
+            proposal[:] = proposed.reshape(_MOST, -1)[which]
             party.peers[2].exchange([said], [nothing])
+        else:
+            _hear(party, said)
     kind, client, request = _read(bytes(proposal))
+    for each in arrivals:
+        if each is arrival:
+            break
+        _put_off(each)
     if kind == _SOME and verdict[0] != _AGREED:
-        missing = verdict[0] == _MISSING
         if arrival is not None:
             arrival.finish(
                 MpcError(
-                    "request: P1 does not have it" if missing else "request: P0 and P1 got different ones",
+                    "request: P0 and P1 got different ones",
                     hint="a client sends the same request to both servers, for the model that they serve",
                 )
             )
@@ -195,6 +208,26 @@ def _next(party: Party, reception: Reception, model: bytes) -> tuple[int, str, w
     if kind == _SOME:
         party.enter("request", client, request.id.hex(), shapes(request.shape))
     return kind, client, request, arrival
+
+
+def _chosen(reception: Reception, arrivals: Sequence[Arrival], verdict: int, which: int) -> Arrival | None:
+    """At P0, the request that P1 has too."""
+    if verdict not in (_AGREED, _MISSING, _OTHER) or which >= max(len(arrivals), 1):
+        raise MpcError(f"request: P1 says {verdict} of the one at {which}, of {len(arrivals)}")
+    if not arrivals or verdict == _MISSING:
+        return None
+    reception.take(arrivals[which])
+    return arrivals[which]
+
+
+def _put_off(arrival: Arrival) -> None:
+    """At P0, a request that P1 did not have yet; it is refused once it has waited for long enough."""
+    arrival.tries += 1
+    if time.monotonic() - arrival.came > _MATCH:
+        arrival.taken = True
+        arrival.finish(
+            MpcError("request: P1 does not have it", hint="a client sends the same request to both servers, P1 first")
+        )
 
 
 def _hear(party: Party, said: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
@@ -206,11 +239,17 @@ def _hear(party: Party, said: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
         raise MpcError("request: P0 and P1 tell the dealer different things")
 
 
-def _propose(reception: Reception, arrival: Arrival | None) -> bytes:
-    if arrival is None:
-        return _PROPOSAL.pack(_STOP if reception.stopped else _NONE, b"", b"", b"", b"")
-    request = arrival.request
-    return _PROPOSAL.pack(_SOME, arrival.client.encode(), request.id, request.model, wire.pack_shape(request.shape))
+def _propose(reception: Reception, arrivals: Sequence[Arrival]) -> bytes:
+    if not arrivals:
+        kind = _STOP if reception.stopped else _NONE
+        return _PROPOSAL.pack(kind, b"", b"", b"", b"") + _NOTHING * (_MOST - 1)
+    packed = [
+        _PROPOSAL.pack(
+            _SOME, each.client.encode(), each.request.id, each.request.model, wire.pack_shape(each.request.shape)
+        )
+        for each in arrivals
+    ]
+    return b"".join(packed) + _NOTHING * (_MOST - len(packed))
 
 
 def _read(proposal: bytes) -> tuple[int, str, wire.Request]:
@@ -224,16 +263,18 @@ def _read(proposal: bytes) -> tuple[int, str, wire.Request]:
     )
 
 
-def _judge(proposal: bytes, reception: Reception, model: bytes) -> tuple[int, Arrival | None]:
-    """At P1, whether it has the request that P0 has."""
-    kind, client, asked = _read(proposal)
-    if kind != _SOME:
-        return _AGREED, None
-    arrival = reception.find((client, asked.id), _MATCH)
-    if arrival is None:
-        return _MISSING, None
-    same = arrival.request.shape == asked.shape and arrival.request.model == asked.model == model
-    return (_AGREED if same else _OTHER), arrival
+def _judge(proposed: bytes, reception: Reception, model: bytes) -> tuple[int, int, Arrival | None]:
+    """At P1, which of P0's requests it has first, and whether that is the same."""
+    asked = [_read(proposed[i : i + _PROPOSAL.size]) for i in range(0, len(proposed), _PROPOSAL.size)]
+    if asked[0][0] != _SOME:
+        return _AGREED, 0, None
+    found = reception.find((client, request.id) for _, client, request in asked)
+    if found is None:
+        return _MISSING, 0, None
+    which, arrival = found
+    own, wanted = arrival.request, asked[which][2]
+    same = own.shape == wanted.shape and own.model == wanted.model == model
+    return (_AGREED if same else _OTHER), which, arrival
 
 
 def _input(party: Party, client: str, head: wire.Request, arrival: Arrival | None, clamped: bool) -> Shared:

@@ -370,10 +370,8 @@ def _unknown(op: Any, args: Any) -> UsageError:
     """An operator without a protocol. What it would write to, if to anything, is a plain tensor."""
     schema = op._schema
     written = any(each.alias_info is not None and each.alias_info.is_write for each in schema.arguments)
-    hint = f"a secret cannot be written into a plain tensor: {_ASK}" if written else ""
-    return _refused(
-        f"{op}: has no protocol for secrets", args, hint or HINTS.get(schema.name.removeprefix("aten::"), "")
-    )
+    plain = f"a secret cannot be written into a plain tensor: {_ASK}" if written else ""
+    return _refused(f"{op}: has no protocol for secrets", args, HINTS.get(schema.name.removeprefix("aten::"), plain))
 
 
 def _refused(what: str, args: Any, hint: str = "") -> UsageError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import index
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -17,7 +19,7 @@ from strongroom.errors import UsageError
 from strongroom.mpc.imports.keras_file import of_keras
 from strongroom.mpc.party import SERVERS
 from strongroom.mpc.peer import NAMES
-from strongroom.mpc.policy import PUBLIC
+from strongroom.mpc.policy import PUBLIC, RESERVED
 from strongroom.mpc.protocols.reveal import EVERYBODY, Permit, reveal_outside
 from strongroom.mpc.protocols.reveal import reveal as open_shared
 from strongroom.mpc.protocols.reveal import share as share_values
@@ -32,26 +34,27 @@ from strongroom.mpc.transcript import shapes
 
 M = TypeVar("M", bound=nn.Module)
 Values = Callable[[], Any]
+Source = int | str
 
 
 @overload
 def share(
     values: Values,
     *,
-    source: int,
-    shape: Sequence[int],
+    source: Source,
+    shape: int | Sequence[int],
     dtype: torch.dtype = ...,
     classes: int | None = ...,
     owners: Collection[str] | None = ...,
 ) -> SharedTensor: ...
 @overload
-def share(values: Values, *, source: int, like: M, owners: Collection[str] | None = ...) -> M: ...
+def share(values: Values, *, source: Source, like: M, owners: Collection[str] | None = ...) -> M: ...
 @led
 def share(
     values: Values,
     *,
-    source: int,
-    shape: Sequence[int] | None = None,
+    source: Source,
+    shape: int | Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     classes: int | None = None,
     like: nn.Module | None = None,
@@ -61,7 +64,7 @@ def share(
 
     Args:
         values: called at the source alone; gives a tensor, or a module or its state.
-        source: the server's rank.
+        source: the server's rank, or its name.
         shape: of a tensor; public.
         dtype: of a revealed value; of a floating-point number, or with integers or truths as values, torch.int64 or
             torch.bool.
@@ -69,26 +72,31 @@ def share(
             kept as a row of as many elements.
         like: instead of a shape, a module of the same architecture, which every party has; its own values do not
             matter. The result is a copy of it.
-        owners: whose secret it is; by default the source's.
+        owners: whose secret it is besides the source's.
 
     Raises:
         UsageError: the values are of other shapes, not finite, or beyond the settings' bound; no index below `classes`.
     """
-    return _Giver(values, source, owners, clear=False).give(shape, dtype, like, classes)
+    return _Giver(values, _server(source), owners, clear=False).give(shape, dtype, like, classes)
 
 
 @overload
 def own(
-    values: Values, *, source: int, shape: Sequence[int], dtype: torch.dtype = ..., owners: Collection[str] | None = ...
+    values: Values,
+    *,
+    source: Source,
+    shape: int | Sequence[int],
+    dtype: torch.dtype = ...,
+    owners: Collection[str] | None = ...,
 ) -> SharedTensor: ...
 @overload
-def own(values: Values, *, source: int, like: M, owners: Collection[str] | None = ...) -> M: ...
+def own(values: Values, *, source: Source, like: M, owners: Collection[str] | None = ...) -> M: ...
 @led
 def own(
     values: Values,
     *,
-    source: int,
-    shape: Sequence[int] | None = None,
+    source: Source,
+    shape: int | Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     like: nn.Module | None = None,
     owners: Collection[str] | None = None,
@@ -98,7 +106,7 @@ def own(
     What the other server learns of them is the same: nothing. A tensor so made that is not multiplied by as a weight is
     as any other secret.
     """
-    return _Giver(values, source, owners, clear=True).give(shape, dtype, like)
+    return _Giver(values, _server(source), owners, clear=True).give(shape, dtype, like)
 
 
 @dataclass
@@ -112,14 +120,15 @@ class _Giver:
     world: World = field(default_factory=current)
 
     def give(
-        self, shape: Sequence[int] | None, dtype: torch.dtype, like: nn.Module | None, classes: int | None = None
+        self, shape: int | Sequence[int] | None, dtype: torch.dtype, like: nn.Module | None, classes: int | None = None
     ) -> Any:
-        if self.source not in SERVERS:
+        if isinstance(self.values, nn.Module | torch.Tensor) or not callable(self.values):
+            # Also where it would work: what only the source has, only the source is to be asked for.
+            hint = "lambda: model" if like is not None else "lambda: values"
             raise UsageError(
-                f"source: got {self.source}, wanted 0 or 1", hint="a client sends its shares to the servers"
+                f"values: got {type(self.values).__name__}, wanted a function that gives them", hint=f"such as {hint}"
             )
-        if isinstance(self.owners, str) or (self.owners is not None and not self.owners):
-            raise UsageError(f"owners: got {self.owners!r}, wanted some names")
+        _check_owners(self.owners)
         if (shape is None) == (like is None):
             raise UsageError("share: wanted either shape=, of a tensor, or like=, a module of the same architecture")
         if dtype not in DTYPES and (self.clear or dtype not in WHOLE):
@@ -129,9 +138,10 @@ class _Giver:
         if like is not None:
             return self._module(like)
         assert shape is not None  # noqa: S101  # one or the other
+        size = _size(shape)
         if dtype in WHOLE:
-            return self._whole(tuple(shape), dtype, classes)
-        return self._tensor(lambda: _array(self.values()), tuple(shape), dtype)
+            return self._whole(size, dtype, classes)
+        return self._tensor(lambda: _array(self.values()), size, dtype)
 
     def _tensor(
         self, values: Callable[[], NDArray[np.float64]], shape: tuple[int, ...], dtype: torch.dtype
@@ -160,7 +170,8 @@ class _Giver:
         return SharedTensor.of(Storage(self.world, value, self._names(), classes=classes), shape, dtype)
 
     def _names(self) -> Owners:
-        return frozenset(self.owners if self.owners is not None else [NAMES[self.source]])
+        # The source stays one of them: what other owners allow, its own policy must allow too.
+        return frozenset({NAMES[self.source], *(self.owners or ())})
 
     def _shared(self, values: Callable[[], NDArray[np.float64]], shape: tuple[int, ...]) -> Shared:
         party = self.world.party
@@ -179,7 +190,8 @@ class _Giver:
         for name, tensor in like.state_dict(keep_vars=True).items():
             if id(tensor) in made or not tensor.is_floating_point():
                 continue
-            secret = self._tensor(lambda name=name: state[name], tuple(tensor.shape), tensor.dtype)  # type: ignore[misc]
+            given = partial(self._weight, state, name, tuple(tensor.shape))
+            secret = self._tensor(given, tuple(tensor.shape), tensor.dtype)
             made[id(tensor)] = nn.Parameter(secret, requires_grad=False) if isinstance(tensor, nn.Parameter) else secret
         copied = copy.deepcopy(like, made)
         norms = [
@@ -194,6 +206,23 @@ class _Giver:
                 module.weight._storage.normalised_after = bool(norms)
         _ratchet_after(copied, self.world)
         return copied
+
+    def _weight(
+        self, state: Mapping[str, NDArray[np.float64]], name: str, shape: tuple[int, ...]
+    ) -> NDArray[np.float64]:
+        """One of the module's, which can be shared; a message says which cannot."""
+        found, settings = state[name], self.world.party.settings
+        if found.shape != shape:
+            raise UsageError(f"values: {name}: got shape {found.shape}, wanted {shape}", hint="is like= the same code?")
+        most = float(np.abs(found).max(initial=0))  # NaN if one is
+        if not math.isfinite(most):
+            raise UsageError(f"values: {name}: got a number that is not finite", hint="did the training diverge?")
+        if most >= 2.0**settings.bound:
+            raise UsageError(
+                f"values: {name}: one is out of range, wanted magnitudes below 2^{settings.bound}",
+                hint="scale the values, or raise the bound in the settings",
+            )
+        return found
 
     def _fold(
         self, module: nn.modules.batchnorm._BatchNorm, prefix: str, state: Mapping[str, NDArray[np.float64]]
@@ -218,13 +247,13 @@ def _ratchet_after(whole: nn.Module, world: World) -> None:
     """Tell the world when modules are called, whole or in part, and when the call is over, even by an exception."""
 
     def enter(module: nn.Module, args: Any) -> None:
-        world.enter_module()
+        world.enter_module(module)
 
     def leave(module: nn.Module, args: Any, result: Any) -> None:
-        world.leave_module()
+        world.leave_module(module)
 
     for module in whole.modules():
-        module.register_forward_pre_hook(enter)
+        module.register_forward_pre_hook(enter, prepend=True)  # before any that may raise
         module.register_forward_hook(leave, always_call=True)
 
 
@@ -240,13 +269,49 @@ def _state(values: Any, like: nn.Module) -> dict[str, NDArray[np.float64]]:
             f"values: got {sorted(more)[:3]} and not {sorted(missing)[:3]}, wanted the names of like=",
             hint="build both with the same code",
         )
-    return {name: _array(state[name]) for name in wanted}
+    return {name: _array(state[name], name) for name in wanted}
 
 
-def _array(values: Any) -> NDArray[np.float64]:
+def _array(values: Any, name: str = "") -> NDArray[np.float64]:
+    what = f"values: {name}:" if name else "values:"
     if isinstance(values, SharedTensor):
-        raise UsageError("values: got a secret, wanted plain ones")
-    return plain(values) if isinstance(values, torch.Tensor) else np.asarray(values, np.float64)
+        raise UsageError(f"{what} got a secret, wanted plain ones")
+    if isinstance(values, torch.Tensor) and not values.is_complex():
+        return plain(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # whose message may quote them
+        raise UsageError(f"{what} got {type(values).__name__}, wanted an array of real numbers") from None
+    if array.dtype.kind not in "fiub":
+        raise UsageError(f"{what} got {array.dtype} values, wanted real numbers")
+    return array.astype(np.float64, copy=False)
+
+
+def _server(source: Source) -> int:
+    """A server by its rank or its name."""
+    rank = NAMES.index(source) if source in NAMES else source
+    if not isinstance(rank, int) or rank not in SERVERS:
+        raise UsageError(f"source: got {source!r}, wanted 0 or 1", hint="a client sends its shares to the servers")
+    return rank
+
+
+def _size(shape: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        size = (index(shape),) if not isinstance(shape, Sequence) else tuple(map(index, shape))
+    except TypeError:
+        size = (-1,)
+    if any(each < 0 for each in size):
+        raise UsageError(f"shape: got {shape!r}, wanted sizes such as (1, 3, 32, 32)")
+    return size
+
+
+def _check_owners(owners: Collection[str] | None) -> None:
+    if owners is None:
+        return
+    if isinstance(owners, str) or not owners or not all(isinstance(each, str) and each for each in owners):
+        raise UsageError(f"owners: got {owners!r}, wanted some names")
+    if reserved := sorted(set(owners) & (RESERVED - set(NAMES[:2]))):
+        raise UsageError(f"owners: got {reserved[0]!r}, wanted names of owners", hint="that word means something else")
 
 
 Recipient = int | str

@@ -34,8 +34,9 @@ class Local:
         self._settings, self._audit, self._debug = settings, audit, debug
         self._report: Report | None = None
         self._policies = policies if isinstance(policies, Sequence) else (policies, policies)
-        self._jobs: list[queue.SimpleQueue[Callable[[], Any] | None]] = [queue.SimpleQueue() for _ in NAMES]
-        self._results: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
+        self._jobs: list[queue.SimpleQueue[tuple[int, Callable[[], Any]] | None]] = [queue.SimpleQueue() for _ in NAMES]
+        self._results: queue.SimpleQueue[tuple[int, int, Any] | BaseException | None] = queue.SimpleQueue()
+        self._number = 0  # of the run
         self._worlds: dict[int, World] = {}
         self._thread = threading.Thread(target=self._live, name="mpc local", daemon=True)
         self._ended = False
@@ -49,7 +50,8 @@ class Local:
         for jobs in self._jobs:
             jobs.put(None)
         self._thread.join()
-        last = self._results.get()
+        while isinstance(last := self._results.get(), tuple):
+            pass  # of a run that was interrupted
         if error is None and isinstance(last, BaseException):
             raise last
 
@@ -61,8 +63,9 @@ class Local:
         """
         if self._ended or not self._thread.is_alive():
             raise MpcError("world: has ended", hint="nothing is tried again where something failed: begin a new one")
+        self._number += 1
         for jobs in self._jobs:
-            jobs.put(program)
+            jobs.put((self._number, program))
         results: dict[int, T] = {}
         while len(results) < len(NAMES):
             outcome = self._results.get()
@@ -70,7 +73,9 @@ class Local:
                 self._ended = True
                 self._results.put(None)
                 raise outcome or MpcError("world: has ended")
-            results[outcome[0]] = outcome[1]
+            number, rank, result = outcome
+            if number == self._number:  # not what a run came to that was interrupted
+                results[rank] = result
         return [results[rank] for rank in sorted(results)]
 
     @property
@@ -117,7 +122,8 @@ class Local:
     def _work(self, party: Party) -> None:
         try:
             while (job := self._jobs[party.rank].get()) is not None:
-                self._results.put((party.rank, job()))
+                number, program = job
+                self._results.put((number, party.rank, program()))
         except BaseException:
             # The others may have come to the end of the program and wait for the next.
             for jobs in self._jobs:

@@ -67,7 +67,8 @@ class World:
     Args:
         party: this one.
         policy: what the owners of secrets allow, or its file; without one this server reveals what the program says.
-        audit: the file to log reveals in. The dealer, which has nothing to reveal, looks at neither.
+        audit: the file to log reveals in, or the log, opened before. The dealer, which has nothing to reveal, looks at
+            neither.
 
     Attributes:
         reveals: every opening so far, at each party alike.
@@ -78,22 +79,28 @@ class World:
         LockedError, TamperedError: the log is in use, or its chain is broken.
     """
 
-    def __init__(self, party: Party, *, policy: Policy | Path | None = None, audit: Path | None = None) -> None:
+    def __init__(
+        self, party: Party, *, policy: Policy | Path | None = None, audit: AuditLog | Path | None = None
+    ) -> None:
         self.party = party
         self.reveals: list[Reveal] = []
         self.serving: Serving | None = None
         self._policy = None if party.is_dealer else _enforcement(party, policy)
-        self._audit_path = None if party.is_dealer else audit
+        self._log_or_path = None if party.is_dealer else audit
         self._audit: AuditLog | None = None
+        self._start = os.getcwd()  # noqa: PTH109  # what a relative path of a program's file is of, wherever it goes
         self._programs: dict[str, str] = {}
-        self._depth = 0
+        self._open: list[int] = []  # modules of secrets that are being called, by id
         self._guard = _Guard()
+        if main := getattr(sys.modules.get("__main__"), "__file__", None):
+            self._program(main)  # before it can be another
 
     def __enter__(self) -> Self:
         if getattr(_here, "world", None) is not None:
             raise UsageError("world: this thread is in one already")
-        if self._audit_path is not None:
-            self._audit = AuditLog.open(self._audit_path)
+        if self._log_or_path is not None:
+            given = self._log_or_path
+            self._audit = given if isinstance(given, AuditLog) else AuditLog.open(given)
             try:
                 self._log("begin", **self._facts())
             except BaseException:
@@ -106,12 +113,16 @@ class World:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._guard.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         _here.world = None
-        if self._audit is not None:
-            reason = None if error is None else error.message if isinstance(error, StrongroomError) else kind.__name__  # type: ignore[union-attr]
-            try:
+        if self._audit is None:
+            return
+        reason = self.party.failed  # which the program may have caught
+        if error is not None:
+            reason = error.message if isinstance(error, StrongroomError) else type(error).__name__
+        try:
+            if not self.party.forked:
                 self._log("end", reveals=len(self.reveals), error=reason)
-            finally:
-                self._audit.close()
+        finally:
+            self._audit.close()
 
     def __repr__(self) -> str:
         return f"World({NAMES[self.party.rank]})"
@@ -119,6 +130,8 @@ class World:
     def planned(self, shape: tuple[int, ...], owners: frozenset[str], to: tuple[str, ...]) -> Reveal:
         """What the running line of the program would reveal."""
         file, line = user_line()
+        if not file.startswith("<"):
+            file = os.path.join(self._start, file)  # noqa: PTH118  # nothing else of it is to change
         return Reveal(shape, owners, to, file, line, self._program(file))
 
     def permit(self, reveal: Reveal) -> None:
@@ -134,14 +147,21 @@ class World:
         if self._audit is not None:
             self._audit.reveal("reveal", reveal, {"epoch": self.party.epoch.hex(), **facts})
 
-    def enter_module(self) -> None:
-        """A module of secrets is called, perhaps by another."""
-        self._depth += 1
+    def runs(self, file: str, program: bytes) -> None:
+        """The program whose digest the parties agreed on is of this file, by its absolute path."""
+        self._programs[file] = program.hex()
 
-    def leave_module(self) -> None:
-        """The call is over: after the outermost one the keys are ratcheted."""
-        self._depth -= 1
-        if not self._depth and self.party.runs:
+    def enter_module(self, module: torch.nn.Module) -> None:
+        """A module of secrets is called, perhaps by another."""
+        self._open.append(id(module))
+
+    def leave_module(self, module: torch.nn.Module) -> None:
+        """The call is over, unless something raised before it was entered; the outermost one ratchets the keys."""
+        if id(module) not in self._open:
+            return
+        while self._open.pop() != id(module):
+            pass  # called by this one, and over without a word
+        if not self._open and self.party.runs:
             self.party.ratchet()
 
     def _facts(self) -> dict[str, Any]:

@@ -5,16 +5,7 @@ from __future__ import annotations
 import torch
 
 from strongroom.mpc.imports.graph import ONNX_ML, Node, operator
-from strongroom.mpc.imports.operators.common import Tensor
-
-
-def _floats(node: Node, name: str) -> Tensor:
-    return torch.tensor(node.get(name) or [], dtype=torch.float32)
-
-
-@operator("Scaler", domain=ONNX_ML)
-def _scaler(node: Node, x: Tensor) -> Tensor:
-    return (x - _floats(node, "offset")) * _floats(node, "scale")
+from strongroom.mpc.imports.operators.common import Tensor, plain
 
 
 @operator("Normalizer", domain=ONNX_ML)
@@ -25,6 +16,11 @@ def _normalizer(node: Node, x: Tensor) -> Tensor:
     if norm == "L1":
         return x * torch.reciprocal(torch.sum(torch.abs(x), -1, keepdim=True))
     return x * torch.reciprocal(torch.amax(x, -1, keepdim=True))
+
+
+@operator("ArrayFeatureExtractor", domain=ONNX_ML)
+def _columns(node: Node, x: Tensor, index: Tensor) -> Tensor:
+    return torch.index_select(x if x.ndim > 1 else x.unsqueeze(0), -1, plain(node, index, "index").reshape(-1))
 
 
 @operator("Linear", domain=ONNX_ML)

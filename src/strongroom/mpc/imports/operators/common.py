@@ -11,6 +11,7 @@ from strongroom.errors import UsageError
 from strongroom.mpc.imports.graph import Node
 
 MAX_ELEMENTS = 1 << 30  # of what a model makes by itself
+_MAX_NUMBERS = 1 << 16  # of those that say what to do
 Tensor = torch.Tensor
 
 
@@ -31,7 +32,18 @@ def plain(node: Node, value: Tensor | None, what: str) -> Tensor:
 
 def ints(node: Node, value: Tensor | None, what: str) -> list[int]:
     """Numbers that say what to do: shapes, axes, steps."""
-    return [int(each) for each in plain(node, value, what).reshape(-1).tolist()]
+    return [int(each) for each in _few(node, value, what).tolist()]
+
+
+def numbers(node: Node, value: Tensor | None, what: str) -> list[float]:
+    return [float(each) for each in _few(node, value, what).tolist()]
+
+
+def _few(node: Node, value: Tensor | None, what: str) -> Tensor:
+    found = plain(node, value, what).reshape(-1)
+    if found.numel() > _MAX_NUMBERS:
+        raise UsageError(f"model: {node}: got {found.numel()} numbers as {what}, wanted at most {_MAX_NUMBERS}")
+    return found
 
 
 def number(node: Node, value: Tensor | None, what: str) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from strongroom.mpc.imports.graph import Node, operator
-from strongroom.mpc.imports.operators.common import Tensor, axes_of, ints, is_secret, limited, number, plain
+from strongroom.mpc.imports.operators.common import Tensor, axes_of, ints, is_secret, limited, number, numbers, plain
 
 
 @operator("Shape")
@@ -96,9 +96,9 @@ def _slice(
         n = x.shape[axis]
         if step < 0:
             begin, stop, pace = slice(start, None if end < -n else end, step).indices(n)
-            taken = list(range(begin, stop, pace))
+            taken = range(begin, stop, pace)
             if taken:
-                x = torch.flip(x, [axis]) if len(taken) == n else x.index_select(axis, torch.tensor(taken))
+                x = torch.flip(x, [axis]) if len(taken) == n else x.index_select(axis, torch.arange(begin, stop, pace))
                 continue
             start, end, step = 0, 0, 1
         key[axis % x.ndim] = slice(*slice(start, end, step).indices(n))
@@ -224,7 +224,7 @@ def _mirrored(x: Tensor, both: Sequence[tuple[int, int]], mode: str) -> Tensor:
 
 @operator("OneHot")
 def _one_hot(node: Node, indices: Tensor, depth: Tensor, values: Tensor) -> Tensor:
-    count, (off, on) = int(number(node, depth, "depth")), plain(node, values, "values").tolist()
+    count, (off, on) = int(number(node, depth, "depth")), numbers(node, values, "values")
     limited(node, [*indices.shape, count])
     axis = node.get("axis", -1)
     if is_secret(indices):
@@ -286,7 +286,7 @@ def _resize(node: Node, x: Tensor, *settings: Tensor | None) -> Tensor:
         wanted = ints(node, sizes, "sizes")
         factors = [size / x.shape[axis] for size, axis in zip(wanted, where, strict=True)]
     else:
-        factors = list(node.get("scales", ())) if scales is None else plain(node, scales, "scales").reshape(-1).tolist()
+        factors = list(node.get("scales", ())) if scales is None else numbers(node, scales, "scales")
         wanted = [int(x.shape[axis] * factor) for factor, axis in zip(factors, where, strict=True)]
     if node.get("keep_aspect_ratio_policy", "stretch") != "stretch" or node.get("antialias", 0):
         raise node.refuse("keep_aspect_ratio_policy or antialias, wanted neither")

@@ -24,6 +24,7 @@ from strongroom.mpc.tensor.operators.registry import (
     at_frac,
     aten,
     bounded,
+    checked,
     directly,
     factor,
     found,
@@ -32,7 +33,7 @@ from strongroom.mpc.tensor.operators.registry import (
     is_float,
     plain,
 )
-from strongroom.mpc.tensor.shared_tensor import SharedTensor, Typed
+from strongroom.mpc.tensor.shared_tensor import HINTS, SharedTensor, Typed
 
 _POWERS = range(2, 9)
 
@@ -110,14 +111,19 @@ def _mul(x: Operand, y: Operand) -> Shared:
     assert isinstance(x, SharedTensor)  # noqa: S101  # one operand is
     if isinstance(y, SharedTensor):
         return multiply(factor(x), factor(y))
-    return times(x, plain(y))
+    return times(x, checked(y, x._storage.world.party.settings))
 
 
 @handles(aten.div.Tensor, aten.div.Scalar)
 def _div(x: Operand, y: Operand) -> Shared:
     if not isinstance(y, SharedTensor):
         assert isinstance(x, SharedTensor)  # noqa: S101  # one operand is
-        return times(x, 1 / plain(y))
+        divisor = plain(y)
+        if not divisor.all():
+            raise UsageError("division: got a divisor of 0, wanted others")
+        if isinstance(y, torch.Tensor):
+            return times(x, 1 / divisor)
+        return times(x, checked(1 / y, x._storage.world.party.settings))
     inverse = signed_reciprocal(y.read(raw=True), frac=inner_frac(y._storage.world.party))
     if isinstance(x, SharedTensor):
         return multiply(factor(x), inverse)
@@ -277,3 +283,31 @@ def _trilinear(
     for axis in expand3:
         c = c.unsqueeze(axis)
     return (a * b * c).sum(list(sumdim))
+
+
+HINTS.update(
+    dict.fromkeys(
+        ("native_dropout", "bernoulli", "bernoulli_", "rrelu_with_noise", "rrelu_with_noise_functional"),
+        "no protocol: nothing is drawn on secrets; a dropout does nothing after model.eval()",
+    )
+    | dict.fromkeys(
+        ("normal_", "uniform_", "exponential_", "rand_like", "randn_like", "randint_like", "multinomial", "poisson"),
+        "no protocol: nothing is drawn on secrets; share what was drawn",
+    )
+    | dict.fromkeys(
+        ("round", "floor", "ceil", "trunc", "frac", "remainder", "fmod", "floor_divide", "div"),
+        "no protocol: nothing rounds a secret to an integer; reveal it first, to whom may know it",
+    )
+    | dict.fromkeys(
+        ("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "erfinv", "lgamma", "digamma"),
+        "no protocol: write it with exp, log, tanh, erf, sqrt or a polynomial, or have its source share the result",
+    )
+    | dict.fromkeys(("cumprod", "cummax", "cummin", "logcumsumexp"), "no protocol: loop over the slices instead")
+    | dict.fromkeys(
+        (
+            *("linalg_inv_ex", "linalg_cholesky_ex", "linalg_qr", "linalg_pinv", "linalg_eig", "linalg_lu_factor_ex"),
+            *("_linalg_det", "_linalg_slogdet", "_linalg_solve_ex", "_linalg_svd", "_linalg_eigh"),
+        ),
+        "no protocol: decompositions branch on values; reveal the matrix first, to whom may know it",
+    )
+)

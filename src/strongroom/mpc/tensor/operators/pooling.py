@@ -11,7 +11,7 @@ import torch
 
 from strongroom.mpc.functions.fixed import inner_frac
 from strongroom.mpc.protocols.compare import amax
-from strongroom.mpc.protocols.pool import max_pool2d, windows2d
+from strongroom.mpc.protocols.pool import lowest, max_pool2d, windows2d
 from strongroom.mpc.ring import Words
 from strongroom.mpc.shared import Shared, concatenate
 from strongroom.mpc.tensor.operators.arrange import padded
@@ -74,7 +74,7 @@ def _max_pool(
     value, count = x.read(), len(kernel)
     windows = _Windows(value.shape[-count:], kernel, stride, padding, dilation, ceil_mode)
     if any(windows.border):
-        value = padded(value, windows.border, -(2.0**value.party.settings.bound))
+        value = padded(value, windows.border, lowest(value))
     every = [value[(..., *part, None)] for part in windows.parts()]
     return amax(concatenate(every)), None
 

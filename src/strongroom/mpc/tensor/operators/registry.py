@@ -78,12 +78,22 @@ def plain(value: Operand) -> NDArray[np.float64]:
     return np.asarray(value, np.float64)
 
 
+def checked(value: Operand, settings: Settings) -> NDArray[np.float64]:
+    """A public operand. Raises UsageError that names it, if it is one number of the program's and out of range."""
+    if not isinstance(value, torch.Tensor) and not abs(value) < 2.0**settings.bound:  # a NaN is not either
+        raise UsageError(
+            f"operand: got {value:g}, wanted a number of magnitude below 2^{settings.bound}",
+            hint="scale the values, or raise the bound in the settings",
+        )
+    return plain(value)
+
+
 def bounded(value: Operand, settings: Settings) -> NDArray[np.float64]:
     """A public summand or choice, where what is below all values, as a mask before a softmax has it, is one of them."""
     values = plain(value)
     low = values <= -(2.0**settings.bound)
     # A quarter, so that a few such masks may be added to a value.
-    return np.where(low, -(2.0 ** (settings.bound - 2)), values) if low.any() else values
+    return np.where(low, -(2.0 ** (settings.bound - 2)), values) if low.any() else checked(value, settings)
 
 
 def secret(value: Operand, like: SharedTensor) -> Shared:
