@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import signal
+import socket
 import threading
 import warnings
 
@@ -140,6 +141,18 @@ def test_a_fork_while_values_are_asked_for_shares_nothing(tmp_path):
         if os.getpid() != parent:
             os._exit(code)
     assert results[0].tolist() == results[1].tolist() == [1, 1]
+
+
+def test_a_fork_does_not_close_its_parent_s_reception(tmp_path):
+    tmp_path.chmod(0o700)
+    with mpc.Reception.unix(0, tmp_path):
+        child = fork()
+        if child:
+            assert ended(child) == _QUIET
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(next(tmp_path.iterdir())))
+    if not child:
+        os._exit(_QUIET)
 
 
 def test_a_fork_cannot_add_to_a_log(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import socket
 import threading
 import time
@@ -93,6 +94,7 @@ class Reception:
         self._most, self._patience, self._limit = 1, 60.0, 0
         self._stopped = self._closed = False
         self._threads: list[threading.Thread] = []
+        self._process = os.getpid()
 
     @classmethod
     def unix(cls, rank: int, directory: Path, *, clients: Collection[str] | None = None) -> Self:
@@ -207,7 +209,11 @@ class Reception:
         return None
 
     def close(self, error: BaseException | None = None) -> None:
-        """Send everybody away, with the reason. Never raises."""
+        """Send everybody away, with the reason; a fork just lets go. Never raises."""
+        if os.getpid() != self._process:
+            if self._listener is not None:
+                self._listener.close()
+            return
         reason = error.message if isinstance(error, StrongroomError) else type(error).__name__ if error else "is over"
         with self._changed:
             self._closed = True
