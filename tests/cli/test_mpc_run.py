@@ -60,12 +60,18 @@ def start(*words, **more):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore Ctrl-C, and so does what they start.
+        preexec_fn=None if sys.platform == "win32" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **more,
     )
 
 
 def finish(process):
-    out, err = process.communicate(timeout=200)
+    try:
+        out, err = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        process.kill()  # the parties end with their launcher
+        raise
     return process.returncode, out, err
 
 
