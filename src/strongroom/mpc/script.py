@@ -91,17 +91,10 @@ class Script:
         return lines[-1] if lines else None
 
 
-class _ExitedError(MpcError):
-    """The program asked for an exit status that is not 0."""
-
-    def __init__(self, code: object) -> None:
-        self.status = code if isinstance(code, int) else 1
-        super().__init__(f"its program exited with status {self.status}")
-
-
 def run_program(party: Party, world: World, script: Script) -> int:
     """Run a party's program to its end, which ends the epoch; its exit status. Raises StrongroomError as it does."""
     world.runs(script.path, script.digest)
+    status = 0  # that the program asked for
     try:
         with party, world:
             try:
@@ -110,10 +103,11 @@ def run_program(party: Party, world: World, script: Script) -> int:
                 if isinstance(exit_.code, str):
                     sys.stderr.write(f"{exit_.code}\n")
                 if exit_.code:
-                    raise _ExitedError(exit_.code) from None
-    except _ExitedError as error:
-        return error.status
+                    status = exit_.code if isinstance(exit_.code, int) else 1
+                    raise MpcError(f"its program exited with status {status}") from None
     except StrongroomError:
+        if status:
+            return status
         raise
     except Exception as error:
         sys.stdout.flush()
