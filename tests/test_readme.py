@@ -65,7 +65,8 @@ def test_readme_from_seal_to_predict(tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     environment = _environment(tmp_path)
-    port, policy, said = _free_port(), "", ""
+    port, policy = _free_port(), ""
+    said: dict[str, str] = {}
     serving: list[subprocess.Popen[str]] = []
     try:
         for written in SHELL:
@@ -74,10 +75,14 @@ def test_readme_from_seal_to_predict(tmp_path: Path) -> None:
                 serving.append(_start(line.removesuffix(" &"), tmp_path, environment))
                 policy = _policy(serving[-1], seconds=60)
                 continue
-            said = _shell(re.sub(r"dev/serve-rent-[0-9a-f]{8}", policy, line), tmp_path, environment)
-            if line.startswith("strongroom run"):
-                assert "rent: 12.8 a square metre, -4.1 a year of age" in said
-        assert serving and "[[620.0694]]" in said
+            said[written] = _shell(re.sub(r"dev/serve-rent-[0-9a-f]{8}", policy, line), tmp_path, environment)
+        trained, predicted, shared = (
+            next(text for line, text in said.items() if line.startswith(f"strongroom {verb} "))
+            for verb in ("run", "predict", "mpc")
+        )
+        assert "rent: 12.8 a square metre, -4.1 a year of age" in trained
+        assert serving and "[[620.0694]]" in predicted
+        assert re.search(r"tensor\(\[\[620\.0[67]", shared)
         serving[-1].send_signal(signal.SIGINT)
         assert serving[-1].wait(30) == 0
     finally:

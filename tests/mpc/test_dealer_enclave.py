@@ -412,7 +412,10 @@ def test_a_host_that_gives_each_server_a_dealer_of_its_own_is_found(meeting):
 
     def dealer(own):
         def dial(rank):
-            sock = socket.create_connection(meeting.addresses[rank])
+            try:
+                sock = socket.create_connection(meeting.addresses[rank])
+            except OSError:
+                raise ChannelError("host: that server has ended") from None
             if rank != own:
                 sock.close()  # the host throws this one away, and puts a server of its own there
                 ours, theirs = socket.socketpair()
