@@ -322,9 +322,8 @@ def _plain_side(load: Load, pipe: Connection) -> None:
 def _served_side(load: Load, pipe: Connection) -> None:
     """An attested service in a simulated enclave of its own CAS; says where it is, and serves until the pipe closes."""
     from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
-    from strongroom.attest.evidence import REGISTERS
+    from strongroom.attest.claims import REGISTERS, registers_measurement
     from strongroom.attest.tee.simulated import SimulatedVendor
-    from strongroom.attest.verify import claims_measurement
     from strongroom.cas.authority import Authority
     from strongroom.channel import Identity, Server, bind
     from strongroom.crypto import digest
@@ -351,7 +350,7 @@ def _served_side(load: Load, pipe: Connection) -> None:
     )
     token = authority.time_token(now=now)
     bound = report_data(Kind.SERVICE, fresh=digest(token.encode()), binder=NO_BINDER, claims=claims)
-    facts = {"vendor_root": vendor.root_digest, "measurement": claims_measurement(registers)}
+    facts = {"vendor_root": vendor.root_digest, "measurement": registers_measurement(registers)}
     result = authority.result_token({**told, **facts, "tee": "simulated", "claims": digest(claims).hex()}, now=now)
     leaf, root = authority.chain
     document = ServiceAttestation(vendor.quote(registers, bound), claims, token, result, (leaf, root))

@@ -68,8 +68,8 @@ def _serving(bench: Bench, name: str, load: Load) -> None:
 def _attest(bench: Bench) -> None:
     if not bench.wants(ATTEST_GOAL):
         return
+    from strongroom.attest.claims import registers_measurement
     from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
-    from strongroom.attest.verify import claims_measurement
     from strongroom.cas.client import OwnerClient, dial_cas, split_address
     from strongroom.cas.policy import VaultRule
     from strongroom.cas.session import EnclaveSession
@@ -86,7 +86,7 @@ def _attest(bench: Bench) -> None:
                     name="benchmark/attest",
                     role="program",
                     owner=owner.public.fingerprint,
-                    measurement=claims_measurement(registers),
+                    measurement=registers_measurement(registers),
                     vendor_root=vendor.root_digest,
                     program=None,
                     vaults=(VaultRule("data", "/data", "read-only"),),

@@ -13,9 +13,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 
 from strongroom.attest.appraise import ReferenceValues, appraise
 from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
-from strongroom.attest.evidence import REGISTERS, Evidence, unpadded
+from strongroom.attest.claims import REGISTERS, registers_measurement
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.parse.dcap import unpadded
 from strongroom.attest.tee.simulated import SimulatedVendor
-from strongroom.attest.verify import INTEL_ROOT, claims_measurement, verify
+from strongroom.attest.verify import verify
+from strongroom.attest.verify.anchors import INTEL_ROOT
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -62,7 +65,7 @@ def real() -> Evidence:
 
 def accept(evidence: Evidence, vendor: SimulatedVendor, *, bound: bytes = BOUND, now: int = NOW) -> None:
     """What a verifier does whose policy allows that simulated vendor."""
-    reference = ReferenceValues(("simulated",), (claims_measurement(MEASURED),), allow_simulated=vendor.root_digest)
+    reference = ReferenceValues(("simulated",), (registers_measurement(MEASURED),), allow_simulated=vendor.root_digest)
     appraise(verify(evidence, now=now), reference, expected_report_data=bound, now=now)
 
 

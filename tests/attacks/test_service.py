@@ -11,7 +11,7 @@ import pytest
 
 from strongroom.attest.appraise import ReferenceValues
 from strongroom.attest.binding import Kind, canonical, parse_canonical
-from strongroom.attest.evidence import REGISTERS
+from strongroom.attest.claims import REGISTERS
 from strongroom.channel import Identity
 from strongroom.crypto import SigningKey
 from strongroom.errors import (

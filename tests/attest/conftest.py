@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.attest.evidence import REGISTERS, Evidence
+from strongroom.attest.claims import REGISTERS
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "tdx"

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from strongroom.attest.appraise import AttestationResult, ReferenceValues, appraise
-from strongroom.attest.verify import INTEL_ROOT, Claims
+from strongroom.attest.claims import Claims
+from strongroom.attest.verify.anchors import INTEL_ROOT
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -148,9 +149,9 @@ def test_the_hint_for_a_simulated_enclave_says_what_it_costs():
         ({"allow_simulated": VENDOR + "\n"}, "allow_simulated: got 'sha256:12"),
         ({"measurements": GOOD}, "measurements: got 'abab"),
         ({"measurements": (GOOD.upper(),)}, "measurements: got 'ABAB"),
-        ({"measurements": ("",)}, "measurements: got '', wanted 96 lower-case hexadecimal digits"),
+        ({"measurements": ("",)}, "measurements: got '', wanted 64, 96 or 128 lower-case hexadecimal digits"),
         ({"measurements": (None,)}, "measurements: got (None,), wanted a list of strings"),
-        ({"tees": ("TDX",)}, "tees: got 'TDX', wanted some of tdx, simulated"),
+        ({"tees": ("TDX",)}, "tees: got 'TDX', wanted some of sgx, tdx, snp"),
         ({"tcb_statuses": "UpToDate"}, "tcb_statuses: got 'UpToDate', wanted a list of strings"),
         ({"advisories_allowed": None}, "advisories_allowed: got None, wanted a list of strings"),
     ],

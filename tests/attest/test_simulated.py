@@ -11,7 +11,7 @@ import pytest
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import Kind, canonical, report_data
-from strongroom.attest.evidence import parse_tdx
+from strongroom.attest.parse.dcap import parse_tdx
 from strongroom.attest.tee import simulated
 from strongroom.attest.tee.simulated import BANNER, SimulatedAttester, SimulatedVendor
 from strongroom.attest.verify import verify

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from strongroom.attest.claims import registers_measurement
 from strongroom.attest.dsse import Envelope
-from strongroom.attest.verify import claims_measurement
 from strongroom.cas.wire import MAX_OUTPUTS
 from strongroom.errors import FormatError, UnauthorizedError
 from strongroom.lineage.statement import PAYLOAD_TYPE, DataSet, Output, Run, Statement
@@ -34,7 +34,7 @@ def test_an_attested_program_gets_what_it_wrote_signed(world):
     assert [one.output for one in stated] == outputs(MAX_OUTPUTS + 3)
     by, policy = stated[0].endorsement, world.policy
     assert (by.policy, by.policy_version, by.policy_digest) == (policy.name, 1, policy.digest)
-    assert (by.tee, by.measurement) == ("simulated", claims_measurement(MEASURED))
+    assert (by.tee, by.measurement) == ("simulated", registers_measurement(MEASURED))
     assert (by.vendor_root, by.cas_root) == (world.cas.vendor.root_digest, world.cas.address.cas_root)
     assert abs(by.signed - world.cas.clock()) < 60
     key = Envelope.parse(envelopes[0]).chain[0].key
@@ -110,7 +110,10 @@ def test_an_enclave_cannot_say_what_the_cas_says(world):
         session.attest()
         (envelope,) = session.sign_lineage(a_run(world, **lie), outputs(1))
     statement = Statement.parse(Envelope.parse(envelope).payload)
-    assert (statement.endorsement.tee, statement.endorsement.measurement) == ("simulated", claims_measurement(MEASURED))
+    assert (statement.endorsement.tee, statement.endorsement.measurement) == (
+        "simulated",
+        registers_measurement(MEASURED),
+    )
 
 
 def test_a_statement_that_would_be_too_long_is_refused_whole(world):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from strongroom.attest.binding import EXPORTER_LABEL, NO_BINDER, Kind, canonical, report_data
-from strongroom.attest.evidence import REGISTERS, Evidence
+from strongroom.attest.claims import REGISTERS, registers_measurement
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
-from strongroom.attest.verify import claims_measurement
 from strongroom.cas import CasAddress, EnclaveSession, OwnerClient, running_cas
 from strongroom.cas.client import cas_expectation, dial_cas, split_address
 from strongroom.cas.policy import Policy
@@ -63,7 +63,7 @@ class Clock:
 def document(key: SigningKey, /, *, vendor_root: str = "", **changes: Any) -> str:
     """A policy's text. `changes` are fields of [policy], `reference` fields of that table; `more` comes at the end."""
     head: dict[str, Any] = {"name": "acme/train", "version": 1, "owner": key.public.fingerprint, "role": "program"}
-    reference: dict[str, Any] = {"tees": ["simulated"], "measurements": [claims_measurement(MEASURED)]}
+    reference: dict[str, Any] = {"tees": ["simulated"], "measurements": [registers_measurement(MEASURED)]}
     if vendor_root:
         reference["allow_simulated"] = vendor_root
     more = changes.pop("more", PROGRAM)

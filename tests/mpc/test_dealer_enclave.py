@@ -13,9 +13,8 @@ import pytest
 
 from strongroom.attest.appraise import ReferenceValues
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
-from strongroom.attest.evidence import REGISTERS
+from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
-from strongroom.attest.verify import claims_measurement
 from strongroom.channel import Identity, accept, bind, connect
 from strongroom.cli.mpc_dealer import read_dealer_policy
 from strongroom.enclave import dealer_evidence
@@ -57,7 +56,7 @@ def vendor(tmp_path_factory):
 
 @pytest.fixture
 def reference(vendor):
-    return ReferenceValues(("simulated",), (claims_measurement(THIS),), allow_simulated=vendor.root_digest)
+    return ReferenceValues(("simulated",), (registers_measurement(THIS),), allow_simulated=vendor.root_digest)
 
 
 class Debugged(SimulatedAttester):
@@ -124,7 +123,7 @@ def showing(attester, server=0):
 
 def test_a_dealer_that_convinces(vendor, reference):
     result, told = outcomes(showing(SimulatedAttester(vendor, THIS)), reference)
-    assert result.measurement == claims_measurement(THIS)
+    assert result.measurement == registers_measurement(THIS)
     assert told is None
 
 

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from strongroom.attest.binding import canonical, parse_canonical
-from strongroom.attest.evidence import REGISTERS, TEES, Evidence, parse_tdx, unpadded
+from strongroom.attest.claims import REGISTERS
+from strongroom.attest.evidence import TEES, Evidence
+from strongroom.attest.parse.dcap import parse_tdx, unpadded
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.token import sign_token, verify_token
 from strongroom.attest.verify import verify

@@ -16,10 +16,9 @@ from onnx import TensorProto, helper
 
 from strongroom.attest.appraise import ReferenceValues
 from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
-from strongroom.attest.evidence import REGISTERS
+from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.token import sign_token
-from strongroom.attest.verify import claims_measurement
 from strongroom.channel import Identity, Server, bind
 from strongroom.crypto import CertificateAuthority, SigningKey, digest
 from strongroom.serve import Client, ServiceApp, ServiceAttestation, Stage
@@ -28,7 +27,7 @@ NOW = int(time.time())
 MOMENT = dt.datetime.fromtimestamp(NOW, dt.UTC)
 POLICY = "acme/digits"
 REGISTERS_OF_OURS = {name: bytes([i]) * 48 for i, name in enumerate(REGISTERS)}
-MEASUREMENT = claims_measurement(REGISTERS_OF_OURS)
+MEASUREMENT = registers_measurement(REGISTERS_OF_OURS)
 
 
 def model(nodes, inputs, outputs, initializers=(), *, opset=17) -> bytes:
@@ -119,7 +118,7 @@ class Cas:
             "policy": POLICY,
             "policy_digest": "sha256:" + "cd" * 32,
             "tee": "simulated",
-            "measurement": claims_measurement(registers),
+            "measurement": registers_measurement(registers),
             "vendor_root": vendor().root_digest,
             "claims": digest(raw).hex(),
         }

@@ -20,6 +20,7 @@ from strongroom.errors import FormatError
 JSON: TypeAlias = bool | int | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 
 LABEL = b"strongroom/evidence/v1"
+DEVICE_LABEL = b"strongroom/device/v1"
 EXPORTER_LABEL = b"EXPORTER-Strongroom-v1"
 REPORT_DATA_SIZE = 64
 FRESH_SIZE = 32
@@ -64,6 +65,19 @@ def report_data(kind: Kind, *, fresh: bytes, binder: bytes, claims: bytes) -> by
     if kind is Kind.SESSION and binder == NO_BINDER:
         raise FormatError("binder: zero, wanted the channel's exporter for evidence of kind session")
     return digest(LABEL, bytes([kind]), fresh, binder, digest(claims), algorithm="sha512")
+
+
+def bound_data(tee: str, report_data: bytes) -> bytes:
+    """What evidence of that kind holds of the 64 bytes of report data: all of it where there is room.
+
+    TPMs have room for a digest only (TPM 2.0 part 2, section 10.12.8: TPM2B_DATA), and so do NVIDIA's devices, whose
+    nonce has 32 bytes; each gets the SHA-256 of it, a device's under a label of its own.
+    """
+    if tee in ("tpm", "azure-snp", "azure-tdx"):
+        return digest(report_data)
+    if tee == "nvidia":
+        return digest(DEVICE_LABEL, report_data)
+    return report_data
 
 
 def canonical(claims: Mapping[str, JSON]) -> bytes:

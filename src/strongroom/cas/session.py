@@ -44,7 +44,7 @@ class Provisions:
 class ServiceResult:
     """Kind-2 evidence that the CAS has appraised, ready to be shown to every client (docs/spec/service.md)."""
 
-    evidence: Mapping[str, str]
+    evidence: Mapping[str, object]
     claims: bytes
     time_token: str
     result: str

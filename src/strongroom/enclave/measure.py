@@ -7,7 +7,7 @@ boot configuration (command, environment, vault layout, CAS, policy name).
 Not measured: ``__pycache__`` (the enclave compiles from measured source into memory of its own) and the rest of
 ``/usr``, which a program can see.
 
-As TDX has it, the platform goes into MRTD at launch and the program extends RTMR3, so `claims_measurement` of the
+As TDX has it, the platform goes into MRTD at launch and the program extends RTMR3, so `registers_measurement` of the
 registers is what evidence shows and a policy names.
 """
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import strongroom
-from strongroom.attest.verify import claims_measurement
+from strongroom.attest.claims import registers_measurement
 from strongroom.enclave.config import SANDBOX_ENVIRONMENT, BootConfig
 from strongroom.enclave.elf import system_libraries
 from strongroom.errors import EnclaveError, UsageError
@@ -63,7 +63,7 @@ class Measurement:
     @property
     def value(self) -> str:
         """What a policy lists: 96 hexadecimal digits."""
-        return claims_measurement(self.registers)
+        return registers_measurement(self.registers)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import json
 import struct
 from collections.abc import Mapping
 
-from strongroom.attest.evidence import ECDSA_P256, INTEL_QE_VENDOR, REGISTERS, TEE_TDX
+from strongroom.attest.claims import REGISTERS
+from strongroom.attest.parse.dcap import ECDSA_P256, INTEL_QE_VENDOR, TEE_TDX
 from strongroom.crypto import digest
 
 SGX_EXTENSION = "1.2.840.113741.1.13.1"

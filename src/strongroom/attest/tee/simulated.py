@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from strongroom.attest.binding import REPORT_DATA_SIZE
-from strongroom.attest.evidence import REGISTER_SIZE, REGISTERS, Evidence
+from strongroom.attest.claims import REGISTER_SIZE, REGISTERS
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee import dcap
 from strongroom.crypto import SigningKey, digest, random_bytes
 from strongroom.crypto.vendor import Issuer, Validity, pem_chain

@@ -1,0 +1,48 @@
+"""Verify evidence: who vouches for these claims? Signatures, chains, revocation and dates; no clock, network or file.
+
+One file per vendor: `dcap` (Intel, and the simulated vendor in Intel's formats), `snp` (AMD), `tpm`, `azure` (a TPM
+chained to SNP or TDX), `nitro` (Amazon), `nvidia`. Each parses the evidence, follows every signature from an anchor to
+what it returns, and says in its first lines which steps that takes.
+
+A `simulated` enclave goes through the same code as `tdx`. What sets them apart is `Claims.vendor_root`: anybody can
+make a vendor root, so verifying simulated evidence proves nothing until `appraise` has compared that digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from strongroom.attest.claims import Claims
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.verify.anchors import VENDORS, Anchors
+from strongroom.attest.verify.dcap import verify_dcap
+from strongroom.errors import UsageError
+
+__all__ = ["VENDORS", "Anchors", "verify"]
+
+_LAST_MOMENT = 253402300799  # the end of the year 9999, where X.509's dates end
+
+_VERIFIERS: Mapping[str, Callable[[Evidence, Anchors, int], Claims]] = {
+    "sgx": verify_dcap,
+    "tdx": verify_dcap,
+    "simulated": verify_dcap,
+}
+
+
+def verify(evidence: Evidence, *, now: int, anchors: Anchors = VENDORS) -> Claims:
+    """Follow the signatures from a vendor's root to the claims.
+
+    Args:
+        evidence: what the enclave showed.
+        now: seconds since 1970, by the verifier's clock.
+        anchors: where chains may end.
+
+    Raises:
+        FormatError: evidence or endorsements do not parse.
+        ExpiredError: an endorsement or a certificate is not valid at `now`.
+        VerificationError: anything else that does not hold.
+        UsageError: `now` is no moment before the year 10000.
+    """
+    if not 0 <= now <= _LAST_MOMENT:
+        raise UsageError(f"now: got {now}, wanted seconds since 1970")
+    return _VERIFIERS[evidence.tee](evidence, anchors, now)
