@@ -145,6 +145,9 @@ class VendorCertificate:
         """SHA-256 of the DER, as ``sha256:<hex>``."""
         return "sha256:" + digest(self.der).hex()
 
+    def pem(self) -> str:
+        return self._cert.public_bytes(serialization.Encoding.PEM).decode()
+
     def extension(self, oid: str) -> bytes | None:
         """The DER value of the extension of that dotted identifier, None where there is none."""
         found = self._extensions.get(oid)
