@@ -341,3 +341,30 @@ def test_a_number_without_a_shape_is_revealed_as_one():
         values = world.run(program)[0]
     assert [each.shape for each in values] == [torch.Size([])] * 4
     assert [each.item() for each in values] == pytest.approx([0.25, -0.5, 0.375, 1.5], abs=1e-4)
+
+
+def test_a_program_may_move_its_model_and_its_inputs_to_a_device():
+    model, x = nn.Linear(3, 2), torch.arange(6.0).reshape(2, 3)
+    wanted = torch.relu(model(x) * 2).detach()
+    # As torch asks an accelerator's tensors; `.to("cuda")` itself looks for the driver before it asks anything.
+    device = torch.device("cuda", 0)
+
+    def moved(secret):
+        return torch.ops.aten._to_copy(secret, device=device)
+
+    def program():
+        secret = mpc.share(lambda: x, source=0, shape=x.shape)
+        module = mpc.share(lambda: model, source=1, like=nn.Linear(3, 2))._apply(moved)
+        assert {each.device for each in module.parameters()} == {device}
+        y = torch.relu(module(moved(secret)) * 2)
+        assert (secret.device.type, y.device, y.t()[0].device, y.clone().device) == ("cpu", device, device, device)
+        assert y.to("cpu").device.type == y.cpu().device.type == "cpu"
+        assert secret.to(secret.device) is secret
+        moved(secret).zero_()  # another storage, as on an accelerator
+        secret.data = secret.data + 1 - 1  # as modules do when they are moved
+        return mpc.reveal(y, to=0), mpc.reveal(secret, to=0)
+
+    got, still = at_p0(program)
+    assert got.device.type == "cpu" and (got - wanted).abs().max() < 1e-3 and torch.equal(still.round(), x)
+    with pytest.raises(UsageError, match="the device meta, which keeps no values"):
+        at_p0(lambda: mpc.share(lambda: x, source=0, shape=x.shape).to("meta"))

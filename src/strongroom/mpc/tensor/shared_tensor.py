@@ -114,6 +114,11 @@ class SharedTensor(torch.Tensor):
         return torch.empty(self.place.size, dtype=self._dtype, device="meta") if self._view is None else self._view
 
     @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where the program believes it to be; its shares are in this process's memory."""
+        return self._storage.device or _CPU
+
+    @property
     def owners(self) -> frozenset[str]:
         """Whose secret it is."""
         return self._storage.owners
@@ -154,7 +159,14 @@ class SharedTensor(torch.Tensor):
     def as_rows(self) -> SharedTensor:
         """Of an index: rows of 0 and 1 along one more axis, as integers."""
         made = Storage(self._storage.world, self.rows(), self.owners)
+        made.device = self._storage.device
         return SharedTensor.of(made, self.rows().shape, torch.int64)
+
+    def on(self, device: torch.device) -> SharedTensor:
+        """The same value where the program wants it. Its shares stay where they are: only `device` changes."""
+        moved = self._storage.copied(self.place)
+        moved.device = None if device == _CPU else device
+        return SharedTensor.of(moved, self.place.size, self._dtype)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SharedTensor(shape={self.place.size}, owners={{{', '.join(sorted(self.owners))}}})"
@@ -171,6 +183,10 @@ class SharedTensor(torch.Tensor):
             raise UsageError("compile: secrets are not traced or compiled", hint="run the module as it is")
         if getattr(function, "__name__", "") in _RAW:
             raise _refused(function.__name__, args, "a secret has no memory that torch can work in, and no gradient")
+        if function in (torch.Tensor.to, torch.Tensor.cpu) and type(args[0]) is cls and args[0].device != _CPU:
+            # To torch, which knows no name of a device but the CPU's, this is no move.
+            wanted = _CPU if function is torch.Tensor.cpu else torch._C._nn._parse_to(*args[1:], **(kwargs or {}))[0]
+            args = (args[0].on(_CPU), *args[1:]) if wanted == _CPU else args
         # No gradient goes through a secret, so none is prepared; and autograd would take operators apart that arrive
         # here whole below it.
         with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
@@ -190,6 +206,9 @@ class SharedTensor(torch.Tensor):
         for each in types:
             if each is not cls and not issubclass(each, cls) and each not in (torch.Tensor, torch.nn.Parameter):
                 raise _refused(str(op), args, f"there is a {each.__name__} too: secrets are not traced or compiled")
+        if any(isinstance(each, torch.Tensor) and not each.is_cpu and type(each) is not cls for each in args):
+            # What everybody knows may lie on an accelerator; shares are computed on the CPU.
+            args, kwargs = tree_map(_at_hand, (args, kwargs))
         if op in VIEWS and isinstance(args[0], cls):
             return _view(op, args, kwargs)
         written = op in WRITES
@@ -253,8 +272,9 @@ class SharedTensor(torch.Tensor):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         # torch would change the shape and dtype outside, and leave the value as it is.
-        if not isinstance(value, SharedTensor) or value._storage is not self._storage or value.place != self.place:
+        if not isinstance(value, SharedTensor) or value.place != self.place or value._dtype != self._dtype:
             raise _refused("data", (self, value), "write with copy_ instead")
+        self._storage, self._view, self._turned = value._storage, value._view, None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedTensor:
         copied = SharedTensor.of(self._storage.copied(self.place), self.place.size, self._dtype)
@@ -318,6 +338,10 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not isinstance(value, SharedTensor)
 
 
+def _at_hand(value: Any) -> Any:
+    return value.cpu() if _is_plain(value) and not value.is_meta else value
+
+
 def _wrapped(result: Any, secrets: list[SharedTensor], dtype: Callable[[], torch.dtype]) -> Any:
     """Results of a handler as tensors: None stands for one that is not computed."""
     if isinstance(result, tuple):
@@ -326,14 +350,19 @@ def _wrapped(result: Any, secrets: list[SharedTensor], dtype: Callable[[], torch
         return result
     owners = frozenset[str]().union(*(each.owners for each in secrets))
     world = secrets[0]._storage.world
+    shape: tuple[int, ...]
     if result is None:
-        return SharedTensor.of(Storage(world, None, owners), (0,), secrets[0]._dtype)
-    if isinstance(result, Pending):
-        return SharedTensor.of(Storage(world, result, owners), result.shape, dtype())
-    made = result if isinstance(result, Typed) else Typed(result, dtype())
-    value = _as_kept(made.value, made.dtype)
-    shape = value.shape if made.classes is None else value.shape[:-1]
-    return SharedTensor.of(Storage(world, value, owners, classes=made.classes), shape, made.dtype)
+        storage, shape, of = Storage(world, None, owners), (0,), secrets[0]._dtype
+    elif isinstance(result, Pending):
+        storage, shape, of = Storage(world, result, owners), result.shape, dtype()
+    else:
+        made = result if isinstance(result, Typed) else Typed(result, dtype())
+        value, of = _as_kept(made.value, made.dtype), made.dtype
+        storage = Storage(world, value, owners, classes=made.classes)
+        shape = value.shape if made.classes is None else value.shape[:-1]
+    for each in secrets:
+        storage.device = storage.device or each._storage.device
+    return SharedTensor.of(storage, shape, of)
 
 
 def _as_kept(value: Shared, dtype: torch.dtype) -> Shared:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from strongroom.mpc.shared import Shared, strided
 from strongroom.mpc.tensor.pending import Pending
 from strongroom.mpc.tensor.world import World
 from strongroom.mpc.transcript import shapes
+
+if TYPE_CHECKING:
+    import torch
 
 Owners = frozenset[str]
 
@@ -66,6 +70,7 @@ class Storage:
         pending: what will compute the value.
         folded: of a variance, the batch normalisation that it is a part of.
         normalised_after: of weights, whether a batch normalisation may follow their products.
+        device: where the program believes the value to be, if not the CPU; the shares are in this process's memory.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Storage:
         self._owned: dict[Place, Owned] = {}
         self.folded: Folded | None = None
         self.normalised_after = False
+        self.device: torch.device | None = None
 
     @property
     def empty(self) -> bool:
@@ -187,7 +193,9 @@ class Storage:
     def copied(self, place: Place) -> Storage:
         """Another storage with the same value, which goes its own way from the next write."""
         value = self.read(place, raw=True)
-        return Storage(self.world, value, self.owners, holder=self.holder, classes=self.classes)
+        made = Storage(self.world, value, self.owners, holder=self.holder, classes=self.classes)
+        made.device = self.device
+        return made
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,14 @@ def _clone(
     wanted, has = dtype or x._dtype, x._dtype
     if wanted == torch.int32 and has in WHOLE:
         wanted = torch.int64  # the one kind of whole numbers that are secret
-    if device not in (None, torch.device("cpu")) or (
-        wanted != has and (has in DTYPES or wanted not in (*DTYPES, *WHOLE))
-    ):
+    if device is not None and torch.device(device) != x.device:
+        if torch.device(device).type == "meta":
+            raise UsageError("to: got the device meta, which keeps no values")
+        moved = x.on(torch.device(device))
+        return moved if wanted == has else aten._to_copy(moved, dtype=dtype)
+    if wanted != has and (has in DTYPES or wanted not in (*DTYPES, *WHOLE)):
         raise UsageError(
-            f"to: got {wanted} on {device or 'cpu'}, wanted {has} on cpu",
+            f"to: got {wanted}, wanted {has}",
             hint="a secret is a fixed-point number in the ring, whatever dtype a revealed value has",
         )
     if wanted == has:

@@ -73,7 +73,7 @@ def write_in_place() -> None:
 def plain(value: Operand) -> NDArray[np.float64]:
     """A public operand."""
     if isinstance(value, torch.Tensor):
-        array: NDArray[np.float64] = value.detach().to(torch.float64).numpy()
+        array: NDArray[np.float64] = value.detach().cpu().to(torch.float64).numpy()
         return array
     return np.asarray(value, np.float64)
 
