@@ -2,7 +2,10 @@
 
 import datetime as dt
 import json
+import os
+import signal
 import socket
+import warnings
 
 import pytest
 
@@ -250,3 +253,19 @@ def test_a_port_that_is_none_is_named():
     for port in (-1, 65_536, 99_999):
         with pytest.raises(UsageError, match="wanted 0 to 65535"):
             bind("127.0.0.1", port)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_says_nothing_on_its_parent_s_connection(server):
+    with client(server) as http:
+        assert http.get("/")["count"] == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are threads: the server's
+            child = os.fork()
+        if not child:
+            signal.alarm(30)
+            # With the parent's keys and counters, what it sent would share a nonce with what the parent sends next; so it
+            # makes a connection of its own.
+            os._exit(int(http.get("/")["count"] != 1))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert http.get("/")["count"] == 2  # the same connection, still in order

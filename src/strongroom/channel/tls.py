@@ -7,6 +7,7 @@ A connection runs over memory buffers, so that one implementation serves blockin
 from __future__ import annotations
 
 import datetime as dt
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ class TlsStream:
     def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
         self._socket = sock
         self._tls = connection
+        self._process = os.getpid()
         self.peer: list[Certificate] = []
 
     def __enter__(self) -> Self:
@@ -170,7 +172,8 @@ class TlsStream:
         return self._tls, self._socket
 
     def send(self, data: bytes) -> None:
-        """Send all of `data`."""
+        """Send all of `data`. Raises ChannelError if the connection broke, or is the parent process's."""
+        self._check_process()
         view = memoryview(data)
         try:
             while view:
@@ -184,6 +187,7 @@ class TlsStream:
 
     def recv(self, limit: int = PLAIN_RECORD) -> bytes:
         """Some bytes, at most `limit`; empty when the peer has closed the connection in order."""
+        self._check_process()
         while True:
             try:
                 return self._tls.recv(limit)
@@ -194,6 +198,11 @@ class TlsStream:
                 return b""
             except SSL.Error as error:
                 raise ChannelError(f"connection: {_reason(error)}") from None
+
+    def _check_process(self) -> None:
+        # A fork has a copy of TLS's keys and counters: it would encrypt other bytes under the parent's nonces.
+        if os.getpid() != self._process:
+            raise ChannelError("connection: it is the parent process's", hint="connect after a fork")
 
     def _flush(self) -> None:
         try:
@@ -216,7 +225,10 @@ class TlsStream:
         self._tls.bio_write(data)
 
     def close(self) -> None:
-        """Say goodbye and close; never raises."""
+        """Say goodbye and close; never raises. In a fork of the process that made it, only close its descriptor."""
+        if os.getpid() != self._process:
+            self._socket.close()
+            return
         try:
             self._tls.shutdown()
             self._flush()
