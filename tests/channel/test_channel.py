@@ -264,7 +264,7 @@ def test_a_forked_process_says_nothing_on_its_parent_s_connection(server):
             child = os.fork()
         if not child:
             signal.alarm(30)
-            # With the parent's keys and counters, what it sent would share a nonce with what the parent sends next; so it
+            # With the parent's keys and counters, what it sent would share a nonce with what the parent sends; so it
             # makes a connection of its own.
             os._exit(int(http.get("/")["count"] != 1))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
