@@ -195,6 +195,14 @@ def test_normalisation_over_neighbouring_channels(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_the_border_of_a_window_is_below_every_value(tmp_path: Path) -> None:
+    pool = node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1])
+    path = onnx_file(tmp_path / "m.onnx", [pool], {"x": [1, 1, 3, 3]}, ["y"])
+    x = -30_000.0 + torch.arange(9.0).reshape(1, 1, 3, 3)
+    found = on_secrets(mpc.load_model(path), lambda: mpc.load_architecture(path), x)
+    torch.testing.assert_close(found, mpc.load_model(path)(x), rtol=0, atol=1e-3)
+
+
 def test_a_border_that_is_said_by_its_result(tmp_path: Path) -> None:
     conv = node("Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", strides=[2])
     weights = {"w": _array(2, 3, 4)}

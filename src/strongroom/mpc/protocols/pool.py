@@ -7,6 +7,7 @@ import numpy as np
 from strongroom.errors import UsageError
 from strongroom.mpc.protocols.compare import amax
 from strongroom.mpc.protocols.relu import relu
+from strongroom.mpc.ring import Settings
 from strongroom.mpc.shared import Shared, concatenate
 
 _MANTISSA = 52  # bits of a float64 behind its first
@@ -43,10 +44,9 @@ def max_pool2d(
     return amax(windows2d(x, kernel, stride, padding), bits, rectify=rectify)
 
 
-def lowest(x: Shared) -> float:
-    """A border that no value of x is below, but for what the result's truncation drops."""
-    bound = x.party.settings.bound
-    return -(2.0**bound) + 2.0 ** -min(x.frac, _MANTISSA - bound)
+def lowest(settings: Settings, frac: int) -> float:
+    """A border that no value with that many fractional bits is below, but for what the result's truncation drops."""
+    return -(2.0**settings.bound) + 2.0 ** -min(frac, _MANTISSA - settings.bound)
 
 
 def windows2d(
@@ -62,7 +62,7 @@ def windows2d(
     for axis, width in zip((2, 3), padding, strict=True):
         if width:
             shape = [*x.shape[:axis], width, *x.shape[axis + 1 :]]
-            border = Shared.public(x.party, np.full(shape, lowest(x)), x.frac)
+            border = Shared.public(x.party, np.full(shape, lowest(x.party.settings, x.frac)), x.frac)
             x = concatenate([border, x, border], axis)
     sides = [(side - k) // step + 1 for side, k, step in zip(x.shape[2:], kernel, steps, strict=True)]
     if min(sides) < 1:

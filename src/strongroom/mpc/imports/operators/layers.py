@@ -1,4 +1,4 @@
-"""Products, convolutions, pooling, normalisation, attention."""
+"""Products, convolutions, normalisation, attention."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ _TRANSPOSED: dict[int, Any] = {
     2: functional.conv_transpose2d,
     3: functional.conv_transpose3d,
 }
-_MAX_POOLS: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
-_AVERAGE_POOLS: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 # Products
 
@@ -49,7 +47,7 @@ def _einsum(node: Node, *values: Tensor) -> Tensor:
 # Convolutions
 
 
-def _borders(node: Node, sides: Sequence[int], kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]) -> Any:
+def borders(node: Node, sides: Sequence[int], kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]) -> Any:
     """What is padded before and after, for each axis of an image."""
     count = len(sides)
     how = node.get("auto_pad", "NOTSET")
@@ -70,7 +68,7 @@ def _borders(node: Node, sides: Sequence[int], kernel: Sequence[int], steps: Seq
 def _conv(node: Node, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     count = w.ndim - 2
     steps, gaps = node.get("strides") or [1] * count, node.get("dilations") or [1] * count
-    both = _borders(node, x.shape[2:], w.shape[2:], steps, gaps)
+    both = borders(node, x.shape[2:], w.shape[2:], steps, gaps)
     return convolve(node, x, w, bias, steps, gaps, both, node.get("group", 1))
 
 
@@ -120,104 +118,6 @@ def _conv_transpose(node: Node, x: Tensor, w: Tensor, bias: Tensor | None = None
     return padded(
         result, [(0, 0), (0, 0), *[(n - before, n - after) for (before, after), n in zip(both, inner, strict=True)]]
     )
-
-
-# Pooling
-
-
-@operator("MaxPool")
-def _max_pool(node: Node, x: Tensor) -> Tensor:
-    kernel = node.get("kernel_shape")
-    steps, gaps = node.get("strides") or [1] * len(kernel), node.get("dilations") or [1] * len(kernel)
-    both = _borders(node, x.shape[2:], kernel, steps, gaps)
-    return max_pool(node, x, kernel, steps, gaps, both, ceil=bool(node.get("ceil_mode", 0)))
-
-
-def max_pool(
-    node: Node,
-    x: Tensor,
-    kernel: Sequence[int],
-    steps: Sequence[int],
-    gaps: Sequence[int],
-    both: Sequence[tuple[int, int]],
-    *,
-    ceil: bool = False,
-) -> Tensor:
-    """The largest of each window; borders never are."""
-    if len(kernel) not in _MAX_POOLS:
-        raise node.refuse(f"windows over {len(kernel)} axes, wanted 1 to 3")
-    if ceil:
-        both = [_rounded_up(*each) for each in zip(x.shape[2:], kernel, steps, gaps, both, strict=True)]
-    inner = [
-        before if before == after and 2 * before <= k else 0 for (before, after), k in zip(both, kernel, strict=True)
-    ]
-    outer = [(0, 0) if n else pair for pair, n in zip(both, inner, strict=True)]
-    lowest = -(2.0**14) if is_secret(x) else -math.inf
-    x = padded(x, [(0, 0), (0, 0), *outer], value=lowest)
-    result: Tensor = _MAX_POOLS[len(kernel)](x, list(kernel), list(steps), inner, list(gaps))
-    return result
-
-
-def _rounded_up(n: int, kernel: int, step: int, gap: int, both: tuple[int, int]) -> tuple[int, int]:
-    """Borders with which the windows that reach past the end are whole."""
-    before, after = both
-    span = gap * (kernel - 1) + 1
-    count = -(-(n + before + after - span) // step) + 1
-    if (count - 1) * step >= n + before:  # a window that lies past the end altogether is none
-        count -= 1
-    return before, max(after, (count - 1) * step + span - n - before)
-
-
-@operator("AveragePool")
-def _average_pool(node: Node, x: Tensor) -> Tensor:
-    kernel = node.get("kernel_shape")
-    steps, gaps = node.get("strides") or [1] * len(kernel), node.get("dilations") or [1] * len(kernel)
-    if any(gap != 1 for gap in gaps):
-        raise node.refuse("dilations, wanted none")
-    both = _borders(node, x.shape[2:], kernel, steps, gaps)
-    whole = bool(node.get("count_include_pad", 0))
-    return average_pool(node, x, kernel, steps, both, whole=whole, ceil=bool(node.get("ceil_mode", 0)))
-
-
-def average_pool(
-    node: Node,
-    x: Tensor,
-    kernel: Sequence[int],
-    steps: Sequence[int],
-    both: Sequence[tuple[int, int]],
-    *,
-    whole: bool = False,
-    ceil: bool = False,
-) -> Tensor:
-    """The mean of each window; of what is not border, unless `whole` counts that too."""
-    if len(kernel) not in _AVERAGE_POOLS:
-        raise node.refuse(f"windows over {len(kernel)} axes, wanted 1 to 3")
-    pool = _AVERAGE_POOLS[len(kernel)]
-    counted = list(both)
-    if ceil:
-        both = [_rounded_up(*each) for each in zip(x.shape[2:], kernel, steps, [1] * len(kernel), both, strict=True)]
-    borders = [(0, 0), (0, 0), *both]
-    means: Tensor = pool(padded(x, borders), list(kernel), list(steps))
-    ones = torch.ones(1, 1, *x.shape[2:])
-    if whole:
-        ones = padded(ones, [(0, 0), (0, 0), *counted], value=1.0)
-        borders = [
-            (0, 0),
-            (0, 0),
-            *[(before - b, after - a) for (before, after), (b, a) in zip(both, counted, strict=True)],
-        ]
-    parts = pool(padded(ones, borders), list(kernel), list(steps))
-    return means if bool((parts == 1).all()) else means * (1 / parts).to(means.dtype)
-
-
-@operator("GlobalAveragePool")
-def _global_average(node: Node, x: Tensor) -> Tensor:
-    return torch.mean(x, list(range(2, x.ndim)), keepdim=True)
-
-
-@operator("GlobalMaxPool")
-def _global_max(node: Node, x: Tensor) -> Tensor:
-    return torch.amax(x, list(range(2, x.ndim)), keepdim=True)
 
 
 # Softmax

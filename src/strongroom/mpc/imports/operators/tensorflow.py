@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from strongroom.mpc.imports.graph import TENSORFLOW, Node, operator
 from strongroom.mpc.imports.operators.common import Tensor, ints, is_secret, limited, plain
-from strongroom.mpc.imports.operators.layers import average_pool, convolve, folded, max_pool
+from strongroom.mpc.imports.operators.layers import convolve, folded
+from strongroom.mpc.imports.operators.pooling import average_pool, max_pool
 from strongroom.mpc.imports.operators.rearrange import padded
 
 

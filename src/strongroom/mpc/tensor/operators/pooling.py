@@ -74,7 +74,7 @@ def _max_pool(
     value, count = x.read(), len(kernel)
     windows = _Windows(value.shape[-count:], kernel, stride, padding, dilation, ceil_mode)
     if any(windows.border):
-        value = padded(value, windows.border, lowest(value))
+        value = padded(value, windows.border, lowest(value.party.settings, value.frac))
     every = [value[(..., *part, None)] for part in windows.parts()]
     return amax(concatenate(every)), None
 
