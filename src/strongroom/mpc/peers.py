@@ -19,13 +19,13 @@ Only `[parties]` must be there. What is not known is refused.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from strongroom.errors import FormatError, UsageError
+from strongroom.mpc.documents import parse_toml, read_text
 from strongroom.mpc.peer import NAMES
 from strongroom.mpc.ring import Settings
 
@@ -55,24 +55,16 @@ class Peers:
     @classmethod
     def load(cls, path: Path) -> Peers:
         """Raises FormatError if the file is none."""
-        with path.open("rb") as file:
-            data = file.read(_MOST + 1)
-        if len(data) > _MOST:
-            raise FormatError(f"peers: {path} has more than {_MOST} bytes")
+        text = read_text(path, "peers", _MOST)
         try:
-            return cls.parse(data.decode(), beside=path.parent)
-        except UnicodeDecodeError:
-            raise FormatError(f"peers: {path} is not UTF-8") from None
+            return cls.parse(text, beside=path.parent)
         except FormatError as error:
             raise FormatError(f"peers: {path}: {error.message}", hint=error.hint) from None
 
     @classmethod
     def parse(cls, text: str, *, beside: Path) -> Peers:
         """Raises FormatError: it is no TOML, an address is missing, or it says something unknown."""
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise FormatError(str(error)) from None
+        document = parse_toml(text)
         _known("the file", document, ("certificates", "parties", "listen", "settings"))
         parties, listening = (_table(document, name) for name in ("parties", "listen"))
         _known("[parties]", parties, NAMES)

@@ -27,7 +27,6 @@ Only `owner` and `to` must be there. Nothing in it is secret.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -35,6 +34,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from strongroom.errors import PolicyError, RefusedError
+from strongroom.mpc.documents import parse_toml, read_text
 
 _PARTIES = ("P0", "P1", "D")  # as `peer.NAMES`, which a policy and a log can be read without
 PUBLIC, CLIENTS, ANY = "public", "clients", "*"
@@ -127,24 +127,16 @@ class Policy:
     @classmethod
     def load(cls, path: Path) -> Policy:
         """The policy of a file. Raises PolicyError if it is none."""
-        with path.open("rb") as file:
-            data = file.read(_MOST + 1)
-        if len(data) > _MOST:
-            raise PolicyError(f"policy: {path} has more than {_MOST} bytes")
+        text = read_text(path, "policy", _MOST, PolicyError)
         try:
-            return cls.parse(data.decode())
-        except UnicodeDecodeError:
-            raise PolicyError(f"policy: {path} is not UTF-8") from None
+            return cls.parse(text)
         except PolicyError as error:
             raise PolicyError(f"{path}: {error.message}", hint=error.hint) from None
 
     @classmethod
     def parse(cls, text: str) -> Policy:
         """The policy that a TOML document says. Raises PolicyError."""
-        try:
-            document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise PolicyError(f"policy: {error}") from None
+        document = parse_toml(text, "policy: ", PolicyError)
         if document.get("version") != 1 or isinstance(document.get("version"), bool):
             raise PolicyError(f"version: got {document.get('version')!r}, wanted 1")
         more = sorted(document.keys() - {"version", "allow"})

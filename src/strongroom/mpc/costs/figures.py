@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Literal
 
 PARTIES = 3
 Three = tuple[int, int, int]  # of P0, P1 and the dealer
@@ -177,3 +178,31 @@ def duration(seconds: float) -> str:
     if not seconds:
         return "0"
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+By = Literal["module", "line", "operation"]
+
+
+class Summed:
+    """What has operations, and their sums by whatever they are told apart by."""
+
+    operations: Sequence[Operation]
+
+    @property
+    def total(self) -> Row:
+        return total("total", self.operations)
+
+    @property
+    def by_module(self) -> list[Row]:
+        return grouped(self.operations, lambda each: each.place.label)
+
+    @property
+    def by_line(self) -> list[Row]:
+        return grouped(self.operations, lambda each: each.place.where)
+
+    @property
+    def by_operation(self) -> list[Row]:
+        return grouped(self.operations, lambda each: each.name)
+
+    def sums(self, by: By) -> list[Row]:
+        return {"module": self.by_module, "line": self.by_line, "operation": self.by_operation}[by]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter
 
 from strongroom.errors import UsageError
 from strongroom.mpc.costs.dry import DryMeter, DryParty, Stretch
-from strongroom.mpc.costs.figures import HEAD, PARTIES, Figures, Operation, Row, cells, grouped, table, total
+from strongroom.mpc.costs.figures import HEAD, PARTIES, By, Figures, Operation, Row, Summed, cells, table
 from strongroom.mpc.costs.network import NETWORKS, Network, simulate
 from strongroom.mpc.costs.where import Modules
 from strongroom.mpc.party import P0, P1
@@ -27,7 +27,7 @@ Example = torch.Tensor | Sequence[int] | Sequence[Any]
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Summed):
     """What a stretch of a program costs.
 
     Attributes:
@@ -39,10 +39,6 @@ class Cost:
     first: Cost | None = None
 
     @property
-    def total(self) -> Row:
-        return total("total", self.operations)
-
-    @property
     def figures(self) -> Figures:
         return self.total.figures
 
@@ -51,22 +47,11 @@ class Cost:
         """Predicted, by network."""
         return self.total.seconds
 
-    @property
-    def by_module(self) -> list[Row]:
-        return grouped(self.operations, lambda each: each.place.label)
-
-    @property
-    def by_line(self) -> list[Row]:
-        return grouped(self.operations, lambda each: each.place.where)
-
-    @property
-    def by_operation(self) -> list[Row]:
-        return grouped(self.operations, lambda each: each.name)
-
-    def table(self, by: Literal["module", "line", "operation"] = "module") -> str:
+    def table(self, by: By = "module") -> str:
         """The sums of one kind, and what all of it costs."""
-        rows = {"module": self.by_module, "line": self.by_line, "operation": self.by_operation}[by]
-        lines = [*rows, self.total] + ([] if self.first is None else [_renamed(self.first.total, "first call")])
+        lines = [*self.sums(by), self.total] + (
+            [] if self.first is None else [_renamed(self.first.total, "first call")]
+        )
         return table((*HEAD, *self.seconds), map(cells, lines))
 
     def __str__(self) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from strongroom.errors import UsageError
 from strongroom.mpc.costs.dry import Counted, multiplications
-from strongroom.mpc.costs.figures import Operation, Place, Row, count, duration, grouped, size, table, total
+from strongroom.mpc.costs.figures import By, Operation, Place, Row, Summed, count, duration, size, table
 from strongroom.mpc.costs.trace import Span, write_tensorboard, write_trace
 from strongroom.mpc.costs.where import Modules
 from strongroom.mpc.party import DEALER, Party
@@ -26,7 +26,7 @@ from strongroom.mpc.tensor.world import current
 
 
 @dataclass
-class Profile:
+class Profile(Summed):
     """What one party did while it was watched. Made by `profile`; complete when that ends.
 
     Attributes:
@@ -42,27 +42,10 @@ class Profile:
     module_spans: list[Span] = field(default_factory=list)
     waits: list[Span] = field(default_factory=list)
 
-    @property
-    def total(self) -> Row:
-        return total("total", self.operations)
-
-    @property
-    def by_module(self) -> list[Row]:
-        return grouped(self.operations, lambda each: each.place.label)
-
-    @property
-    def by_line(self) -> list[Row]:
-        return grouped(self.operations, lambda each: each.place.where)
-
-    @property
-    def by_operation(self) -> list[Row]:
-        return grouped(self.operations, lambda each: each.name)
-
-    def table(self, by: Literal["module", "line", "operation"] = "module") -> str:
+    def table(self, by: By = "module") -> str:
         """The sums of one kind, and of all."""
-        rows = {"module": self.by_module, "line": self.by_line, "operation": self.by_operation}[by]
         head = NAMES[self.rank], "rounds", "sends", "products", "compared", "draws", "computing", "waiting"
-        return table(head, map(self._cells, [*rows, self.total]))
+        return table(head, map(self._cells, [*self.sums(by), self.total]))
 
     def _cells(self, row: Row) -> list[str]:
         f = row.figures
