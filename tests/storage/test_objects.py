@@ -497,6 +497,7 @@ def test_every_cut_and_flipped_bit_of_the_table_is_an_error():
         (encode(3, 30, 0, [], b""), "number 3"),
         (b"x" * 200, "not one of version 1"),
     ],
+    ids=["size", "cut", "overlap", "long range", "past the end", "number", "no object"],
 )
 def test_objects_that_make_no_sense(made, wanted):
     with pytest.raises(FormatError, match=wanted):
