@@ -21,6 +21,7 @@ from benchmarks.harness import Area, run_area
 # In the order of the story. An area's module is imported only when it is measured.
 AREAS = {
     "story": "seal, train, serve, predict: the whole story against the same without protection",
+    "attest": "reports appraised, results verified, the exchange of a boot",
     "sealed": "sealed files: bytes per second, random reads, opening 100 GiB",
     "mount": "a mounted vault beside gocryptfs and the plain disk",
     "data": "sealed data sets against a plain memory-mapped array",

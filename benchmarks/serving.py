@@ -323,8 +323,10 @@ def _served_side(load: Load, pipe: Connection) -> None:
     """An attested service in a simulated enclave of its own CAS; says where it is, and serves until the pipe closes."""
     from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
     from strongroom.attest.claims import REGISTERS, registers_measurement
+    from strongroom.attest.result import ResultStatement, sign_result
     from strongroom.attest.tee.simulated import SimulatedVendor
     from strongroom.cas.authority import Authority
+    from strongroom.cas.wire import RESULT_LIFETIME
     from strongroom.channel import Identity, Server, bind
     from strongroom.crypto import digest
     from strongroom.serve import ServiceApp, ServiceAttestation, Stage
@@ -351,7 +353,19 @@ def _served_side(load: Load, pipe: Connection) -> None:
     token = authority.time_token(now=now)
     bound = report_data(Kind.SERVICE, fresh=digest(token.encode()), binder=NO_BINDER, claims=claims)
     facts = {"vendor_root": vendor.root_digest, "measurement": registers_measurement(registers)}
-    result = authority.result_token({**told, **facts, "tee": "simulated", "claims": digest(claims).hex()}, now=now)
+    statement = ResultStatement(
+        issuer=authority.cas_root,
+        issued_at=now,
+        expires=now + RESULT_LIFETIME,
+        fresh=digest(token.encode()),
+        claims=digest(claims).hex(),
+        tee="simulated",
+        policy=POLICY,
+        policy_digest=told["policy_digest"],
+        measurement=facts["measurement"],
+        vendor_root=facts["vendor_root"],
+    )
+    result = sign_result(statement, authority.identity.key)
     leaf, root = authority.chain
     document = ServiceAttestation(vendor.quote(registers, bound), claims, token, result, (leaf, root))
     app = ServiceApp({"model": stage}, document.to_wire, workers=load.workers)

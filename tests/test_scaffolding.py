@@ -60,6 +60,7 @@ case "$*" in
     *'%d.%d'*) echo 3.12 ;;
     *'import venv'*) exit "${FAKE_ENSUREPIP:-0}" ;;
     *'import pyfuse3'*) exit 1 ;;
+    *'import tpm2_pytss'*) exit "${FAKE_TPM:-0}" ;;
     '-m venv '*)
         mkdir -p "$3/bin"
         cp "$0" "$3/bin/python"
@@ -89,7 +90,7 @@ class Machine:
                 (self.bin / name).symlink_to(found)
         self.program("id", "echo 1000")
         self.program("pkg-config", "exit 0")
-        for name in ("cc", "bwrap", "fusermount3"):
+        for name in ("cc", "bwrap", "fusermount3", "swtpm", "swtpm_setup"):
             self.program(name, "exit 0")
         (self.bin / "python3.12").write_text(FAKE_PYTHON)
         (self.bin / "python3.12").chmod(0o755)
@@ -214,13 +215,23 @@ class TestSetup:
         assert status == 0
         assert "for Python 3.14.2" in said
 
+    def test_tpm2_pytss_that_does_not_build_takes_away_making_evidence_only(self, machine: Machine) -> None:
+        machine.program("pkg-config", 'case "$*" in *tss2*) exit 1 ;; esac')
+        status, said = machine.setup(FAKE_TPM="1")
+        assert status == 0
+        assert "no tpm2-pytss: evidence from a TPM can be verified here, but not made" in said
+        assert not any("[tpm]" in call for call in machine.calls)
+        machine.program("pkg-config", "echo 4.0.1")  # once its headers are there
+        assert "no tpm2-pytss" not in machine.setup(FAKE_TPM="1")[1]
+        assert machine.calls[-1].endswith("-e .[tpm]")
+
     def test_extras_only_if_asked_for(self, machine: Machine) -> None:
         assert machine.setup()[0] == 0
-        assert not any("[tpm]" in call for call in machine.calls)
-        status, said = machine.setup(STRONGROOM_EXTRAS="tpm,tensorflow")
+        assert not any("[ray]" in call for call in machine.calls)
+        status, said = machine.setup(STRONGROOM_EXTRAS="ray,tensorflow")
         assert status == 0, said
-        assert [call.split()[-1] for call in machine.calls[-2:]] == [".[tpm]", ".[tensorflow]"]
-        assert machine.setup(STRONGROOM_EXTRAS="tpm tensorflow") == (0, "")
+        assert [call.split()[-1] for call in machine.calls[-2:]] == [".[ray]", ".[tensorflow]"]
+        assert machine.setup(STRONGROOM_EXTRAS="ray tensorflow") == (0, "")
 
     def test_an_extra_that_does_not_install_takes_away_itself_only(self, machine: Machine) -> None:
         status, said = machine.setup(STRONGROOM_EXTRAS="fuse")
@@ -248,10 +259,12 @@ class TestSystemPackages:
     def test_nothing_missing_nothing_said(self, machine: Machine) -> None:
         assert self.packages(machine) == ""
 
-    def test_the_tpm_libraries_only_if_asked_for(self, machine: Machine) -> None:
+    def test_what_tpms_need(self, machine: Machine) -> None:
         machine.program("pkg-config", 'case "$*" in *tss2*) exit 1 ;; esac')
-        assert self.packages(machine) == ""
-        assert "can install: libtss2-dev" in self.packages(machine, STRONGROOM_EXTRAS="tpm")
+        machine.lacks("swtpm", "swtpm_setup")
+        said = self.packages(machine)
+        assert "can install: libtss2-dev swtpm swtpm-tools" in said
+        assert "no software TPM (swtpm, swtpm-tools): tests of evidence from a TPM will be skipped" in said
 
     def test_a_plain_user_is_told_the_names(self, machine: Machine) -> None:
         machine.lacks("bwrap", "fusermount3", "cc")

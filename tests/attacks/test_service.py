@@ -190,7 +190,8 @@ def test_another_program_with_a_result_that_says_ours():
 def test_a_result_about_another_enclave_than_the_evidence():
     attempt(lambda key: honest(key, result={"measurement": "ee" * 48}), MeasurementError, match="attestation result")
     attempt(lambda key: honest(key, result={"tee": "tdx"}), BindingError, match="got tee 'tdx'")
-    attempt(lambda key: honest(key, result={"vendor_root": "sha256:00"}), BindingError, match="vendor_root")
+    other = {"vendor_root": "sha256:" + "00" * 32}
+    attempt(lambda key: honest(key, result=other), SimulatedEnclaveError, match="attestation result")
 
 
 def test_a_forged_cas_of_the_same_name():
@@ -210,7 +211,7 @@ def test_tokens_signed_by_somebody_else_under_the_real_chain():
     def forge(key):
         return replace(OTHER_CAS.attest(key, MODELS, claims={"cas_root": CAS.root}), cas_chain=CAS.chain)
 
-    attempt(forge, VerificationError, match="signature")
+    attempt(forge, VerificationError, match="token header: wanted exactly alg ES256, kid")
 
 
 def test_a_leaf_that_the_cas_issued_to_an_enclave():

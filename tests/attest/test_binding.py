@@ -7,9 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.attest.binding import MAX_CANONICAL, NO_BINDER, Kind, canonical, parse_canonical, report_data
-from strongroom.attest.claims import registers_measurement
-from strongroom.attest.token import verify_token
+from strongroom.attest.binding import (
+    MAX_CANONICAL,
+    NO_BINDER,
+    Kind,
+    bound_data,
+    canonical,
+    parse_canonical,
+    report_data,
+)
+from strongroom.attest.claims import layers_measurement, pcrs_measurement, registers_measurement
+from strongroom.attest.cwt import MAX_CWT
+from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_QUOTE, TEES
+from strongroom.attest.result import verify_result
+from strongroom.attest.token import MAX_TOKEN, thumbprint, verify_token
 from strongroom.crypto import PublicKey
 from strongroom.errors import FormatError
 
@@ -34,6 +45,35 @@ def test_the_specification_s_vectors_hold(spec):
         spec["token"], PublicKey(bytes.fromhex(spec["spki"])), "strongroom-test+jwt", now=1_700_000_300
     )
     assert token == {"iat": 1_700_000_000, "exp": 1_700_000_600, "head": 7}
+    session = bytes.fromhex(spec["session"])
+    for tee in ("tpm", "azure-snp", "azure-tdx"):
+        assert bound_data(tee, session).hex() == spec["session_tpm"]
+    assert bound_data("nvidia", session).hex() == spec["session_nvidia"]
+    for tee in ("sgx", "tdx", "snp", "nitro", "simulated"):
+        assert bound_data(tee, session) == session
+    pcrs = {int(index): bytes.fromhex(value) for index, value in spec["pcrs"].items()}
+    assert pcrs_measurement("sha256", pcrs) == spec["pcrs_measurement"]
+    assert layers_measurement(*spec["layers"]) == spec["layers_measurement"]
+
+
+def test_the_specification_s_results_hold(spec):
+    key = PublicKey(bytes.fromhex(spec["result_spki"]))
+    assert thumbprint(key) == spec["result_kid"]
+    jwt, cwt = spec["result_jwt"], bytes.fromhex(spec["result_cwt"])
+    said = verify_result(jwt, key, now=1_700_000_300)
+    assert verify_result(cwt, key, now=1_700_000_300) == said
+    assert (said.tee, said.policy, said.fresh.hex()) == ("snp", "acme/digits", spec["fresh"])
+    assert [device.tee for device in said.devices] == ["nvidia"]
+
+
+def test_every_kind_of_evidence_is_in_the_specification():
+    page = SPEC.read_text()
+    for tee in TEES:
+        assert f"`{tee}`" in page
+    for weakness in ("sept-ve", "vmpl", "policy-bits", "pcr-sha1", "pcr-resettable", "migratable"):
+        assert f"`{weakness}`" in page
+    for size in (MAX_QUOTE, MAX_ENDORSEMENTS, MAX_CANONICAL, MAX_CWT, MAX_TOKEN):
+        assert f"{size:,}" in page
 
 
 def test_the_specification_s_formulas_give_its_vectors(spec):
@@ -46,6 +86,14 @@ def test_the_specification_s_formulas_give_its_vectors(spec):
     assert session.hexdigest() == spec["session"]
     assert service.hexdigest() == spec["service"]
     assert hashlib.sha384(b"strongroom/measurement/v1" + measured).hexdigest() == spec["measurement"]
+    data = bytes.fromhex(spec["session"])
+    assert hashlib.sha256(data).hexdigest() == spec["session_tpm"]
+    assert hashlib.sha256(b"strongroom/device/v1" + data).hexdigest() == spec["session_nvidia"]
+    pcrs = b"".join(bytes([int(i), 32]) + bytes.fromhex(value) for i, value in spec["pcrs"].items())
+    label = b"strongroom/measurement/v1/pcrs"
+    assert hashlib.sha384(label + b"sha256\0" + pcrs).hexdigest() == spec["pcrs_measurement"]
+    layers = b"".join(bytes([48]) + bytes.fromhex(each) for each in spec["layers"])
+    assert hashlib.sha384(b"strongroom/measurement/v1/layers" + layers).hexdigest() == spec["layers_measurement"]
 
 
 def test_every_input_changes_the_report_data():

@@ -3,50 +3,55 @@ from __future__ import annotations
 import pytest
 
 from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_QUOTE, Evidence
-from strongroom.attest.parse.dcap import parse_tdx, unpadded
+from strongroom.attest.parse.dcap import parse_quote, unpadded
 from strongroom.errors import FormatError
 
 
 def test_a_version_4_quote_parses(vector):
-    report = parse_tdx(unpadded(vector("v4_up_to_date").evidence.quote))
-    assert (report.version, report.debug, report.service_td) == (4, False, None)
+    quote = parse_quote(vector("v4_up_to_date").evidence.quote)
+    report = quote.report
+    assert (quote.version, report.debug, report.migratable) == (4, False, False)
     assert report.registers["mrtd"].hex().startswith("91eb2b44d141d4ece09f0c75c2c53d24")
-    assert list(report.registers) == ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"]
+    assert "mrservicetd" not in report.registers
     assert len(report.report_data) == 64
+    names = ("Intel SGX PCK Certificate", "Intel SGX PCK Platform CA", "Intel SGX Root CA")
+    assert all(name in each.subject for name, each in zip(names, quote.certificates, strict=True))
 
 
 def test_a_version_5_quote_parses(vector):
-    report = parse_tdx(vector("v5_no_matching_tcb").evidence.quote)
-    assert (report.version, report.debug, report.service_td) == (5, False, bytes(48))
+    quote = parse_quote(vector("v5_no_matching_tcb").evidence.quote)
+    assert (quote.version, quote.report.debug, quote.report.registers["mrservicetd"]) == (5, False, bytes(48))
 
 
 def test_a_debug_quote_says_so(vector):
-    assert parse_tdx(vector("v4_debug").evidence.quote).debug
+    assert parse_quote(vector("v4_debug").evidence.quote).report.debug
 
 
-def test_padding_is_refused_until_removed(vector):
+def test_zero_bytes_after_a_quote_are_no_part_of_it(vector):
     quote = vector("v4_up_to_date").evidence.quote
-    with pytest.raises(FormatError, match="quote: 70 bytes after the signature data, wanted none"):
-        parse_tdx(quote)
+    assert len(quote) - len(unpadded(quote)) == 70
+    assert parse_quote(quote) == parse_quote(unpadded(quote))
     assert unpadded(unpadded(quote)) == unpadded(quote)
-    with pytest.raises(FormatError, match="bytes other than zero after the signature data"):
-        unpadded(quote + b"x")
+    for parse in (parse_quote, unpadded):
+        with pytest.raises(FormatError, match="71 bytes after the signature data, wanted zero bytes or none"):
+            parse(quote + b"x")
 
 
 def test_every_prefix_of_a_quote_is_refused(vendor, registers):
     quote = vendor.quote(registers, bytes(64)).quote
-    parse_tdx(quote)
+    parse_quote(quote)
     for size in range(len(quote)):
         with pytest.raises(FormatError):
-            parse_tdx(quote[:size])
+            parse_quote(quote[:size])
 
 
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (0, 3, "got version 3, wanted 4 or 5"),
+        (0, 2, "got version 2, wanted 3 or 4 or 5"),
+        (0, 3, "got TEE type 129, wanted 0"),
         (2, 3, "got attestation key type 3, wanted 2"),
-        (4, 0, "got TEE type 0, wanted 129"),
+        (4, 1, "got TEE type 1, wanted 0 or 129"),
         (12, 0, "got QE vendor 00"),
         (48 + 584, 0xFF, "of signature data, wanted"),
         (48 + 584 + 4 + 128, 5, "got certification data 5 of"),
@@ -59,15 +64,15 @@ def test_a_header_or_length_that_is_off_is_refused(vendor, registers, offset, va
     quote = bytearray(vendor.quote(registers, bytes(64)).quote)
     quote[offset] = value
     with pytest.raises(FormatError, match=message):
-        parse_tdx(bytes(quote))
+        parse_quote(bytes(quote))
 
 
 def test_other_version_5_bodies_are_refused(vector):
     quote = bytearray(vector("v5_no_matching_tcb").evidence.quote)
-    for body_type in (0, 1, 2, 4):  # 2 is known, but has another size
+    for body_type in (0, 1, 2, 4):  # 1 is of SGX; 2 is known, but has another size
         quote[48] = body_type
-        with pytest.raises(FormatError, match=f"got body type {body_type} of 648 bytes"):
-            parse_tdx(bytes(quote))
+        with pytest.raises(FormatError, match=f"got body type {body_type} of 648 bytes, wanted 2 of 584 or 3 of 648"):
+            parse_quote(bytes(quote))
 
 
 def test_wire_form_goes_there_and_back(vendor, registers):

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import dcap_qvl
 import pytest
 
-from strongroom.attest.claims import registers_measurement
+from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.dcap import unpadded
 from strongroom.attest.verify import VENDORS, verify
 from strongroom.attest.verify.anchors import INTEL_ROOT
+from strongroom.attest.verify.dcap_claims import TcbLevel
 from strongroom.errors import (
     DebugEnclaveError,
     ExpiredError,
@@ -33,7 +35,7 @@ def test_a_real_quote_verifies(real):
     assert (claims.tee, claims.tcb_status, claims.advisories, claims.debug) == ("tdx", "UpToDate", (), False)
     assert claims.vendor_root == INTEL_ROOT
     assert claims.hardware_id == "811dca2a26b952e85bb6448b097ba4fd"
-    assert claims.measurement == registers_measurement(claims.registers)
+    assert claims.measurement == registers_measurement({name: claims.registers[name] for name in REGISTERS})
 
 
 @pytest.mark.parametrize("name", ["v4_up_to_date", "v4_debug", "v5_no_matching_tcb"])
@@ -69,7 +71,7 @@ def test_simulated_evidence_verifies_under_the_root_it_carries(vendor, registers
     assert (claims.tee, claims.tcb_status, claims.advisories) == ("simulated", "UpToDate", ())
     assert claims.vendor_root == vendor.root_digest
     assert claims.report_data == b"r" * 64
-    assert claims.registers == {name: value.hex() for name, value in registers.items()}
+    assert {name: claims.registers[name] for name in registers} == {n: v.hex() for n, v in registers.items()}
     assert claims.measurement == registers_measurement(registers)
 
 
@@ -131,16 +133,32 @@ def test_a_verifier_that_panics_is_a_refusal(monkeypatch, vendor, registers):
     def panic(*_):
         raise PanicException("index out of bounds")
 
-    monkeypatch.setattr("dcap_qvl.verify_with_root_ca", panic)
+    verifier = type("QuoteVerifier", (), {"__init__": lambda *_: None, "verify_with_policy": panic})
+    monkeypatch.setattr("dcap_qvl.QuoteVerifier", verifier)
     with pytest.raises(VerificationError, match="simulated evidence: the verifier could not read it"):
         verify(vendor.quote(registers, bytes(64)), now=NOW)
 
 
 def test_two_parsers_must_agree(monkeypatch, vendor, registers):
-    other = vendor.quote(registers, b"o" * 64).quote
-    parse = __import__("dcap_qvl").Quote.parse
-    monkeypatch.setattr("dcap_qvl.Quote", type("Quote", (), {"parse": staticmethod(lambda _: parse(other))}))
+    real = dcap_qvl.QuoteVerifier
+
+    class Verifier:
+        """Reads another quote than the one that it is given."""
+
+        def __init__(self, root):
+            self._real = real(root)
+
+        def verify_with_policy(self, _, *rest):
+            return self._real.verify_with_policy(vendor.quote(registers, b"o" * 64).quote, *rest)
+
+    monkeypatch.setattr("dcap_qvl.QuoteVerifier", Verifier)
     with pytest.raises(VerificationError, match="quote: two parsers read it differently"):
+        verify(vendor.quote(registers, bytes(64)), now=NOW)
+
+
+def test_two_judgements_must_agree_on_what_is_up_to_date(monkeypatch, vendor, registers):
+    monkeypatch.setattr("strongroom.attest.verify.dcap.judge", lambda *_, **__: TcbLevel("OutOfDate"))
+    with pytest.raises(VerificationError, match="tcb status: dcap-qvl says UpToDate, our own code OutOfDate"):
         verify(vendor.quote(registers, bytes(64)), now=NOW)
 
 

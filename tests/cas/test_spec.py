@@ -8,7 +8,7 @@ import re
 import sqlite3
 from pathlib import Path
 
-from strongroom.cas import app, policy
+from strongroom.cas import app, document, policy
 from strongroom.crypto import derive, open_box
 from tests.cas.world import cas_in, world_in
 
@@ -46,6 +46,6 @@ def test_every_path_limit_and_reserved_variable_is_in_the_specification():
         path = route.path.replace("namespace", "NS")
         assert re.sub(r"{(\w+)}", lambda match: match[1].upper(), path) in shown
     assert f"{app._MAX_BODY:,}" in SPEC
-    assert f"{policy.MAX_DOCUMENT:,}" in SPEC
+    assert f"{document.MAX_DOCUMENT:,}" in SPEC
     for name in re.findall(r"[A-Z_]{2,}", policy._RESERVED.pattern):
         assert f"`{name}" in SPEC

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -132,7 +133,41 @@ class TestConfidentialVms:
         assert (found.status, found.detail) == ("limited", "inside, attestation_type is none")
 
 
-@pytest.mark.parametrize(("what", "path"), [("sgx", "/dev/sgx_enclave"), ("tpm", "/dev/tpmrm0")])
+class TestAttester:
+    gramine = types.MappingProxyType({"/dev/attestation": "", "/dev/attestation/attestation_type": "dcap"})
+    without = types.MappingProxyType({"/dev/attestation": "", "/dev/attestation/attestation_type": "none"})
+    tpm = types.MappingProxyType({"tpm2-pytss": "3.0.0"})
+
+    @pytest.mark.parametrize(
+        ("machine", "status", "detail"),
+        [
+            (FakeMachine(files={}), "missing", "simulated evidence only"),
+            (FakeMachine(files=dict(gramine), tsm="tdx_guest"), "ok", "evidence of kind sgx, by Gramine"),
+            (FakeMachine(files=dict(without), tsm="tdx_guest"), "missing", "Gramine makes no quotes here"),
+            (FakeMachine(tsm="tdx_guest"), "ok", "evidence of kind tdx, by configfs-tsm"),
+            (FakeMachine(tsm="sev_guest"), "ok", "evidence of kind snp, by configfs-tsm"),
+            (FakeMachine(tsm="arm_cca_guest"), "missing", "arm_cca_guest is not supported"),
+            (
+                FakeMachine(files={"/dev/tdx_guest": "", "/dev/tpmrm0": ""}),
+                "limited",
+                "a confidential VM whose configfs-tsm does not answer",
+            ),
+            (FakeMachine(files={"/dev/nsm": ""}), "ok", "evidence of kind nitro, by /dev/nsm"),
+            (
+                FakeMachine(files={"/dev/nsm": ""}, refused={"/dev/nsm": "permission denied"}),
+                "limited",
+                "/dev/nsm does not open: permission denied",
+            ),
+            (FakeMachine(files={"/dev/tpmrm0": ""}), "limited", "a TPM, without tpm2-pytss"),
+            (FakeMachine(files={"/dev/tpmrm0": ""}, packages=tpm), "ok", "evidence of kind tpm, by /dev/tpmrm0"),
+        ],
+    )
+    def test_the_first_that_is_there(self, machine: FakeMachine, status: str, detail: str) -> None:
+        found = row(machine, "attester")
+        assert (found.status, found.detail) == (status, detail)
+
+
+@pytest.mark.parametrize(("what", "path"), [("sgx", "/dev/sgx_enclave"), ("nitro", "/dev/nsm"), ("tpm", "/dev/tpmrm0")])
 def test_a_device_must_open(what: str, path: str) -> None:
     assert row(FakeMachine(), what).status == "missing"
     assert row(FakeMachine(files={path: ""}), what).status == "ok"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strongroom.attest.binding import canonical, parse_canonical
 from strongroom.attest.claims import REGISTERS
 from strongroom.attest.evidence import TEES, Evidence
-from strongroom.attest.parse.dcap import parse_tdx, unpadded
+from strongroom.attest.parse.dcap import parse_quote, unpadded
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.token import sign_token, verify_token
 from strongroom.attest.verify import verify
@@ -96,7 +96,7 @@ def test_parse_canonical_takes_one_spelling_or_refuses(raw):
 @fuzz
 @given(st.binary(max_size=2000))
 def test_quote_parsers_take_or_refuse_any_bytes(raw):
-    for parse in (parse_tdx, unpadded):
+    for parse in (parse_quote, unpadded):
         with pytest.raises(StrongroomError):
             parse(raw)
 
@@ -105,7 +105,7 @@ def test_quote_parsers_take_or_refuse_any_bytes(raw):
 @given(damage())
 def test_quote_parsers_take_or_refuse_damaged_quotes(evidence, edits):
     raw = damaged(evidence.quote, edits)
-    for parse in (parse_tdx, unpadded):
+    for parse in (parse_quote, unpadded):
         with suppress(StrongroomError):
             parse(raw)
 

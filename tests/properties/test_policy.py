@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from strongroom.cas.document import MAX_DOCUMENT
 from strongroom.cas.policy import (
     _TAKEN,
-    MAX_DOCUMENT,
     Program,
     VaultRule,
     check_succession,
@@ -285,7 +285,7 @@ def test_what_is_refused_is_named(more, says):
         ({"reference": {"measurements": []}}, r"reference.measurements: is empty"),
         ({"reference": {"measurements": None}}, r"reference.measurements: missing"),
         ({"reference": {"measurements": ["AB" * 48]}}, r"reference.measurements: got"),
-        ({"reference": {"tees": ["sgx"]}}, r"reference.tees: got 'sgx', wanted some of tdx, simulated"),
+        ({"reference": {"tees": ["sev"]}}, r"reference.tees: got 'sev', wanted some of sgx, tdx, snp"),
         ({"reference": {"allow_simulated": True}}, r"reference.allow_simulated: got true, wanted the digest of one"),
         ({"reference": {"allow_simulated": "sha256:xyz"}}, r"reference.allow_simulated: got 'sha256:xyz'"),
         ({"reference": {"signer": "x"}}, r"reference: unknown key 'signer'"),

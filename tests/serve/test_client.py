@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,8 +15,10 @@ from strongroom.errors import (
     ExpiredError,
     FormatError,
     MeasurementError,
+    PeerIdentityError,
     ServeError,
     UsageError,
+    VerificationError,
 )
 from strongroom.serve import Client, ServiceApp
 from tests.serve.world import MOMENT, NOW, POLICY, Cas, client, double, reference, service, serving, stages, two_by_two
@@ -107,7 +110,7 @@ def test_one_appraisal_serves_many_requests_until_it_expires():
         for _ in range(3):
             ours.predict(X)
         assert counts["/.well-known/strongroom/attestation"] == 1
-        clock[0] += 599
+        clock[0] += 479
         ours.predict(X)
         assert counts["/.well-known/strongroom/attestation"] == 1
         clock[0] += 1
@@ -192,3 +195,95 @@ def test_urls(url):
 def test_the_client_needs_no_onnx_runtime():
     code = "import sys; sys.modules.update(onnxruntime=None, onnx=None, torch=None); import strongroom.serve"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Appraising again before the end
+
+
+@pytest.fixture
+def renewing():
+    """A service whose document, if it gives one, is of the time on its clock."""
+    clock, counts, identity = [NOW], {}, Identity.fresh("service", now=MOMENT)
+    state = {"error": None, "cas": CAS}
+
+    def document():
+        if state["error"] is not None:
+            raise state["error"]
+        return (
+            state["cas"].attest(identity.key, {"double": "sha256:" + stages()["double"].digest}, now=clock[0]).to_wire()
+        )
+
+    app = ServiceApp(stages(), document)
+    with serving(counted(app, counts), identity) as server, client(server, CAS, clock=lambda: clock[0]) as ours:
+        yield ours, clock, counts, state
+    app.close()
+
+
+def test_while_a_service_cannot_show_itself_the_last_appraisal_holds_until_it_expires(renewing):
+    ours, clock, counts, state = renewing
+    ours.predict(X)
+    state["error"] = ServeError("attestation: not now")
+    for seconds in (480, 9, 1, 109):  # it is asked again after ten seconds
+        clock[0] += seconds
+        ours.predict(X)
+    assert counts["/.well-known/strongroom/attestation"] == 4
+    clock[0] += 1
+    with pytest.raises(ServeError, match="not now"):
+        ours.predict(X)
+    state["error"] = None
+    ours.predict(X)
+
+
+def test_a_service_that_no_longer_convinces_gets_nothing_more_even_before_the_end(renewing):
+    ours, clock, counts, state = renewing
+    ours.predict(X)
+    sent = counts["/v2/models/double/infer"]
+    state["cas"] = Cas()
+    clock[0] += 480
+    for _ in range(2):
+        with pytest.raises(VerificationError, match="CAS root"):
+            ours.predict(X)
+    assert counts["/v2/models/double/infer"] == sent
+    state["cas"] = CAS
+    ours.predict(X)
+
+
+def test_one_thread_appraises_again_and_the_others_go_on(renewing):
+    ours, clock, counts, _ = renewing
+    ours.predict(X)
+    clock[0] += 480
+    asked, answer = threading.Event(), threading.Event()
+    appraise = ours._appraise
+
+    def slow():
+        asked.set()
+        answer.wait()
+        return appraise()
+
+    ours._appraise = slow
+    with ThreadPoolExecutor(1) as pool:
+        renewal = pool.submit(ours.predict, X)
+        asked.wait()
+        before = ours.appraise()
+        assert np.array_equal(ours.predict(X)["y"], X + X)
+        answer.set()
+        renewal.result()
+    assert ours.appraise().expires == before.expires + 480
+    assert counts["/.well-known/strongroom/attestation"] == 2
+
+
+def test_httpx_pinned_to_the_appraised_key():
+    httpx = pytest.importorskip("httpx")
+    from strongroom.serve.pinned import PinnedTransport
+
+    with service(CAS) as server:
+        ours, url, port = client(server, CAS), f"https://127.0.0.1:{server.port}", server.port
+        with httpx.Client(transport=PinnedTransport(ours)) as theirs:
+            assert theirs.get(f"{url}/v2/models/double").json()["platform"]
+            with service(CAS) as other, pytest.raises(PeerIdentityError):
+                theirs.get(f"https://127.0.0.1:{other.port}/v2")
+        ours.close()
+    with restarted(port), httpx.Client(transport=PinnedTransport(ours)) as theirs:
+        ours._service = None
+        assert theirs.get(f"{url}/v2/health/live").json() == {"live": True}
+    ours.close()

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from strongroom.attest.appraise import ReferenceValues
 from strongroom.attest.binding import NO_BINDER, Kind, canonical, report_data
 from strongroom.attest.claims import REGISTERS, registers_measurement
+from strongroom.attest.result import ResultStatement, sign_result
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.token import sign_token
 from strongroom.channel import Identity, Server, bind
@@ -113,16 +114,19 @@ class Cas:
         bound = report_data(kind, fresh=digest(token.encode()), binder=binder, claims=raw)
         evidence = vendor().quote(registers, bound)
         seen = {
-            "iat": now,
-            "exp": now + 600,
+            "issuer": self.root,
+            "issued_at": now,
+            "expires": now + 600,
+            "fresh": digest(token.encode()),
             "policy": POLICY,
             "policy_digest": "sha256:" + "cd" * 32,
             "tee": "simulated",
             "measurement": registers_measurement(registers),
             "vendor_root": vendor().root_digest,
+            "tcb_status": "UpToDate",
             "claims": digest(raw).hex(),
         }
-        signed = sign_token(self.key, "strongroom-result+jwt", seen | (result or {}))
+        signed = sign_result(ResultStatement(**seen | (result or {})), self.key)
         return ServiceAttestation(evidence, raw, token, signed, self.chain)
 
 

@@ -8,10 +8,12 @@ Read in this order:
 - `appraise`: claims against reference values. Do we want what they vouch for?
 - `token`: signed, dated statements, such as an attestation result that others rely on.
 - `attester` and `tee`: what makes evidence, one file per TEE.
+- `endorsements`: what vendors sign, fetched, cached and bundled for `verify`.
 
 Invariants:
 
-- `binding`, `evidence`, `verify`, `appraise` and `token` read no clock, no network and no file, and never import `tee`.
+- `binding`, `evidence`, `verify`, `appraise` and `token` read no clock, no network and no file, and never import
+  `tee` or `endorsements`.
 - Verifying and appraising raise; neither returns a bool. An `AttestationResult` comes from `appraise` alone.
 - Nothing is accepted by absence: an empty list of measurements accepts none, an unknown TEE is refused.
 """

@@ -1,6 +1,7 @@
 """Appraise claims: does a policy want what the vendor vouches for?
 
-1. Simulated: only under the very vendor root that the policy names.
+1. Simulated: only under the very vendor root that the policy names. A device under another root than its maker's is
+   simulated.
 2. Debug: never. Migratable, and other weaknesses of an enclave's isolation: only those that the policy lists.
 3. The TEE is one that the policy lists, under its own vendor's root.
 4. The report data is what the verifier computed for this channel, nonce, kind and claims.
@@ -8,18 +9,21 @@
 6. The platform's TCB status is one that the policy lists, and so is every advisory; its versions are high enough.
 7. The processor is one that the policy lists, if it lists any.
 8. The evidence is no older than the policy says, where the vendor dates it.
-9. Each device by steps 2 to 8, under the same report data; there are devices if the policy wants some, and else none.
+9. Each device by steps 1 to 8, under the same report data; there are devices if the policy wants some, and else none.
 
-The order is part of the contract: the first failure is the one raised.
+The order is part of the contract: the first failure is the one that `appraise` raises. `steps` goes on after it, for a
+person who wants to see them all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from strongroom.attest.binding import bound_data
 from strongroom.attest.claims import Claims
+from strongroom.attest.evidence import DEVICES
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.verify.anchors import VENDORS
 from strongroom.crypto import equal
@@ -33,7 +37,7 @@ from strongroom.errors import (
     TcbError,
 )
 
-__all__ = ["AttestationResult", "ReferenceValues", "appraise"]
+__all__ = ["AttestationResult", "ReferenceValues", "Step", "appraise", "steps"]
 
 _INTEL = frozenset({VENDORS.intel.fingerprint})
 _AMD = frozenset(root.fingerprint for root in VENDORS.amd.values())
@@ -60,7 +64,7 @@ _ISSUED_BY_APPRAISE = object()
 class AttestationResult:
     """Evidence was verified, appraised, and is what the policy wants. Only `appraise` makes one.
 
-    `appraised_at` is in seconds since 1970, by the verifier's clock; `devices` are the measurements of its devices.
+    `appraised_at` is in seconds since 1970, by the verifier's clock; `devices` are the results of its devices.
     """
 
     tee: str
@@ -68,12 +72,32 @@ class AttestationResult:
     vendor_root: str
     tcb_status: str
     appraised_at: int
-    devices: tuple[str, ...] = ()
+    devices: tuple[AttestationResult, ...] = ()
     _token: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self._token is not _ISSUED_BY_APPRAISE:
             raise TypeError("AttestationResult: only appraise makes one")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One comparison of an appraisal.
+
+    Attributes:
+        number: of the list at the top of this file.
+        name: what is compared.
+        got, wanted: in words, for a person.
+        error: why it refuses; None where it holds.
+        device: which of the devices, counted from 0; None for the enclave itself.
+    """
+
+    number: int
+    name: str
+    got: str
+    wanted: str
+    error: AttestationError | None = None
+    device: int | None = None
 
 
 def appraise(claims: Claims, reference: ReferenceValues, *, expected_report_data: bytes, now: int) -> AttestationResult:
@@ -89,130 +113,209 @@ def appraise(claims: Claims, reference: ReferenceValues, *, expected_report_data
         SimulatedEnclaveError, DebugEnclaveError, AttestationError, BindingError, MeasurementError, TcbError,
         ExpiredError.
     """
-    # 1
-    if claims.tee == "simulated":
-        _appraise_simulated(claims, reference)
-    # 2 to 8
-    _appraise_one(claims, reference, expected_report_data, now)
-    # 9
-    if claims.devices and reference.devices is None:
-        raise AttestationError(
-            f"devices: got {len(claims.devices)}, wanted none",
-            hint="the policy's reference.devices says which devices an enclave may pass its data to",
-        )
-    if reference.devices is not None:
-        if not claims.devices:
-            raise AttestationError(f"devices: got none, wanted {_one_of(reference.devices.tees)}")
-        for device in claims.devices:
-            _appraise_one(device, reference.devices, expected_report_data, now)
+    for step in steps(claims, reference, expected=lambda each: bound_data(each.tee, expected_report_data), now=now):
+        if step.error is not None:
+            raise step.error
+    return _result(claims, now)
+
+
+def _result(claims: Claims, now: int) -> AttestationResult:
     return AttestationResult(
         claims.tee,
         claims.measurement,
         claims.vendor_root,
         claims.tcb_status,
         now,
-        tuple(device.measurement for device in claims.devices),
+        tuple(_result(device, now) for device in claims.devices),
         _ISSUED_BY_APPRAISE,
     )
 
 
-def _appraise_one(claims: Claims, reference: ReferenceValues, expected_report_data: bytes, now: int) -> None:
-    """Steps 2 to 8."""
+def is_simulated(tee: str, vendor_root: str) -> bool:
+    """Whether software stands for that hardware: a device under another root than its maker's is simulated too."""
+    return tee == "simulated" or (tee in DEVICES and vendor_root not in _ROOTS.get(tee, ()))
+
+
+def steps(
+    claims: Claims, reference: ReferenceValues, *, expected: Callable[[Claims], bytes | None], now: int
+) -> Iterator[Step]:
+    """Every comparison that `appraise` makes, in its order, those after a failure too. Raises nothing.
+
+    Args:
+        expected: what the evidence of an enclave or of a device has to hold (`binding.bound_data`); with None it is
+            refused.
+        claims, reference, now: as for `appraise`.
+    """
+    # 1 to 8
+    yield from _enclave(claims, reference, expected(claims), now)
+    # 9
+    count, devices = len(claims.devices), reference.devices
+    if devices is None:
+        error = AttestationError(
+            f"devices: got {count}, wanted none",
+            hint="the policy's reference.devices says which devices an enclave may pass its data to",
+        )
+        yield Step(9, "devices", f"{count or 'none'}", "none", error if count else None)
+        return
+    error = AttestationError(f"devices: got none, wanted {_one_of(devices.tees)}")
+    yield Step(9, "devices", f"{count or 'none'}", "at least one", None if count else error)
+    for index, device in enumerate(claims.devices):
+        for step in _enclave(device, devices, expected(device), now):
+            yield replace(step, device=index)
+
+
+def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None, now: int) -> Iterator[Step]:
+    """Steps 1 to 8, for an enclave or a device."""
+    # 1
+    simulated = is_simulated(claims.tee, claims.vendor_root)
+    if simulated:
+        yield _simulated(claims, reference)
     # 2
-    if claims.debug:
-        raise DebugEnclaveError(
-            f"{claims.tee} enclave: debug is on, wanted off", hint="its memory can be read from outside"
-        )
+    debug = DebugEnclaveError(
+        f"{claims.tee} enclave: debug is on, wanted off", hint="its memory can be read from outside"
+    )
+    yield Step(2, "debug", "on" if claims.debug else "off", "off", debug if claims.debug else None)
     weaknesses = [*claims.weaknesses, *(["migratable"] if claims.migratable else [])]
-    if unwanted := [each for each in weaknesses if each not in reference.weaknesses_allowed]:
-        raise AttestationError(
-            f"weaknesses: got {', '.join(unwanted)}, wanted {_one_of(reference.weaknesses_allowed, 'none')}",
-            hint="start the enclave without them, or list them in the policy's weaknesses_allowed",
-        )
+    unwanted = [each for each in weaknesses if each not in reference.weaknesses_allowed]
+    wanted = _one_of(reference.weaknesses_allowed, "none")
+    weak = AttestationError(
+        f"weaknesses: got {', '.join(unwanted)}, wanted {wanted}",
+        hint="start the enclave without them, or list them in the policy's weaknesses_allowed",
+    )
+    yield Step(2, "weaknesses", ", ".join(weaknesses) or "none", wanted, weak if unwanted else None)
     # 3
-    if claims.tee not in reference.tees:
-        raise AttestationError(
-            f"tee: got {claims.tee}, wanted {_one_of(reference.tees)}", hint="the policy's tees decide what may run it"
-        )
-    if claims.tee != "simulated":
+    yield _listed(
+        3, "tee", claims.tee, reference.tees, AttestationError, hint="the policy's tees decide what may run it"
+    )
+    if not simulated:
         roots = frozenset(reference.tpm_roots) if claims.tee == "tpm" else _ROOTS[claims.tee]
-        if claims.vendor_root not in roots:
-            raise AttestationError(
-                f"vendor root of {claims.tee}: got {claims.vendor_root}, wanted {_one_of(tuple(sorted(roots)))}"
-            )
+        yield _listed(3, f"vendor root of {claims.tee}", claims.vendor_root, tuple(sorted(roots)), AttestationError)
     # 4
-    expected = bound_data(claims.tee, expected_report_data)
-    if not equal(claims.report_data, expected):
-        raise BindingError(
-            f"report data: got {claims.report_data.hex()[:32]}..., wanted {expected.hex()[:32]}...",
-            hint="the evidence was made for another channel, nonce, kind or claims; never accept it here",
-        )
+    yield _bound(claims, expected)
     # 5
-    if claims.measurement not in reference.measurements:
-        raise MeasurementError(
-            f"measurement: got {claims.measurement}, wanted {_one_of(reference.measurements)}",
-            hint="another program, configuration or version runs there; add its measurement to the policy to accept it",
-        )
-    if reference.signers is not None and claims.signer not in reference.signers:
-        raise MeasurementError(f"signer: got {claims.signer or 'none'}, wanted {_one_of(reference.signers)}")
-    for name, wanted in reference.registers.items():
-        if claims.registers.get(name) not in wanted:
-            raise MeasurementError(
-                f"register {name}: got {claims.registers.get(name, 'none')}, wanted {_one_of(wanted)}"
-            )
+    yield _listed(
+        5,
+        "measurement",
+        claims.measurement,
+        reference.measurements,
+        MeasurementError,
+        hint="another program, configuration or version runs there; add its measurement to the policy to accept it",
+    )
+    yield _listed(5, "signer", claims.signer, reference.signers, MeasurementError)
+    for name, values in reference.registers.items():
+        yield _listed(5, f"register {name}", claims.registers.get(name, ""), values, MeasurementError)
     # 6
-    _appraise_tcb(claims, reference)
+    yield from _tcb(claims, reference)
     # 7
-    if reference.hardware_ids is not None and (
-        not claims.hardware_id or claims.hardware_id not in reference.hardware_ids
-    ):
-        raise AttestationError(
-            f"hardware id: got {claims.hardware_id or 'none'}, wanted {_one_of(reference.hardware_ids)}",
-            hint="another processor than those that the policy lists made this evidence",
-        )
+    yield _listed(
+        7,
+        "hardware id",
+        claims.hardware_id,
+        reference.hardware_ids,
+        AttestationError,
+        hint="another processor than those that the policy lists made this evidence",
+    )
     # 8
-    if claims.issued_at is not None:
-        if claims.issued_at > now + _SKEW:
-            raise ExpiredError(f"evidence: made at {claims.issued_at}, it is {now}")
-        if reference.maximum_age is not None and now - claims.issued_at > reference.maximum_age:
-            raise ExpiredError(f"evidence: {now - claims.issued_at} s old, wanted at most {reference.maximum_age}")
+    yield _age(claims, reference, now)
 
 
-def _appraise_tcb(claims: Claims, reference: ReferenceValues) -> None:
-    if claims.tee in _WITH_STATUS and claims.tcb_status not in reference.tcb_statuses:
-        raise TcbError(
-            f"tcb status: got {claims.tcb_status or 'none'}, wanted {_one_of(reference.tcb_statuses)}",
+def _bound(claims: Claims, expected: bytes | None) -> Step:
+    got = f"{claims.report_data.hex()[:32]}..."
+    if expected is None:
+        nothing = BindingError(
+            "report data: nothing to compare with", hint="say what this evidence was asked for: a nonce or report data"
+        )
+        return Step(4, "report data", got, "nothing to compare with", nothing)
+    wanted = f"{expected.hex()[:32]}..."
+    error = BindingError(
+        f"report data: got {got}, wanted {wanted}",
+        hint="the evidence was made for another channel, nonce, kind or claims; never accept it here",
+    )
+    return Step(4, "report data", got, wanted, None if equal(claims.report_data, expected) else error)
+
+
+def _tcb(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
+    if claims.tee in _WITH_STATUS:
+        yield _listed(
+            6,
+            "tcb status",
+            claims.tcb_status,
+            reference.tcb_statuses,
+            TcbError,
             hint="update the platform's firmware, or list the status in the policy",
         )
     unknown = [name for name in claims.advisories if name not in reference.advisories_allowed]
-    if unknown:
-        raise TcbError(
-            f"advisories: got {', '.join(unknown)}, wanted {_one_of(reference.advisories_allowed)}",
-            hint="update the platform's firmware, or list the advisory in the policy",
-        )
+    advisories = TcbError(
+        f"advisories: got {', '.join(unknown)}, wanted {_one_of(reference.advisories_allowed)}",
+        hint="update the platform's firmware, or list the advisory in the policy",
+    )
+    allowed = ", ".join(reference.advisories_allowed) or "none"
+    yield Step(6, "advisories", ", ".join(claims.advisories) or "none", allowed, advisories if unknown else None)
     minimum = reference.minimum_tcb.get(claims.tee)
     if minimum is None and claims.tee in _WITH_MINIMUM:
-        raise TcbError(
+        missing = TcbError(
             f"minimum tcb: the policy has none for {claims.tee}",
             hint=f"add minimum_tcb.{claims.tee}: the lowest security versions to accept; "
             "`strongroom attest show` prints those of this evidence",
         )
-    for name, wanted in (minimum or {}).items():
-        if claims.tcb.get(name, -1) < wanted:
-            raise TcbError(
-                f"tcb {name}: got {claims.tcb.get(name, 'none')}, wanted at least {wanted}",
-                hint="update the platform's firmware",
-            )
-
-
-def _appraise_simulated(claims: Claims, reference: ReferenceValues) -> None:
-    allowed = reference.allow_simulated
-    if allowed is None or not equal(allowed.encode(), claims.vendor_root.encode()):
-        raise SimulatedEnclaveError(
-            f"simulated enclave: got vendor root {claims.vendor_root}, wanted {allowed or 'no simulated enclave'}",
-            hint=f'allow_simulated = "{claims.vendor_root}" in the policy accepts this simulated vendor, '
-            "which protects nothing against the machine's owner",
+        told = ", ".join(f"{name} {version}" for name, version in claims.tcb.items())
+        yield Step(6, "minimum tcb", told or "none", "some: the policy has none", missing)
+    for name, lowest in (minimum or {}).items():
+        got = claims.tcb.get(name)
+        old = TcbError(
+            f"tcb {name}: got {'none' if got is None else got}, wanted at least {lowest}",
+            hint="update the platform's firmware",
         )
+        told = "none" if got is None else str(got)
+        yield Step(6, f"tcb {name}", told, f"at least {lowest}", old if got is None or got < lowest else None)
+
+
+def _age(claims: Claims, reference: ReferenceValues, now: int) -> Step:
+    limit = reference.maximum_age
+    wanted = "any" if limit is None else f"at most {limit} s"
+    if claims.issued_at is None:
+        return Step(8, "age", "not told", wanted)
+    age, error = now - claims.issued_at, None
+    if age < -_SKEW:
+        error = ExpiredError(f"evidence: made at {claims.issued_at}, it is {now}")
+    elif limit is not None and age > limit:
+        error = ExpiredError(f"evidence: {age} s old, wanted at most {limit}")
+    return Step(8, "age", f"{age} s", wanted, error)
+
+
+def _simulated(claims: Claims, reference: ReferenceValues) -> Step:
+    allowed = reference.allow_simulated
+    what, where = ("device", "the policy's devices") if claims.tee in DEVICES else ("enclave", "the policy")
+    wanted = allowed or f"no simulated {what}"
+    error = SimulatedEnclaveError(
+        f"simulated {what}: got vendor root {claims.vendor_root}, wanted {wanted}",
+        hint=f'allow_simulated = "{claims.vendor_root}" in {where} accepts this simulated vendor, '
+        "which protects nothing against the machine's owner",
+    )
+    holds = allowed is not None and equal(allowed.encode(), claims.vendor_root.encode())
+    return Step(1, "simulated vendor", claims.vendor_root, wanted, None if holds else error)
+
+
+def _listed(
+    number: int,
+    name: str,
+    got: str,
+    wanted: tuple[str, ...] | None,
+    error: type[AttestationError],
+    hint: str | None = None,
+) -> Step:
+    """Whether `got` is one of `wanted`; None asks for nothing, and what is not told is never one."""
+    if wanted is None:
+        return Step(number, name, got or "none", "any")
+    told = _one_of(wanted)
+    holds = bool(got) and got in wanted
+    return Step(
+        number,
+        name,
+        got or "none",
+        told,
+        None if holds else error(f"{name}: got {got or 'none'}, wanted {told}", hint=hint),
+    )
 
 
 def _one_of(values: tuple[str, ...], nothing: str = "one, but the list is empty") -> str:

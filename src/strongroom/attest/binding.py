@@ -80,10 +80,10 @@ def bound_data(tee: str, report_data: bytes) -> bytes:
     return report_data
 
 
-def canonical(claims: Mapping[str, JSON]) -> bytes:
+def canonical(claims: Mapping[str, JSON], *, cap: int = MAX_CANONICAL) -> bytes:
     """An object as the one byte string that stands for it: RFC 8785, without floating-point numbers.
 
-    Keys sorted by UTF-16 code unit, no spaces, UTF-8, integers within 2^53 - 1, at most 16 levels and 64 KiB.
+    Keys sorted by UTF-16 code unit, no spaces, UTF-8, integers within 2^53 - 1, at most 16 levels and `cap` bytes.
 
     Raises:
         FormatError: the object holds something else than that.
@@ -95,27 +95,27 @@ def canonical(claims: Mapping[str, JSON]) -> bytes:
         raw = text.encode()
     except UnicodeEncodeError:
         raise FormatError("canonical JSON: a string holds a lone surrogate") from None
-    if len(raw) > MAX_CANONICAL:
-        raise FormatError(f"canonical JSON: {len(raw)} bytes, wanted at most {MAX_CANONICAL}")
+    if len(raw) > cap:
+        raise FormatError(f"canonical JSON: {len(raw)} bytes, wanted at most {cap}")
     return raw
 
 
-def parse_canonical(raw: bytes) -> dict[str, JSON]:
+def parse_canonical(raw: bytes, *, cap: int = MAX_CANONICAL) -> dict[str, JSON]:
     """The object that `canonical` wrote.
 
     Raises:
         FormatError: `raw` is not exactly what `canonical` writes for any object; so no two byte strings mean the same,
             and duplicate keys, floating-point numbers and stray spaces never get in.
     """
-    if len(raw) > MAX_CANONICAL:
-        raise FormatError(f"canonical JSON: {len(raw)} bytes, wanted at most {MAX_CANONICAL}")
+    if len(raw) > cap:
+        raise FormatError(f"canonical JSON: {len(raw)} bytes, wanted at most {cap}")
     try:
         claims = json.loads(raw.decode())
     except (ValueError, RecursionError):
         raise FormatError("canonical JSON: does not parse") from None
     if not isinstance(claims, dict):
         raise FormatError(f"canonical JSON: got a {type(claims).__name__}, wanted an object")
-    if canonical(claims) != raw:
+    if canonical(claims, cap=cap) != raw:
         raise FormatError("canonical JSON: parses, but is not in canonical form")
     return claims
 
@@ -133,7 +133,9 @@ def _ordered(value: JSON, depth: int) -> JSON:
         for key in value:
             if not isinstance(key, str):
                 raise FormatError(f"canonical JSON: got a key of type {type(key).__name__}, wanted a string")
-        return {key: _ordered(value[key], depth - 1) for key in sorted(value, key=_utf16)}
+        # Code units of ASCII are characters.
+        keys = sorted(value) if "".join(value).isascii() else sorted(value, key=_utf16)
+        return {key: _ordered(value[key], depth - 1) for key in keys}
     if isinstance(value, list | tuple):
         return [_ordered(item, depth - 1) for item in value]
     raise FormatError(f"canonical JSON: got a value of type {type(value).__name__}")

@@ -33,8 +33,8 @@ class ReferenceValues:
         measurements: as in `Claims.measurement`; an empty tuple accepts no enclave.
         tcb_statuses: Intel's words for a platform's state, for `sgx`, `tdx` and `simulated`.
         advisories_allowed: advisories that the policy's author has judged.
-        allow_simulated: ``sha256:<hex>`` of the one simulated vendor root to accept. A simulated enclave protects
-            nothing against its machine's owner. `simulated` must be among `tees` as well.
+        allow_simulated: ``sha256:<hex>`` of the one simulated vendor root to accept. A simulated enclave or device
+            protects nothing against its machine's owner. For an enclave, `simulated` must be among `tees` as well.
         minimum_tcb: for each tee, the lowest security version numbers to accept, by the vendor's names, as in
             `Claims.tcb`. `snp` and `azure-snp` need theirs: AMD has no word for a platform that is up to date.
         signers: as in `Claims.signer`: one of them must have signed what was loaded.

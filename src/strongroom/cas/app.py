@@ -14,7 +14,8 @@ Attestation, kind 1, on one TLS connection; `session.py` is the other end:
 Rules:
 
 - Whatever fails leaves the connection not attested, and the nonce used.
-- A connection stays attested until it ends or the policy has a new version; then the enclave attests again.
+- A connection stays attested until it ends, the policy has a new version, or ten minutes have passed; then the enclave
+  attests again.
 - Between reading a request and answering it nothing else runs: no policy changes halfway through an appraisal.
 """
 
@@ -40,6 +41,7 @@ from strongroom import __version__
 from strongroom.attest.appraise import AttestationResult, appraise
 from strongroom.attest.binding import EXPORTER_LABEL, NO_BINDER, Kind, parse_canonical, report_data
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.result import key_set
 from strongroom.attest.token import verify_token
 from strongroom.attest.verify import verify
 from strongroom.cas.authority import Authority
@@ -48,6 +50,7 @@ from strongroom.cas.policy import Policy, parse_policy
 from strongroom.cas.store import Store
 from strongroom.cas.wire import (
     ATTEST_FIRST,
+    ATTESTED_SECONDS,
     CONFIGURATION_INFO,
     TIME_TOKEN,
     b64,
@@ -120,6 +123,7 @@ def cas_application(store: Store, authority: Authority, *, clock: Clock = time.t
     cas = _Cas(store, authority, clock)
     routes = [
         Route("/v1/cas", _guard(cas.describe)),
+        Route("/v1/keys", _guard(cas.keys)),
         Route("/v1/nonce", _guard(cas.nonce), methods=["POST"]),
         Route("/v1/attest", _guard(cas.attest), methods=["POST"]),
         Route("/v1/time-token", _guard(cas.time_token), methods=["POST"]),
@@ -186,6 +190,10 @@ class _Cas:
     async def describe(self, request: Request) -> Response:
         return JSONResponse({"service": "strongroom-cas", "version": __version__, "cas_root": self._authority.cas_root})
 
+    async def keys(self, request: Request) -> Response:
+        """The key that signs tokens, as a JWK set, for readers who know no X.509."""
+        return JSONResponse(key_set([self._authority.chain]), media_type="application/jwk-set+json")
+
     async def get_policy(self, request: Request) -> Response:
         signed = self._store.signed_policy(_policy_name(request))
         return JSONResponse(
@@ -227,7 +235,7 @@ class _Cas:
         certificate = self._authority.certify_enclave(key, policy.name, now=self._utc())
         detail: dict[str, object] = {"role": role, "tee": result.tee, "measurement": result.measurement}
         self._store.record("attested", policy.name, detail | {"version": policy.version}, now=now)
-        tls.session["attested"] = (policy.name, policy.digest)
+        tls.session["attested"] = (policy.name, policy.digest, now)
         tls.session["appraised"] = result
         return JSONResponse({"configuration": b64(box), "certificate": b64(certificate.der)})
 
@@ -308,17 +316,7 @@ class _Cas:
         if not isinstance(models, dict) or not all(_MODEL_DIGEST.fullmatch(str(value)) for value in models.values()):
             raise FormatError("claims.models: wanted an object of digests, sha256:<64 hex>")
         self._store.record("service", policy.name, {"measurement": result.measurement}, now=now)
-        signed = self._authority.result_token(
-            {
-                "policy": policy.name,
-                "policy_digest": policy.digest,
-                "tee": result.tee,
-                "measurement": result.measurement,
-                "vendor_root": result.vendor_root,
-                "claims": digest(claims_bytes).hex(),
-            },
-            now=now,
-        )
+        signed = self._authority.result_token(result, policy, fresh=fresh, claims=digest(claims_bytes).hex())
         return JSONResponse({"result": signed, "cas_chain": [b64(c.der) for c in self._authority.chain]})
 
     async def lineage(self, request: Request) -> Response:
@@ -377,13 +375,15 @@ class _Cas:
         return policy
 
     def _attested_policy(self, request: Request) -> Policy:
-        """The policy that an enclave attested under on this connection, and no newer one has replaced."""
+        """The policy that an enclave attested under on this connection, lately, and no newer one has replaced."""
         attested = tls_info(request.scope).session.get("attested")
         if attested is None:
             raise _AttestFirstError("connection: no enclave has attested on it")
         policy = self._store.policy(attested[0])
         if policy.digest != attested[1]:
             raise _AttestFirstError(f"policy {policy.name}: has a new version, {policy.version}; attest again")
+        if not 0 <= self._now() - attested[2] < ATTESTED_SECONDS:
+            raise _AttestFirstError(f"connection: attested longer than {ATTESTED_SECONDS} seconds ago; attest again")
         return policy
 
     # Owners

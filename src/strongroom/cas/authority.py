@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
+from strongroom.attest.appraise import AttestationResult
 from strongroom.attest.dsse import Envelope
+from strongroom.attest.result import ResultStatement, sign_result
 from strongroom.attest.token import sign_token
 from strongroom.cas.files import create_once
-from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, RESULT_TOKEN, TIME_TOKEN
+from strongroom.cas.policy import Policy
+from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, TIME_TOKEN
 from strongroom.channel import Identity
 from strongroom.crypto import Certificate, CertificateAuthority, PublicKey, SigningKey, random_bytes
 from strongroom.lineage.statement import PAYLOAD_TYPE, Statement
@@ -57,9 +60,24 @@ class Authority:
         jti = random_bytes(16).hex()
         return sign_token(self.identity.key, TIME_TOKEN, {"iat": now, "exp": now + RESULT_LIFETIME, "jti": jti})
 
-    def result_token(self, payload: dict[str, str], *, now: int) -> str:
-        """A signed attestation result."""
-        return sign_token(self.identity.key, RESULT_TOKEN, {"iat": now, "exp": now + RESULT_LIFETIME, **payload})
+    def result_token(self, result: AttestationResult, policy: Policy, *, fresh: bytes, claims: str) -> str:
+        """A signed attestation result, for whoever has pinned the root key.
+
+        Args:
+            policy: what it was appraised under.
+            fresh: what the evidence was bound to.
+            claims: the SHA-256 of the claims that it was bound to, in hexadecimal digits.
+        """
+        statement = ResultStatement.of(
+            result,
+            issuer=self.cas_root,
+            policy=policy.name,
+            policy_digest=policy.digest,
+            fresh=fresh,
+            claims=claims,
+            lifetime=RESULT_LIFETIME,
+        )
+        return sign_result(statement, self.identity.key)
 
     def sign_lineage(self, statement: Statement) -> Envelope:
         """A signed statement of where an output comes from, for whoever has pinned the root key."""

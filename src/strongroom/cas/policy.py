@@ -12,24 +12,21 @@ Rules:
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
-from strongroom.attest.appraise import ReferenceValues
+from strongroom.attest.reference import ReferenceValues
+from strongroom.cas.document import FINGERPRINT, Table, number, parse_toml
+from strongroom.cas.reference import reference_values
 from strongroom.crypto import PublicKey, SigningKey, digest
-from strongroom.errors import PolicyError, StrongroomError, UnauthorizedError, VerificationError
+from strongroom.errors import PolicyError, UnauthorizedError, VerificationError
 
-MAX_DOCUMENT = 1 << 18
-_MAX_DOTS = 16
 _SIGNING_LABEL = b"strongroom/policy/v1\0"
 POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
-_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _ACCESS = ("read-only", "read-write", "mirror")
 
 # Top directories of an enclave that no vault may hide or lie in.
@@ -61,16 +58,6 @@ _RESERVED = re.compile(
 )
 
 _HARMLESS = ("PYTHONUNBUFFERED", "PYTHONHASHSEED")
-
-# Strings and comments of TOML (https://toml.io/en/v1.0.0). An open one reaches to its line's or the document's end.
-_QUOTED = re.compile(
-    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)'
-    r"|'''.*?(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*+"?'
-    r"|'[^'\n]*+'?"
-    r"|#[^\n]*+",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -175,24 +162,22 @@ def parse_policy(text: str, *, draft: bool = False) -> Policy:
     Raises:
         PolicyError: malformed, a key that does not exist, a missing one, or an unsafe value.
     """
-    document = _parse_toml(text)
-    top = _Table(document, "policy document")
+    top = parse_toml(text)
     head = top.table("policy")
-    reference = top.table("reference")
     program = top.optional_table("program")
     policy = Policy(
         name=head.match("name", POLICY_NAME, "namespace/name in lower case"),
         version=head.positive("version"),
-        previous=head.match("previous", re.compile(f"|{_FINGERPRINT.pattern}"), "a digest, or empty", default=""),
-        owner=head.match("owner", _FINGERPRINT, "the fingerprint of the owner's key, sha256:<64 hex>"),
+        previous=head.match("previous", re.compile(f"|{FINGERPRINT.pattern}"), "a digest, or empty", default=""),
+        owner=head.match("owner", FINGERPRINT, "the fingerprint of the owner's key, sha256:<64 hex>"),
         role=head.choice("role", ("program", "service")),
-        reference=_reference(reference, draft=draft),
+        reference=reference_values(top.table("reference"), draft=draft),
         program=_program(program) if program else None,
         vaults=tuple(_vault(t) for t in top.tables("vaults")),
         secrets=tuple(_secret(t) for t in top.tables("secrets")),
         text=text,
     )
-    for table in (top, head, reference, program):
+    for table in (top, head, program):
         if table:
             table.finish()
     variables = list(policy.program.environment) if policy.program else []
@@ -221,49 +206,13 @@ def parse_reference(text: str) -> ReferenceValues:
     Raises:
         PolicyError: as `parse_policy`.
     """
-    top = _Table(_parse_toml(text), "policy document")
-    table = top.table("reference")
-    reference = _reference(table, draft=False)
-    for each in (top, table):
-        each.finish()
+    top = parse_toml(text)
+    reference = reference_values(top.table("reference"))
+    top.finish()
     return reference
 
 
-def _parse_toml(text: str) -> dict[str, Any]:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise PolicyError("policy: holds a lone surrogate, wanted Unicode text") from None
-    if size > MAX_DOCUMENT:
-        raise PolicyError(f"policy: {size} bytes, the limit is {MAX_DOCUMENT}")
-    # The parser takes time quadratic in the parts of a dotted key: 7 s for 40 KB. No policy needs long ones.
-    for line in _QUOTED.sub("", text).split("\n"):
-        if line.count(".") > _MAX_DOTS:
-            raise PolicyError(f"policy: {line.count('.')} dots in one line outside strings, the limit is {_MAX_DOTS}")
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
-        raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
-
-
-def _reference(table: _Table, *, draft: bool) -> ReferenceValues:
-    if table.value.get("allow_simulated") is True:
-        raise PolicyError(
-            "reference.allow_simulated: got true, wanted the digest of one vendor root",
-            hint="true would accept anybody's simulation; `strongroom cas status` prints this user's digest",
-        )
-    simulated = table.match("allow_simulated", re.compile(f"|{_FINGERPRINT.pattern}"), "sha256:<64 hex>", default="")
-    tees = table.strings("tees")
-    measurements = table.strings("measurements", default=() if draft else _MISSING)
-    statuses = table.strings("tcb_statuses", default=("UpToDate",))
-    advisories = table.strings("advisories_allowed", default=())
-    try:
-        return ReferenceValues(tees, measurements, statuses, advisories, simulated or None)
-    except StrongroomError as error:
-        raise PolicyError(f"reference.{error.message}", hint=error.hint) from None
-
-
-def _program(table: _Table) -> Program:
+def _program(table: Table) -> Program:
     environment = table.optional_table("environment")
     values = dict(environment.value) if environment else {}
     for name, value in values.items():
@@ -280,7 +229,7 @@ def _program(table: _Table) -> Program:
     return Program(command, files, values)
 
 
-def _vault(table: _Table) -> VaultRule:
+def _vault(table: Table) -> VaultRule:
     rule = VaultRule(
         name=table.match("name", _WORD, "a word"),
         mount=table.text("mount", default=""),
@@ -297,10 +246,10 @@ def _vault(table: _Table) -> VaultRule:
     return rule
 
 
-def _secret(table: _Table) -> SecretRule:
+def _secret(table: Table) -> SecretRule:
     generate = table.take("generate", None)
     if generate is not None and (type(generate) is not int or not 16 <= generate <= 1024):
-        raise PolicyError(f"secrets.generate: got {_number(generate)}, wanted 16 to 1024 bytes")
+        raise PolicyError(f"secrets.generate: got {number(generate)}, wanted 16 to 1024 bytes")
     rule = SecretRule(table.match("name", _WORD, "a word"), table.text("environment"), generate)
     _check_variable(rule.environment, "secrets.environment")
     table.finish()
@@ -312,82 +261,3 @@ def _check_variable(name: str, where: str) -> None:
         raise PolicyError(f"{where}: {name[:80]!r} is not the name of an environment variable")
     if _RESERVED.fullmatch(name) and name not in _HARMLESS:
         raise PolicyError(f"{where}: {name} may not be set by a policy")
-
-
-def _number(value: object) -> str:
-    # Hexadecimal numbers may be longer than Python agrees to print.
-    return str(value) if isinstance(value, int) and abs(value) < 1 << 63 else type(value).__name__
-
-
-_MISSING: Any = object()
-
-
-class _Table:
-    """A TOML table whose every key must be taken."""
-
-    def __init__(self, value: object, path: str) -> None:
-        if not isinstance(value, dict):
-            raise PolicyError(f"{path}: got {type(value).__name__}, wanted a table")
-        self.value = value
-        self.path = path
-        self._taken: set[str] = set()
-
-    def take(self, key: str, default: Any = _MISSING) -> Any:
-        self._taken.add(key)
-        value = self.value.get(key, default)
-        if value is _MISSING:
-            raise PolicyError(f"{self.path}.{key}: missing")
-        return value
-
-    def finish(self) -> None:
-        unknown = sorted(set(self.value) - self._taken)
-        if unknown:
-            known = ", ".join(sorted(self._taken))
-            raise PolicyError(f"{self.path}: unknown key {unknown[0][:80]!r}; known here: {known}")
-
-    def table(self, key: str) -> _Table:
-        return _Table(self.take(key), key)
-
-    def optional_table(self, key: str) -> _Table | None:
-        value = self.take(key, None)
-        return None if value is None else _Table(value, key)
-
-    def tables(self, key: str) -> list[_Table]:
-        value = self.take(key, [])
-        if not isinstance(value, list):
-            raise PolicyError(f"{key}: wanted an array of tables, [[{key}]]")
-        return [_Table(item, key) for item in value]
-
-    def text(self, key: str, default: Any = _MISSING) -> str:
-        value = self.take(key, default)
-        if not isinstance(value, str) or len(value) > 4096:
-            raise PolicyError(
-                f"{self.path}.{key}: got {type(value).__name__}, wanted a string of at most 4096 characters"
-            )
-        return value
-
-    def match(self, key: str, pattern: re.Pattern[str], wanted: str, default: Any = _MISSING) -> str:
-        value = self.text(key, default)
-        if not pattern.fullmatch(value):
-            raise PolicyError(f"{self.path}.{key}: got {value[:80]!r}, wanted {wanted}")
-        return value
-
-    def choice(self, key: str, options: tuple[str, ...]) -> str:
-        value = self.text(key)
-        if value not in options:
-            raise PolicyError(f"{self.path}.{key}: got {value[:80]!r}, wanted {' or '.join(options)}")
-        return value
-
-    def positive(self, key: str) -> int:
-        value = self.take(key)
-        if type(value) is not int or not 1 <= value < 1 << 31:
-            raise PolicyError(f"{self.path}.{key}: got {_number(value)}, wanted a positive whole number")
-        return value
-
-    def strings(self, key: str, default: Any = _MISSING) -> tuple[str, ...]:
-        value = self.take(key, default)
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) and "\0" not in v for v in value):
-            raise PolicyError(f"{self.path}.{key}: wanted an array of strings")
-        if not value and default is _MISSING:
-            raise PolicyError(f"{self.path}.{key}: is empty, and nothing would pass it")
-        return tuple(value)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
@@ -51,11 +51,19 @@ class ServiceResult:
     cas_chain: tuple[bytes, ...]
 
 
+class Exporting(Protocol):
+    """An end of a TLS channel: a `TlsStream`, or a server's `TlsInfo`."""
+
+    def export(self, label: bytes, context: bytes) -> bytes:
+        """32 bytes that only the two ends of this very channel can compute."""
+
+
 class EnclaveSession:
     """An attested connection to a CAS. May be used from several threads.
 
     The enclave attests again, and only then sends the request, whenever the connection had to be made anew (a CAS drops
-    idle ones after seconds) and whenever the policy has a new version. A request that was cut off is sent again, once.
+    idle ones after seconds), whenever the policy has a new version, and whenever its evidence is ten minutes old. A
+    request that was cut off is sent again, once.
 
     Args:
         dial: gives a connected socket; the host that makes it is trusted with nothing.
@@ -107,6 +115,15 @@ class EnclaveSession:
         with self._lock:
             self.close()
             return self._attest()
+
+    def renew(self) -> Provisions:
+        """Attest again, with a new nonce, on the present connection if there is one. Raises as `attest` does."""
+        with self._lock:
+            try:
+                return self._attest()
+            except ChannelError:
+                self.close()  # an idle connection was dropped
+                return self._attest()
 
     def _attest(self) -> Provisions:
         """The steps of docs/spec/cas.md, on the present connection if there is one."""
@@ -190,6 +207,17 @@ class EnclaveSession:
             raise CasError("answer: cas_chain is missing")
         ders = tuple(bytes_field({"cas_chain": der}, "cas_chain") for der in chain)
         return ServiceResult(evidence, claims, token, text_field(answer, "result"), ders)
+
+    def evidence_for(self, claims: Mapping[str, Any], *, nonce: bytes, tls: Exporting) -> dict[str, object]:
+        """Evidence of kind 1 for whoever sent `nonce`, on the channel that it came over.
+
+        Args:
+            claims: whose role is the exporter's context.
+            tls: this end of the channel, on which the enclave showed its key.
+        """
+        raw, role = canonical(claims), text_field(claims, "role")
+        binder = tls.export(EXPORTER_LABEL, role.encode())
+        return self._attester.evidence(report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=raw)).to_wire()
 
     def sign_lineage(self, run: Run, outputs: Sequence[Output]) -> list[bytes]:
         """Have the CAS sign where outputs come from: an envelope for each, in order.

@@ -17,9 +17,11 @@ ATTEST_FIRST = 401
 """The HTTP status for what an enclave may ask once it has attested, on this connection, under the newest policy."""
 
 TIME_TOKEN = "strongroom-time+jwt"  # noqa: S105  # a token's type
-RESULT_TOKEN = "strongroom-result+jwt"  # noqa: S105
 RESULT_LIFETIME = 600
 """Seconds for which a service's attestation result stands; the service renews it before."""
+
+ATTESTED_SECONDS = 600
+"""For how long a connection stays attested; the enclave attests again before, or when it is told to."""
 
 MAX_OUTPUTS = 32
 """Statements of lineage in one answer."""

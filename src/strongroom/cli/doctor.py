@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -27,10 +26,14 @@ from rich.table import Table
 from rich.text import Text
 
 from strongroom import __version__
+from strongroom.attest.tee.tsm import tsm_provider
 from strongroom.cli import output
-from strongroom.errors import MissingDependencyError
+from strongroom.errors import MissingDependencyError, StrongroomError
 
 Status = Literal["ok", "limited", "missing", "unknown"]
+
+_GUEST_DEVICES = ("/dev/tdx_guest", "/dev/sev-guest")
+_GUEST_NEEDS = "Linux 6.7 or newer, configfs mounted, and run as root"
 
 SAME_USER_CAVEAT = "a process of the same user outside the sandbox can read its memory, and root always can"
 
@@ -129,17 +132,10 @@ class ThisMachine:
             return None
 
     def tsm_provider(self) -> str | None:
-        # A request is a directory; the kernel fills it in, and it goes when the directory goes.
         try:
-            request = Path(tempfile.mkdtemp(prefix="strongroom-", dir="/sys/kernel/config/tsm/report"))
-        except OSError:
+            return tsm_provider()
+        except StrongroomError:
             return None
-        try:
-            return (request / "provider").read_text().strip()
-        except OSError:
-            return None
-        finally:
-            request.rmdir()
 
 
 def examine(probe: Probe) -> list[Row]:
@@ -166,8 +162,8 @@ def _enclaves(probe: Probe) -> Iterator[Row]:
     )
     provider = probe.tsm_provider()
     guests = (
-        ("tdx", "Intel TDX guest", "tdx_guest", "/dev/tdx_guest", "a confidential VM on Intel TDX"),
-        ("snp", "AMD SEV-SNP guest", "sev_guest", "/dev/sev-guest", "a confidential VM on AMD SEV-SNP"),
+        ("tdx", "Intel TDX guest", "tdx_guest", _GUEST_DEVICES[0], "a confidential VM on Intel TDX"),
+        ("snp", "AMD SEV-SNP guest", "sev_guest", _GUEST_DEVICES[1], "a confidential VM on AMD SEV-SNP"),
     )
     for name, title, wanted, device, where in guests:
         status: Status = "missing"
@@ -176,7 +172,7 @@ def _enclaves(probe: Probe) -> Iterator[Row]:
             status, detail = "ok", f"{title}: configfs-tsm answers as {wanted}"
         elif probe.exists(device):
             status, detail = "limited", f"{title}: {device} is there, configfs-tsm does not answer"
-            where = "Linux 6.7 or newer, configfs mounted, and run as root"
+            where = _GUEST_NEEDS
         yield Row(group, name, status, detail, "evidence from a confidential VM", where)
     yield _device(
         probe, group, "sgx", "/dev/sgx_enclave", "enclaves under Gramine", "a machine with SGX enabled in its firmware"
@@ -194,9 +190,40 @@ def _enclaves(probe: Probe) -> Iterator[Row]:
         'Gramine with sgx.remote_attestation = "dcap"',
     )
     yield _device(
+        probe, group, "nitro", "/dev/nsm", "evidence from a Nitro enclave", "an enclave on AWS Nitro; run as root in it"
+    )
+    yield _device(
         probe, group, "tpm", "/dev/tpmrm0", "evidence from a TPM 2.0", "a TPM 2.0; membership in the group tss"
     )
     yield _program(probe, group, "swtpm", "trying TPM evidence without a TPM", "install swtpm and swtpm-tools")
+    yield _attester(probe, group, provider)
+
+
+def _attester(probe: Probe, group: str, provider: str | None) -> Row:
+    """Whose evidence `strongroom.attest.tee.here` makes on this machine: the first that is there, usable or not."""
+    purpose, how = "evidence without simulation", "one of the above"
+    kind = probe.read("/dev/attestation/attestation_type")
+    if kind is not None:
+        if kind.strip() == "dcap":
+            return Row(group, "attester", "ok", "evidence of kind sgx, by Gramine", purpose, how)
+        return Row(group, "attester", "missing", "Gramine makes no quotes here", purpose, "remote attestation by DCAP")
+    if provider is not None:
+        tee = {"sev_guest": "snp", "tdx_guest": "tdx"}.get(provider)
+        if tee:
+            return Row(group, "attester", "ok", f"evidence of kind {tee}, by configfs-tsm", purpose, how)
+        return Row(group, "attester", "missing", f"{provider} is not supported", purpose, "a VM on AMD or Intel")
+    if any(map(probe.exists, _GUEST_DEVICES)):
+        detail, how = "a confidential VM whose configfs-tsm does not answer", _GUEST_NEEDS
+        return Row(group, "attester", "limited", detail, purpose, how)
+    for tee, device in (("nitro", "/dev/nsm"), ("tpm", "/dev/tpmrm0")):
+        if probe.exists(device):
+            if refusal := probe.refusal(device):
+                return Row(group, "attester", "limited", f"{device} does not open: {refusal}", purpose, "access to it")
+            if tee == "tpm" and probe.version("tpm2-pytss") is None:
+                extra = 'pip install "strongroom[tpm]"'
+                return Row(group, "attester", "limited", "a TPM, without tpm2-pytss", purpose, extra)
+            return Row(group, "attester", "ok", f"evidence of kind {tee}, by {device}", purpose, how)
+    return Row(group, "attester", "missing", "simulated evidence only", purpose, how)
 
 
 def _isolation(probe: Probe) -> Iterator[Row]:

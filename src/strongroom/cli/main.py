@@ -28,6 +28,7 @@ VERBS = {
     "serve": "serve a sealed model from an enclave",
     "predict": "appraise a service, then send it inputs",
     "verify": "walk a model back to the program, policy and data that it was made from",
+    "attest": "say what evidence is, whether its vendor vouches for it, and whether a policy wants it",
     "cas": "run a configuration and attestation service, or talk to one",
     "mpc": "compute on secrets: two servers that do not collude, and a dealer that sees no data",
     "measure": "print the measurement of a program and its parts",

@@ -3,11 +3,13 @@
 AMD signs with RSA-PSS of 4096 bits, Intel, NVIDIA and Amazon with ECDSA, makers of TPMs with PKCS #1 v1.5; so keys of
 every kind that `VendorKey` lists are read, where the rest of the project knows P-256 alone (`keys`, `x509`).
 
-Rules:
+Rules (RFC 5280, section 6, and stricter):
 
 - A chain is followed from the leaf to a root that the caller names, byte for byte; nothing is built or guessed.
-- Whoever issues is a CA; a path length holds; a critical extension that is unknown refuses, but for those that the
-  caller says it reads.
+- Whoever issues is a CA that may sign certificates; a path length holds; the leaf is no CA. A critical extension that
+  is unknown refuses, but for those that the caller says it reads; name constraints refuse, as nobody here obeys them.
+- A revocation list is complete, and by an issuer that may sign lists.
+- SHA-2 alone; a signature covers the bytes that arrived, and names its algorithm twice alike.
 - The time is an argument, and so are revocation lists.
 """
 
@@ -18,164 +20,193 @@ import binascii
 import datetime as dt
 import itertools
 import re
-import warnings
 from collections.abc import Collection, Sequence
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.utils import CryptographyDeprecationWarning
 
 from strongroom.crypto.derive import digest
+from strongroom.crypto.vendor_key import HASHES, VendorKey
 from strongroom.errors import ExpiredError, FormatError, VerificationError
+
+__all__ = ["RevocationList", "VendorCertificate", "VendorKey", "pem_certificates", "verify_chain"]
 
 MAX_CERTIFICATE = 16 * 1024
 MAX_CHAIN = 8
 MAX_REVOCATION_LIST = 512 * 1024
 
-_HASHES: dict[str, hashes.HashAlgorithm] = {
-    "sha256": hashes.SHA256(),
-    "sha384": hashes.SHA384(),
-    "sha512": hashes.SHA512(),
-}
-_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
-_RSA_BITS = range(2048, 8193)
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+_KEY_USAGE, _BASIC_CONSTRAINTS, _NAME_CONSTRAINTS = "2.5.29.15", "2.5.29.19", "2.5.29.30"
 # The extensions whose meaning `verify_chain` takes into account.
-_KNOWN_CRITICAL = {"2.5.29.15", "2.5.29.19"}  # key usage, basic constraints
+_KNOWN_CRITICAL = {_KEY_USAGE, _BASIC_CONSTRAINTS}
+# What makes a revocation list, or an entry of it, be about other certificates than all of its issuer's: issuing
+# distribution point, delta list, certificate issuer (RFC 5280, sections 5.2.4, 5.2.5, 5.3.3).
+_PARTIAL = {"2.5.29.28", "2.5.29.27", "2.5.29.29"}
+_SEQUENCE = 0x30
+_SERIAL_ZERO = b"\x02\x01\x00"
+# All that `cryptography` is known to raise for what it cannot read; its warnings are errors where a program says so.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    NotImplementedError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    Warning,
+)
 
 
-class VendorKey:
-    """A public key of a vendor's: RSA of 2048 to 8192 bits, or on P-256, P-384 or P-521.
+class _Signed:
+    """What a certificate and a revocation list have in common: signed bytes, a signature, and its scheme (RFC 5280,
+    sections 4.1.1 and 5.1.1).
 
-    `spki` is its DER SubjectPublicKeyInfo, `fingerprint` the SHA-256 of that as ``sha256:<hex>``, `kind` ``RSA`` or the
-    curve's name.
+    `scheme` is ``ECDSA sha384``, ``RSA sha256``, ``RSA-PSS sha384 48`` (with the length of the salt) and the like.
     """
 
-    def __init__(self, spki: bytes) -> None:
-        """Raises FormatError if `spki` is not a DER SubjectPublicKeyInfo of such a key."""
+    def __init__(self, der: bytes, loaded: x509.Certificate | x509.CertificateRevocationList) -> None:
+        content = _element(der, 0)[0]
+        _, end = _element(der, content)
+        self._message = der[content:end]
+        # The signed part names the algorithm too: its first SEQUENCE, after a version and a serial number.
+        inner = _element(der, content)[0]
+        while der[inner] != _SEQUENCE:
+            inner = _element(der, inner)[1]
+        outer = _element(der, end)[1]
+        self._twice_alike = der[inner : _element(der, inner)[1]] == der[end:outer]
+        if der[_element(der, outer)[0]]:
+            raise ValueError("a signature that ends within a byte")
+        self._signature = loaded.signature
+        parameters, chosen = loaded.signature_algorithm_parameters, loaded.signature_hash_algorithm
+        self._hash = HASHES.get(chosen.name) if chosen else None
+        self._padding: padding.PSS | padding.PKCS1v15 | None = None
+        self.scheme = f"ECDSA {chosen.name}" if chosen else "without a digest"
+        if chosen and isinstance(parameters, padding.PSS):
+            # One digest for all of it: a mask with another cannot match.
+            self._padding = padding.PSS(padding.MGF1(chosen), parameters._salt_length)
+            self.scheme = f"RSA-PSS {chosen.name} {parameters._salt_length}"
+        elif chosen and isinstance(parameters, padding.PKCS1v15):
+            self._padding = parameters
+            self.scheme = f"RSA {chosen.name}"
+
+    def matches(self, key: VendorKey) -> bool:
+        """Whether it is signed by `key`, with SHA-2, and says so in both places."""
+        if not self._twice_alike or self._hash is None:
+            return False
         try:
-            key = serialization.load_der_public_key(spki)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise FormatError("vendor key: not a DER SubjectPublicKeyInfo") from None
-        if isinstance(key, rsa.RSAPublicKey) and key.key_size in _RSA_BITS:
-            self.kind = "RSA"
-        elif isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
-            self.kind = _CURVES[key.curve.name]
-        else:
-            raise FormatError("vendor key: wanted RSA of 2048 to 8192 bits, or a key on P-256, P-384 or P-521")
-        self._key = key
-        self.spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-    @property
-    def fingerprint(self) -> str:
-        return "sha256:" + digest(self.spki).hex()
-
-    def verify_ecdsa(self, r: int, s: int, message: bytes, *, algorithm: str) -> None:
-        """Check an ECDSA signature over `message`; `algorithm` is ``sha256``, ``sha384`` or ``sha512``.
-
-        Raises:
-            VerificationError: it is not this key's, or this key is not on a curve.
-        """
-        if not isinstance(self._key, ec.EllipticCurvePublicKey):
-            raise VerificationError(f"signature: ECDSA, but the key is {self.kind}")
-        if r <= 0 or s <= 0:
-            raise VerificationError("signature: does not match the key")
-        try:
-            self._key.verify(encode_dss_signature(r, s), message, ec.ECDSA(_HASHES[algorithm]))
-        except (InvalidSignature, ValueError):
-            raise VerificationError("signature: does not match the key") from None
-
-    def verify_rsa(self, signature: bytes, message: bytes, *, algorithm: str, pss: bool = False) -> None:
-        """Check an RSA signature over `message`: PKCS #1 v1.5, or with `pss` PSS with a salt of any length.
-
-        Raises:
-            VerificationError: it is not this key's, or this key is not RSA.
-        """
-        if not isinstance(self._key, rsa.RSAPublicKey):
-            raise VerificationError(f"signature: RSA, but the key is {self.kind}")
-        chosen = _HASHES[algorithm]
-        scheme = padding.PSS(padding.MGF1(chosen), padding.PSS.AUTO) if pss else padding.PKCS1v15()
-        try:
-            self._key.verify(signature, message, scheme, chosen)
-        except (InvalidSignature, ValueError):
-            raise VerificationError("signature: does not match the key") from None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, VendorKey) and self.spki == other.spki
-
-    def __hash__(self) -> int:
-        return hash(self.spki)
-
-    def __repr__(self) -> str:
-        return f"VendorKey({self.kind}, {self.fingerprint})"
+            if isinstance(key._key, rsa.RSAPublicKey) and self._padding is not None:
+                key._key.verify(self._signature, self._message, self._padding, self._hash)
+            elif isinstance(key._key, ec.EllipticCurvePublicKey) and self._padding is None:
+                key._key.verify(self._signature, self._message, ec.ECDSA(self._hash))
+            else:
+                return False
+        except (InvalidSignature, *_UNREADABLE):
+            return False
+        return True
 
 
 class VendorCertificate:
-    """A parsed certificate with a `VendorKey`; nothing about it is verified."""
+    """A parsed certificate with a `VendorKey`; nothing about it is verified.
+
+    `serial`, `subject` and `issuer` are as it has them (names as in RFC 4514), `valid` is its first and its last
+    second, `signed_with` the scheme of its signature, such as ``RSA-PSS sha384 48`` or ``ECDSA sha384``.
+    """
 
     def __init__(self, der: bytes) -> None:
         """Raises FormatError if `der` is not an X.509 certificate of at most 16 KiB with a `VendorKey`."""
         if len(der) > MAX_CERTIFICATE:
             raise FormatError(f"certificate: {len(der)} bytes, wanted at most {MAX_CERTIFICATE}")
         try:
-            with warnings.catch_warnings():
-                # AMD gives the certificates of its chips the serial number 0, which RFC 5280 forbids.
-                warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-                self._cert = x509.load_der_x509_certificate(der)
-                key = self._cert.public_key()
-                spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-                self.serial = self._cert.serial_number
-                self.subject = self._cert.subject.rfc4514_string()
-                self.issuer = self._cert.issuer.rfc4514_string()
-                self._extensions = {each.oid.dotted_string: each for each in self._cert.extensions}
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
+            loadable = _with_positive_serial(der)
+            self._cert = x509.load_der_x509_certificate(loadable)
+            self.serial = self._cert.serial_number if loadable == der else 0
+            key = self._cert.public_key()
+            spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+            self.subject = self._cert.subject.rfc4514_string()
+            self.issuer = self._cert.issuer.rfc4514_string()
+            self._extensions = {each.oid.dotted_string: each for each in self._cert.extensions}
+            self.valid = (
+                int(self._cert.not_valid_before_utc.timestamp()),
+                int(self._cert.not_valid_after_utc.timestamp()),
+            )
+            self._signed = _Signed(der, self._cert)
+        except (IndexError, *_UNREADABLE):
             raise FormatError("certificate: not X.509 DER") from None
-        self.der = der
+        if self.serial < 0:
+            raise FormatError("certificate: a negative serial number")
+        self.der = bytes(der)
         self.key = VendorKey(spki)
-        self.valid = (
-            int(self._cert.not_valid_before_utc.timestamp()),
-            int(self._cert.not_valid_after_utc.timestamp()),
-        )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the DER, as ``sha256:<hex>``."""
         return "sha256:" + digest(self.der).hex()
 
+    @property
+    def signed_with(self) -> str:
+        return self._signed.scheme
+
+    @property
+    def is_ca(self) -> bool:
+        constraints = self._extensions.get(_BASIC_CONSTRAINTS)
+        return constraints is not None and isinstance(constraints.value, x509.BasicConstraints) and constraints.value.ca
+
+    @property
+    def usages(self) -> frozenset[str] | None:
+        """The extended key usages, dotted, that it is limited to; None if to none (RFC 5280, section 4.2.1.12)."""
+        found = self._extensions.get("2.5.29.37")
+        value = None if found is None else found.value
+        return frozenset(each.dotted_string for each in value) if isinstance(value, x509.ExtendedKeyUsage) else None
+
+    @property
+    def may_sign(self) -> bool:
+        """Whether its key usage allows signatures over other things than certificates and revocation lists."""
+        return self._may("digital_signature")
+
     def pem(self) -> str:
-        return self._cert.public_bytes(serialization.Encoding.PEM).decode()
+        lines = re.findall(".{1,64}", base64.b64encode(self.der).decode())
+        return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
 
     def extension(self, oid: str) -> bytes | None:
-        """The DER value of the extension of that dotted identifier, None where there is none."""
+        """The DER value of the extension of that dotted identifier, None where there is none.
+
+        Raises:
+            FormatError: it is of a kind that cannot be given as bytes.
+        """
         found = self._extensions.get(oid)
-        return None if found is None else found.value.public_bytes()
+        try:
+            return None if found is None else found.value.public_bytes()
+        except _UNREADABLE:
+            raise FormatError(f"certificate: extension {oid} cannot be read") from None
 
     def verify_issued_by(self, issuer: VendorCertificate) -> None:
         """Check that `issuer` signed this certificate and has its issuer's name.
 
         Raises:
-            VerificationError: it did not.
+            VerificationError: it did not, or not with SHA-2.
         """
-        try:
-            self._cert.verify_directly_issued_by(issuer._cert)
-        except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
-            raise VerificationError(
-                f"certificate {self.subject!r:.120}: not signed by {issuer.subject!r:.120}"
-            ) from None
+        if self._cert.issuer != issuer._cert.subject or not self._signed.matches(issuer.key):
+            raise VerificationError(f"certificate {self.subject!r:.120}: not signed by {issuer.subject!r:.120}")
 
     def _check_may_issue(self, below: int) -> None:
-        constraints = self._extensions.get("2.5.29.19")
+        constraints = self._extensions.get(_BASIC_CONSTRAINTS)
         value = constraints.value if constraints else None
         if not isinstance(value, x509.BasicConstraints) or not value.ca:
             raise VerificationError(f"issuer {self.subject!r:.120}: is no CA")
         if value.path_length is not None and value.path_length < below:
             raise VerificationError(f"issuer {self.subject!r:.120}: may have {value.path_length} CAs below it")
-        usage = self._extensions.get("2.5.29.15")
-        if usage and isinstance(usage.value, x509.KeyUsage) and not usage.value.key_cert_sign:
+        if not self._may("key_cert_sign"):
             raise VerificationError(f"issuer {self.subject!r:.120}: may not sign certificates")
+        if _NAME_CONSTRAINTS in self._extensions:
+            raise VerificationError(f"issuer {self.subject!r:.120}: has name constraints, wanted none")
+
+    def _may(self, use: str) -> bool:
+        """Whether its key usage allows that; without the extension it does (RFC 5280, section 4.2.1.3)."""
+        usage = self._extensions.get(_KEY_USAGE)
+        return usage is None or (isinstance(usage.value, x509.KeyUsage) and bool(getattr(usage.value, use)))
 
     def _check_critical(self, known: Collection[str]) -> None:
         unknown = [
@@ -195,7 +226,10 @@ class VendorCertificate:
 
 
 class RevocationList:
-    """A parsed X.509 revocation list; nothing about it is verified."""
+    """A parsed X.509 revocation list; nothing about it is verified.
+
+    `valid` is its first second, and its last or None where it names none.
+    """
 
     def __init__(self, der: bytes) -> None:
         """Raises FormatError if `der` is not a revocation list of at most 512 KiB."""
@@ -203,34 +237,44 @@ class RevocationList:
             raise FormatError(f"revocation list: {len(der)} bytes, wanted at most {MAX_REVOCATION_LIST}")
         try:
             self._crl = x509.load_der_x509_crl(der)
-        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+            self.issuer = self._crl.issuer.rfc4514_string()
+            self._extensions = {each.oid.dotted_string: each.critical for each in self._crl.extensions}
+            start, end = self._crl.last_update_utc, self._crl.next_update_utc
+            self.valid = (int(start.timestamp()), None if end is None else int(end.timestamp()))
+            self._signed = _Signed(der, self._crl)
+        except (IndexError, *_UNREADABLE):
             raise FormatError("revocation list: not X.509 DER") from None
-        self.der = der
-        self.issuer = self._crl.issuer.rfc4514_string()
+        self.der = bytes(der)
 
     def verify(self, issuer: VendorCertificate, *, now: int) -> None:
-        """Check that `issuer` signed this list and that it is in force at `now`.
+        """Check that `issuer` signed this list, that it is all of its list, and that it is in force at `now`.
 
         Raises:
-            VerificationError: it did not.
+            VerificationError: it did not or may not; the list is partial, or has a critical extension.
             ExpiredError: it is not in force yet, has been replaced, or does not say until when it holds.
         """
-        key = issuer._cert.public_key()
-        try:
-            signed = isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) and self._crl.is_signature_valid(key)
-        except (UnsupportedAlgorithm, ValueError, TypeError):
-            signed = False
-        if not signed or self._crl.issuer != issuer._cert.subject:
+        if self._crl.issuer != issuer._cert.subject or not self._signed.matches(issuer.key):
             raise VerificationError(f"revocation list: not signed by {issuer.subject!r:.120}")
-        start, end = self._crl.last_update_utc, self._crl.next_update_utc
-        moment = dt.datetime.fromtimestamp(now, dt.UTC)
-        if end is None or not start <= moment <= end:
-            raise ExpiredError(f"revocation list of {self.issuer!r:.120}: not in force at {moment:%Y-%m-%d %H:%M:%SZ}")
+        if not issuer._may("crl_sign"):
+            raise VerificationError(f"issuer {issuer.subject!r:.120}: may not sign revocation lists")
+        # From here on it is the issuer's word, and reading each entry is worth the time.
+        if self._unknown():
+            raise VerificationError(f"revocation list of {self.issuer!r:.120}: partial, or with critical extensions")
+        start, end = self.valid
+        if end is None or not start <= now <= end:
+            raise ExpiredError(f"revocation list of {self.issuer!r:.120}: not in force at {_moment(now)}")
 
     def check(self, certificate: VendorCertificate) -> None:
         """Raises VerificationError if this list revokes `certificate`."""
         if self._crl.get_revoked_certificate_by_serial_number(certificate.serial) is not None:
             raise VerificationError(f"certificate {certificate.subject!r:.120}: revoked by its issuer")
+
+    def _unknown(self) -> bool:
+        try:
+            entries = [(each.oid.dotted_string, each.critical) for entry in self._crl for each in entry.extensions]
+        except _UNREADABLE:
+            return True
+        return any(critical or oid in _PARTIAL for oid, critical in [*self._extensions.items(), *entries])
 
 
 def verify_chain(
@@ -243,7 +287,8 @@ def verify_chain(
 ) -> None:
     """Follow a chain from its leaf to `root`.
 
-    1. It has 1 to 8 certificates below the root; `root` may be repeated as the last, and then is this very one.
+    1. It has 1 to 8 certificates below the root, none of them twice; `root` may be repeated as the last, and then is
+       this very one. The leaf is no CA.
     2. Each is signed by the next, the last by `root`; whoever issues is a CA, and `root` signed itself.
     3. All are valid at `now`, the root too.
     4. Every revocation list is by an issuer of this chain, in force, and revokes nothing of it.
@@ -264,6 +309,10 @@ def verify_chain(
     if not 1 <= len(links) <= MAX_CHAIN:
         raise VerificationError(f"certificate chain: {len(links)} certificates below the root, wanted 1 to {MAX_CHAIN}")
     links.append(root)
+    if len(set(links)) != len(links):
+        raise VerificationError("certificate chain: a certificate is in it twice")
+    if links[0].is_ca:
+        raise VerificationError(f"certificate {links[0].subject!r:.120}: a CA, wanted one that issues nothing")
     # 2
     for below, (certificate, issuer) in enumerate(zip(links, [*links[1:], root], strict=True)):
         certificate.verify_issued_by(issuer)
@@ -271,14 +320,13 @@ def verify_chain(
         if certificate is not root:
             issuer._check_may_issue(below)
     # 3
-    moment = f"{dt.datetime.fromtimestamp(now, dt.UTC):%Y-%m-%d %H:%M:%SZ}"
     for certificate in links:
         start, end = certificate.valid
         if not start <= now <= end:
-            raise ExpiredError(f"certificate {certificate.subject!r:.120}: not valid at {moment}")
+            raise ExpiredError(f"certificate {certificate.subject!r:.120}: not valid at {_moment(now)}")
     # 4
     for revocation_list in revocation_lists:
-        issuers = [issuer for issuer in links[1:] if issuer.subject == revocation_list.issuer]
+        issuers = [issuer for issuer in links[1:] if issuer._cert.subject == revocation_list._crl.issuer]
         if not issuers:
             raise VerificationError(f"revocation list of {revocation_list.issuer!r:.120}: of no issuer in the chain")
         revocation_list.verify(issuers[0], now=now)
@@ -298,11 +346,40 @@ def pem_certificates(pem: bytes) -> tuple[VendorCertificate, ...]:
     found = _PEM.findall(pem)
     if not 1 <= len(found) <= MAX_CHAIN + 1:
         raise FormatError(f"certificates: {len(found)} in the PEM text, wanted 1 to {MAX_CHAIN + 1}")
+    if pem.count(b"-----BEGIN CERTIFICATE-----") != len(found):
+        raise FormatError("certificates: one in the PEM text is not PEM")
     return tuple(VendorCertificate(_der(each)) for each in found)
 
 
-def _der(pem: bytes) -> bytes:
+def _moment(now: int) -> str:
+    return f"{dt.datetime.fromtimestamp(now, dt.UTC):%Y-%m-%d %H:%M:%SZ}"
+
+
+def _der(text: bytes) -> bytes:
     try:
-        return base64.b64decode(b"".join(pem.split(b"\n")[1:-1]).replace(b"\r", b""), validate=True)
+        return base64.b64decode(b"".join(text.split()), validate=True)
     except binascii.Error:
         raise FormatError("certificate: not PEM") from None
+
+
+def _element(der: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the DER element at `at` starts, and where it ends. IndexError if there is none."""
+    size, start = der[at + 1], at + 2
+    if size & 0x80:
+        start += size & 0x7F
+        size = int.from_bytes(der[at + 2 : start])
+    return start, start + size
+
+
+def _with_positive_serial(der: bytes) -> bytes:
+    """A certificate that `cryptography` loads: with the serial number 1 where `der` has 0.
+
+    AMD gives its chips' certificates the number 0, which RFC 5280, section 4.1.2.2 forbids and which `cryptography` is
+    to refuse. The signature is checked over `der` itself (`_Signed`).
+    """
+    at = _element(der, _element(der, 0)[0])[0]
+    if der[at] == 0xA0:  # the version, [0]
+        at = _element(der, at)[1]
+    if der[at : at + 3] != _SERIAL_ZERO:
+        return der
+    return der[: at + 2] + b"\x01" + der[at + 3 :]

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from strongroom.cas.renewal import Renewal
+from strongroom.cas.wire import ATTESTED_SECONDS
 from strongroom.enclave.boot import Booted, main
 from strongroom.enclave.config import SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, VaultMount
 from strongroom.enclave.mirrored import Keeper, check_command
@@ -30,6 +32,7 @@ def run(booted: Booted) -> int:
     """Mount, run, and seal what was written; the program's exit status, 128 + n if signal n ended it."""
     witness = Witness(booted)
     with ExitStack() as shields:
+        shields.callback(_stay_attested(booted).close)
         rules = [rule for rule in booted.config.vaults if rule.mount]
         places = {rule.name: _place(booted, rule) for rule in rules}
         readable = {r.name: places[r.name] for r in rules if r.access == "read-only"}
@@ -63,6 +66,17 @@ def run(booted: Booted) -> int:
             raise mounted.failure
         witness.ended(status)
     return status
+
+
+def _stay_attested(booted: Booted) -> Renewal:
+    """Show the CAS evidence again and again. Once it refuses, it moves no anchor: nothing more can be committed."""
+    renewal = Renewal(
+        booted.session.renew,
+        lifetime=ATTESTED_SECONDS,
+        tell=lambda text: booted.control.event("notice", text=text),
+    )
+    renewal.start()
+    return renewal
 
 
 def _place(booted: Booted, rule: VaultMount) -> Path:

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import re
@@ -20,17 +21,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from strongroom import __version__
-from strongroom.errors import ServeError, StrongroomError
-from strongroom.serve.attestation import ATTESTATION_PATH
+from strongroom import __version__, channel
+from strongroom.errors import FormatError, ServeError, StrongroomError
+from strongroom.serve.attestation import ATTESTATION_PATH, VERSION
 from strongroom.serve.stage import Stage
 from strongroom.serve.tensors import HEADER, InferResponse, header_length, parse_request, write_response
+from strongroom.serve.wire import an_object, read_json, show
 
 MAX_BODY = 64 << 20
 MAX_QUEUE = 64
 # All bodies in memory together, as a multiple of the longest one.
 _BODIES = 4
 _BODY_SECONDS = 60.0
+_MAX_NONCE_BODY = 256
+_NONCE = re.compile(r"[0-9a-f]{64}")
+# Evidence takes a TEE milliseconds to a second, and anybody may ask for it.
+_MAX_NONCES = 16
 
 _PATHS = ("/v2", "/v2/health/live", "/v2/health/ready", ATTESTATION_PATH)
 _MODEL = re.compile(r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<action>ready|infer))?")
@@ -40,6 +46,7 @@ _log = logging.getLogger("strongroom.serve")
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
+Session = Callable[[bytes, "channel.TlsInfo"], Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class ServiceApp:
         stages: by the name under which each is served.
         attestation: gives the attestation document (`ServiceAttestation.to_wire`); called for every request for it, on
             the event loop, so it must not wait. Raises StrongroomError when there is none: the service is not ready.
+        session: gives evidence for a client's nonce and channel (`EnclaveSession.evidence_for`); called one at a time
+            in a thread of its own. Without it, there is none to be had.
         workers: how many inferences run at once.
         queue: how many more may wait.
         max_body: the longest request body in bytes.
@@ -78,12 +87,16 @@ class ServiceApp:
         stages: Mapping[str, Stage],
         attestation: Callable[[], Mapping[str, object]],
         *,
+        session: Session | None = None,
         workers: int = 1,
         queue: int = MAX_QUEUE,
         max_body: int = MAX_BODY,
     ) -> None:
         self._stages = dict(stages)
         self._attestation = attestation
+        self._session = session
+        self._attesting = ThreadPoolExecutor(1, thread_name_prefix="attestation")
+        self._nonces = 0
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="inference")
         self._limit = workers + queue
         self._max_body = max_body
@@ -93,6 +106,7 @@ class ServiceApp:
 
     def close(self) -> None:
         """Let running inferences end, drop waiting ones, and end the worker threads."""
+        self._attesting.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -127,6 +141,8 @@ class ServiceApp:
             return _json(stage.metadata() | {"name": match["model"]})
         if path not in _PATHS:
             raise _missing(f"path: got {path[:200]!r}", hint="GET /v2 is where the protocol begins")
+        if path == ATTESTATION_PATH and method == "POST" and self._session is not None:
+            return await self._session_evidence(self._session, scope, receive)
         _allow(method, "GET")
         if path == ATTESTATION_PATH:
             return _json(self._document())
@@ -142,6 +158,33 @@ class ServiceApp:
             return self._attestation()
         except StrongroomError as error:
             raise _RefusedError(503, error) from None
+
+    async def _session_evidence(self, session: Session, scope: Event, receive: Receive) -> _Answer:
+        """Evidence of kind 1 over a client's nonce and the channel that it came over."""
+        tls = channel.tls_info(scope)
+        body, more = b"", True
+        async with asyncio.timeout(_BODY_SECONDS):
+            while more:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    raise _GoneError
+                body, more = body + event.get("body", b""), event.get("more_body", False)
+                if len(body) > _MAX_NONCE_BODY:
+                    raise _RefusedError(413, ServeError(f"body: longer than {_MAX_NONCE_BODY} bytes"))
+        nonce = an_object(read_json(body, "nonce"), "nonce", required=("nonce",))["nonce"]
+        if not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
+            raise FormatError(f"nonce: got {show(nonce)}, wanted 64 lower-case hexadecimal digits")
+        if self._nonces >= _MAX_NONCES:
+            raise _busy(f"{self._nonces} clients wait for evidence")
+        self._nonces += 1
+        try:
+            make = functools.partial(session, bytes.fromhex(nonce), tls)
+            evidence = await asyncio.get_running_loop().run_in_executor(self._attesting, make)
+        except StrongroomError as error:
+            raise _RefusedError(503, error) from None
+        finally:
+            self._nonces -= 1
+        return _json({"version": VERSION, "evidence": evidence})
 
     def _stage(self, name: str, version: str | None) -> Stage:
         stage = self._stages.get(name)

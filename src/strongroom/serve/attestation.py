@@ -10,20 +10,20 @@ import binascii
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from strongroom.attest.appraise import AttestationResult, ReferenceValues, appraise
-from strongroom.attest.binding import JSON, MAX_CANONICAL, NO_BINDER, Kind, parse_canonical, report_data
+from strongroom.attest.binding import JSON, MAX_CANONICAL, NO_BINDER, Kind, canonical, parse_canonical, report_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.issuer import issuer_key
+from strongroom.attest.result import ResultStatement, verify_result
 from strongroom.attest.token import MAX_TOKEN, verify_token
 from strongroom.attest.verify import verify
-from strongroom.cas.wire import RESULT_TOKEN, TIME_TOKEN
+from strongroom.cas.wire import TIME_TOKEN
 from strongroom.crypto import Certificate, digest
 from strongroom.errors import (
     AttestationError,
     BindingError,
-    ExpiredError,
     FormatError,
     MeasurementError,
     StrongroomError,
@@ -33,13 +33,14 @@ from strongroom.serve.wire import a_list, a_name, an_object
 
 ATTESTATION_PATH = "/.well-known/strongroom/attestation"
 VERSION = 1
+SESSION_ROLE = "service session"
+"""The role in the claims of kind-1 evidence for a client: what is made for it can be shown to no CAS."""
 
 _MAX_CERTIFICATE = 8 * 1024
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX32 = re.compile(r"[0-9a-f]{64}")
 _FIELDS = ("version", "evidence", "claims", "time_token", "result", "cas_chain")
 _CLAIMS = {"role", "spki", "hpke", "cas_root", "policy", "policy_digest", "models"}
-_RESULT = {"iat", "exp", "policy", "policy_digest", "tee", "measurement", "vendor_root", "claims"}
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class AppraisedService:
         models: digest of each model served, ``sha256:<hex>``, by its name.
         policy, policy_digest: the policy that the CAS appraised it under.
         result: of the client's own appraisal of the enclave.
+        session: of its appraisal by `appraise_session`, if there was one.
     """
 
     key: str
@@ -114,6 +116,7 @@ class AppraisedService:
     policy: str
     policy_digest: str
     result: AttestationResult
+    session: AttestationResult | None = None
 
 
 def appraise_service(
@@ -151,12 +154,9 @@ def appraise_service(
         # 1
         signer = issuer_key(attestation.cas_chain, cas_root, now=now)
         # 2
-        result = verify_token(attestation.result, signer, RESULT_TOKEN, now=now)
-        if set(result) != _RESULT:
-            raise VerificationError(f"attestation result: got the fields {_names(result)}, wanted {_names(_RESULT)}")
-        issued, expires = _time(result, "iat"), _time(result, "exp")
+        result = verify_result(attestation.result, signer, now=now, allow_simulated=_allowed(reference))
         # 3
-        verify_token(attestation.time_token, signer, TIME_TOKEN, now=issued)
+        verify_token(attestation.time_token, signer, TIME_TOKEN, now=result.issued_at)
         fresh = digest(attestation.time_token.encode())
         # 4
         evidence = verify(attestation.evidence, now=now)
@@ -167,8 +167,55 @@ def appraise_service(
         # 7
         claims = parse_canonical(attestation.claims)
         models = _check_claims(claims, peer, cas_root, policy)
-        _check_result(result, claims, attestation.claims, appraised)
-    return AppraisedService(peer.key.fingerprint, expires, models, policy, str(claims["policy_digest"]), appraised)
+        _check_result(result, claims, attestation.claims, fresh, appraised)
+    policy_digest = str(claims["policy_digest"])
+    return AppraisedService(peer.key.fingerprint, result.expires, models, policy, policy_digest, appraised)
+
+
+def session_claims(claims: bytes) -> dict[str, JSON]:
+    """What kind-1 evidence for a client is over: the claims of the service's document, in the other role."""
+    return {**parse_canonical(claims), "role": SESSION_ROLE}
+
+
+def appraise_session(
+    service: AppraisedService,
+    attestation: ServiceAttestation,
+    evidence: Evidence,
+    *,
+    nonce: bytes,
+    binder: bytes,
+    reference: ReferenceValues,
+    now: int,
+) -> AppraisedService:
+    """Decide whether the enclave of an appraised service is the other end of this very channel, now.
+
+    1. The evidence: every signature from the vendor's root on.
+    2. What it is bound to: kind session, the client's nonce, this channel's exporter, and the claims of the document in
+       the role `SESSION_ROLE`.
+    3. The enclave: against the client's own reference values, and the very one that the document is of.
+
+    Args:
+        service, attestation: of `appraise_service`, for the same channel.
+        evidence: as it came over that channel.
+        nonce: what the client sent, never before.
+        binder: the channel's exporter, for that role.
+
+    Raises:
+        AttestationError: one of the steps fails; the subclass says which way.
+    """
+    with _only_attestation_errors():
+        # 1
+        verified = verify(evidence, now=now)
+        # 2
+        claims = canonical(session_claims(attestation.claims))
+        bound = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims)
+        # 3
+        result = appraise(verified, reference, expected_report_data=bound, now=now)
+        for name in ("tee", "vendor_root", "measurement", "devices"):
+            got, wanted = getattr(result, name), getattr(service.result, name)
+            if got != wanted:
+                raise MeasurementError(f"session evidence: got {name} {got!r:.200}, wanted {wanted!r:.200}")
+    return replace(service, session=result)
 
 
 def _check_claims(claims: Mapping[str, JSON], peer: Certificate, cas_root: str, policy: str) -> dict[str, str]:
@@ -196,34 +243,38 @@ def _check_claims(claims: Mapping[str, JSON], peer: Certificate, cas_root: str, 
 
 
 def _check_result(
-    result: Mapping[str, JSON], claims: Mapping[str, JSON], raw_claims: bytes, appraised: AttestationResult
+    result: ResultStatement, claims: Mapping[str, JSON], raw_claims: bytes, fresh: bytes, appraised: AttestationResult
 ) -> None:
     """The CAS's result is about these claims, and it saw the enclave that the client sees."""
     for name, value, kind in (
         ("claims", digest(raw_claims).hex(), BindingError),
+        ("fresh", fresh, BindingError),
+        ("issuer", claims["cas_root"], BindingError),
         ("policy", claims["policy"], BindingError),
         ("policy_digest", claims["policy_digest"], BindingError),
         ("tee", appraised.tee, BindingError),
         ("vendor_root", appraised.vendor_root, BindingError),
         ("measurement", appraised.measurement, MeasurementError),
+        ("devices", tuple(device.measurement for device in appraised.devices), MeasurementError),
     ):
-        if result[name] != value:
+        got = tuple(device.measurement for device in result.devices) if name == "devices" else getattr(result, name)
+        if got != value:
             raise kind(
-                f"attestation result: got {name} {result[name]!r:.200}, wanted {value!r}",
+                f"attestation result: got {name} {got!r:.200}, wanted {value!r}",
                 hint="the CAS's result is about another enclave or policy version: the service must attest again",
             )
+
+
+def _allowed(reference: ReferenceValues | None) -> frozenset[str]:
+    """The simulated vendor roots that reference values name, for the enclave and for its devices."""
+    if reference is None:
+        return frozenset()
+    return frozenset([reference.allow_simulated] if reference.allow_simulated else ()) | _allowed(reference.devices)
 
 
 def _match(pattern: re.Pattern[str], value: JSON, what: str) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise VerificationError(f"claims: got {what} {value!r:.100}, wanted {pattern.pattern}")
-    return value
-
-
-def _time(token: Mapping[str, JSON], name: str) -> int:
-    value = token[name]
-    if not isinstance(value, int):
-        raise ExpiredError(f"attestation result: got {name} {value!r:.40}, wanted seconds since 1970")
     return value
 
 

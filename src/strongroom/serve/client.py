@@ -20,10 +20,28 @@ import numpy as np
 import numpy.typing as npt
 
 from strongroom.attest.appraise import ReferenceValues
+from strongroom.attest.binding import EXPORTER_LABEL, FRESH_SIZE
+from strongroom.attest.evidence import Evidence
 from strongroom.channel import HttpClient, Response, expect_key
-from strongroom.crypto import Certificate
-from strongroom.errors import MeasurementError, PeerIdentityError, ServeError, UsageError
-from strongroom.serve.attestation import ATTESTATION_PATH, AppraisedService, ServiceAttestation, appraise_service
+from strongroom.crypto import Certificate, random_bytes
+from strongroom.errors import (
+    AttestationError,
+    FormatError,
+    MeasurementError,
+    PeerIdentityError,
+    ServeError,
+    StrongroomError,
+    UsageError,
+)
+from strongroom.serve.attestation import (
+    ATTESTATION_PATH,
+    SESSION_ROLE,
+    VERSION,
+    AppraisedService,
+    ServiceAttestation,
+    appraise_service,
+    appraise_session,
+)
 from strongroom.serve.tensors import (
     DATATYPES,
     HEADER,
@@ -36,20 +54,22 @@ from strongroom.serve.tensors import (
     parse_response,
     write_request,
 )
-from strongroom.serve.wire import a_list, read_json
+from strongroom.serve.wire import a_list, an_object, read_json
 
 _TIMEOUT = 60.0
 _MAX_DOCUMENT = 4 << 20
 _MAX_ANSWER = 1 << 30
 _MAX_IDLE = 16
+_RENEW_AHEAD = 120  # a service renews its document halfway through 10 minutes
+_RENEW_PAUSE = 10
 _PORT = 443
 
 
 class Client:
     """Predicts with a model in an enclave that it has appraised. May be used from several threads at once.
 
-    Nothing is sent before the first call. When the appraisal expires, or the service comes back with another key, it is
-    appraised again; inputs wait for that.
+    Nothing is sent before the first call. Two minutes before the appraisal expires the service is appraised again, and
+    inputs of other threads go on. Inputs wait where it has expired, or the service came back with another key.
 
     Args:
         url: ``https://host:port`` of the service.
@@ -58,6 +78,8 @@ class Client:
         reference: which enclaves to accept.
         model: which of the service's models; None takes its only one.
         model_digest: ``sha256:<hex>`` of the model's bytes; None leaves the choice of model to the policy's owner.
+        fresh: whether the enclave must also make evidence for this client's nonce and channel, at each appraisal. It
+            takes a report's time, and shows that the enclave is there now, not only that it was within 20 minutes.
         timeout: seconds for each wait on the network.
         clock: gives seconds since 1970.
     """
@@ -71,6 +93,7 @@ class Client:
         reference: ReferenceValues,
         model: str | None = None,
         model_digest: str | None = None,
+        fresh: bool = False,
         timeout: float = _TIMEOUT,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -80,10 +103,13 @@ class Client:
         self._reference = reference
         self._model = model
         self._model_digest = model_digest
+        self._fresh = fresh
         self._timeout = timeout
         self._clock = clock
         self._lock = threading.Lock()
         self._service: AppraisedService | None = None
+        self._renew_at = 0.0
+        self._renewing = threading.Lock()
         self._idle: list[tuple[str, HttpClient]] = []
         # By the model's digest, which the appraisal vouches for.
         self._infos: dict[str, dict[str, TensorInfo]] = {}
@@ -107,14 +133,45 @@ class Client:
         """The service, appraised now if it is not or no longer.
 
         Raises:
-            AttestationError: it does not convince.
+            AttestationError: it does not convince, or no longer does.
             ChannelError: it cannot be reached, or does not speak the protocol.
         """
         with self._lock:
-            if self._service is None or self._clock() >= self._service.expires:
+            service, now = self._service, self._clock()
+            if service is None or now >= service.expires:
                 self._service = None
-                self._service = self._appraise()
-            return self._service
+                return self._keep(self._appraise())
+            if now < self._renew_at:
+                return service
+        # One thread sees to it; the others go on with what has not expired.
+        if not self._renewing.acquire(blocking=False):
+            return service
+        try:
+            return self._renew(service)
+        finally:
+            self._renewing.release()
+
+    def _renew(self, service: AppraisedService) -> AppraisedService:
+        try:
+            renewed = self._appraise()
+        except AttestationError:
+            # Whoever is there now is not to be trusted any more.
+            with self._lock:
+                if self._service is service:
+                    self._service = None
+            raise
+        except StrongroomError:
+            # It is away, or busy. What it showed before stands until it expires.
+            with self._lock:
+                self._renew_at = self._clock() + _RENEW_PAUSE
+            return service
+        with self._lock:
+            return self._keep(renewed)
+
+    def _keep(self, service: AppraisedService) -> AppraisedService:
+        self._service = service
+        self._renew_at = max(service.expires - _RENEW_AHEAD, self._clock() + _RENEW_PAUSE)
+        return service
 
     def predict(
         self, inputs: Mapping[str, npt.ArrayLike] | npt.ArrayLike, *, outputs: Sequence[str] | None = None
@@ -161,18 +218,39 @@ class Client:
         with HttpClient.to(self._host, self._port, expect=note, max_body=_MAX_DOCUMENT, timeout=self._timeout) as http:
             http.connect()
             answer = http.request("GET", ATTESTATION_PATH, fresh=True).expect_ok()
-        service = appraise_service(
-            ServiceAttestation.from_wire(read_json(answer.body, "attestation document")),
-            peer=shown[-1],
-            cas_root=self._cas_root,
-            policy=self._policy,
-            reference=self._reference,
-            now=int(self._clock()),
-        )
+            document = ServiceAttestation.from_wire(read_json(answer.body, "attestation document"))
+            service = appraise_service(
+                document,
+                peer=shown[-1],
+                cas_root=self._cas_root,
+                policy=self._policy,
+                reference=self._reference,
+                now=int(self._clock()),
+            )
+            if self._fresh:
+                service = self._appraise_session(http, service, document)
         digest = service.models[self._name(service)]
         if self._model_digest not in (None, digest):
             raise MeasurementError(f"model {self._name(service)}: got {digest}, wanted {self._model_digest}")
         return service
+
+    def _appraise_session(
+        self, http: HttpClient, service: AppraisedService, document: ServiceAttestation
+    ) -> AppraisedService:
+        nonce = random_bytes(FRESH_SIZE)
+        answer = http.post(ATTESTATION_PATH, {"nonce": nonce.hex()}, fresh=True)
+        wire = an_object(answer, "session evidence", required=("version", "evidence"))
+        if type(wire["version"]) is not int or wire["version"] != VERSION:
+            raise FormatError(f"session evidence: got version {wire['version']!r:.20}, wanted {VERSION}")
+        return appraise_session(
+            service,
+            document,
+            Evidence.from_wire(wire["evidence"]),
+            nonce=nonce,
+            binder=http.connect().export(EXPORTER_LABEL, SESSION_ROLE.encode()),
+            reference=self._reference,
+            now=int(self._clock()),
+        )
 
     def _name(self, service: AppraisedService) -> str:
         """The name of the model to ask."""

@@ -8,88 +8,93 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
 from strongroom.attest.evidence import Evidence
+from strongroom.cas.renewal import Renewal
+from strongroom.cas.session import EnclaveSession
 from strongroom.cas.wire import RESULT_LIFETIME
-from strongroom.channel import Server
+from strongroom.channel import Server, TlsInfo
 from strongroom.crypto import Certificate
 from strongroom.enclave.boot import Booted, main
-from strongroom.errors import ServeError, StrongroomError, UsageError
+from strongroom.errors import UsageError
 from strongroom.lineage.requirement import LineageReader, Requirement
 from strongroom.serve.app import ServiceApp
-from strongroom.serve.attestation import ServiceAttestation
+from strongroom.serve.attestation import ServiceAttestation, session_claims
 from strongroom.serve.stage import Stage
 from strongroom.serve.weights import inline_weights
 
 MODEL_VAULT = "model"
-_RETRY_SECONDS = 10
 _log = logging.getLogger("strongroom.serve")
 
 
 class Attestation:
-    """The service's attestation document, renewed before it expires.
+    """What the service shows of itself: a document for everybody, renewed in time, and evidence for one client.
 
-    Until the first one, and when the CAS cannot be had for so long that the last one expires, there is none, and the
-    service says that it is not ready.
+    There is no document once the CAS has refused a new one, or could not be had for so long that the last one expired:
+    the service then says why, and that it is not ready.
+
+    Args:
+        session: of the service's enclave.
+        models: digest, ``sha256:<hex>``, of each model served, by name.
+        tell: is given a line about each renewal that failed.
+        clock: seconds that only go forward.
+
+    Raises:
+        StrongroomError: the first document cannot be had.
     """
 
-    def __init__(self, booted: Booted, models: Mapping[str, str]) -> None:
-        self._booted = booted
+    def __init__(
+        self,
+        session: EnclaveSession,
+        models: Mapping[str, str],
+        *,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
         self._models = models
-        self._document: dict[str, object] = {}
-        self._expires = 0.0
-        self._ended = threading.Event()
         self._renew()
-        self._thread = threading.Thread(target=self._keep_renewing, name="attestation", daemon=True)
-        self._thread.start()
+        self.renewal = Renewal(self._renew, lifetime=RESULT_LIFETIME, tell=tell, clock=clock)
 
-    def __call__(self) -> Mapping[str, object]:
-        if time.monotonic() >= self._expires:
-            raise ServeError("attestation: has expired, and the CAS cannot be had", hint="try again later")
-        return self._document
+    def document(self) -> Mapping[str, object]:
+        """What `ServiceApp` shows to everybody."""
+        self.renewal.check()
+        return self._document.to_wire()
 
-    def close(self) -> None:
-        self._ended.set()
-        self._thread.join()
+    def session(self, nonce: bytes, tls: TlsInfo) -> Mapping[str, object]:
+        """Evidence for one client's nonce, on its own channel: `ServiceApp`'s `session`."""
+        self.renewal.check()
+        return self._session.evidence_for(session_claims(self._document.claims), nonce=nonce, tls=tls)
 
     def _renew(self) -> None:
-        started = time.monotonic()
-        result = self._booted.session.certify_service(self._models)
-        chain = [Certificate(der) for der in result.cas_chain]
-        document = ServiceAttestation(
-            Evidence.from_wire(result.evidence), result.claims, result.time_token, result.result, (chain[0], chain[1])
-        )
-        self._document = document.to_wire()
-        self._expires = started + RESULT_LIFETIME
-
-    def _keep_renewing(self) -> None:
-        wait = RESULT_LIFETIME / 2
-        while not self._ended.wait(wait):
-            try:
-                self._renew()
-                wait = RESULT_LIFETIME / 2
-            except StrongroomError as error:
-                _log.warning("attestation not renewed: %s", error.message)
-                self._booted.control.event("notice", text=f"attestation not renewed: {error.message}")
-                wait = _RETRY_SECONDS
+        result = self._session.certify_service(self._models)
+        leaf, root = (Certificate(der) for der in result.cas_chain)
+        evidence = Evidence.from_wire(result.evidence)
+        self._document = ServiceAttestation(evidence, result.claims, result.time_token, result.result, (leaf, root))
 
 
 def run(booted: Booted) -> int:
     """Serve until told to stop."""
     stages = load_stages(booted)
-    attestation = Attestation(booted, {name: f"sha256:{stage.digest}" for name, stage in stages.items()})
-    app = ServiceApp(stages, attestation)
+    digests = {name: f"sha256:{stage.digest}" for name, stage in stages.items()}
+
+    def tell(text: str) -> None:
+        _log.warning("%s", text)
+        booted.control.event("notice", text=text)
+
+    attestation = Attestation(booted.session, digests, tell=tell)
+    attestation.renewal.start()
+    app = ServiceApp(stages, attestation.document, session=attestation.session)
     identity = booted.session.serving_identity()
     server = Server(app, booted.control.ask_socket("listener"), identity)
     booted.control.event("serving", models=sorted(stages), key=identity.key.public.fingerprint)
     try:
         server.run()
     finally:
-        attestation.close()
+        attestation.renewal.close()
         app.close()
     return 0
 

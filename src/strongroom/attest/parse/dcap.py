@@ -3,102 +3,134 @@
 Invariants:
 
 - Lengths are capped before anything is decoded.
-- A quote parses only if every length in it adds up to its own: nothing may follow, or hide between, its parts.
+- A quote parses only if every length in it adds up to its own: nothing may hide between its parts. Zero bytes alone may
+  follow it, since some platforms hand out quotes of one size; they are no part of it.
+- Its certificates are PEM in one spelling, so that no byte of them can change without a refusal (`_certificates`).
 - What is parsed here says what the enclave claims; `verify` says whether the vendor's hardware signed it.
 
-The structures are those of Intel's "Intel TDX DCAP: Quote Generation Library and Quote Verification Library", appendix
-A.3 (quote formats version 4 and 5). All integers are little-endian.
+The structures are those of "Intel SGX ECDSA QuoteLibReference: DCAP API", appendix A (quotes, version 3), and "Intel
+TDX DCAP: Quote Generation Library and Quote Verification Library", appendix A.3 (versions 4 and 5). All integers are
+little-endian.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-from strongroom.attest.claims import REGISTERS
+from strongroom.attest.parse.dcap_body import (
+    SGX_REPORT_SIZE,
+    TD10_SIZE,
+    TD15_SIZE,
+    SgxReport,
+    TdReport,
+    parse_sgx_report,
+    parse_td_report,
+)
+from strongroom.crypto.chains import MAX_CHAIN, VendorCertificate
 from strongroom.errors import FormatError
 
 MAX_QUOTE = 32 * 1024
 
-# Quote header: version u16, attestation key type u16, TEE type u32, 4 reserved bytes, QE vendor id[16], user data[20].
-_HEADER = struct.Struct("<HHI4x16s20s")
+# Quote header: version u16, attestation key type u16, TEE type u32, QE SVN u16, PCE SVN u16, QE vendor id[16], user
+# data[20].
+_HEADER = struct.Struct("<HHI2H16s20s")
 ECDSA_P256 = 2
-TEE_TDX = 0x81
+TEE_SGX, TEE_TDX = 0, 0x81
 # The id that Intel's quoting enclaves carry, the same in every quote.
 INTEL_QE_VENDOR = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
-# TD report, 1.0: TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM, SEAMATTRIBUTES, TDATTRIBUTES, XFAM, MRTD, MRCONFIGID, MROWNER,
-# MROWNERCONFIG, RTMR0..3, REPORTDATA. 1.5 adds TEE_TCB_SVN_2 and MRSERVICETD.
-_TD10 = struct.Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
-_TD15_MORE = struct.Struct("<16s48s")
-# Version 5 names its body: type u16, size u32. Types 2 and 3 are TD reports 1.0 and 1.5.
+# Version 5 names its body: type u16, size u32. Of type 1 is an SGX report, of 2 and 3 TD reports 1.0 and 1.5.
 _BODY = struct.Struct("<HI")
-_BODIES = {2: _TD10.size, 3: _TD10.size + _TD15_MORE.size}
+_BODIES = {1: SGX_REPORT_SIZE, 2: TD10_SIZE, 3: TD15_SIZE}
+_BODY_OF = {TEE_SGX: 1, TEE_TDX: 2}
+_BODIES_OF = {TEE_SGX: (1,), TEE_TDX: (2, 3)}
 
-# Signature data: ECDSA signature[64], attestation key[64], certification data of type 6, which holds the quoting
-# enclave's report[384], its signature[64], authentication data (u16 size) and certification data of type 5: PEM chain.
-_SIGNATURE_AND_KEY = 64 + 64
-_QE_REPORT_AND_SIGNATURE = 384 + 64
+# Signature data: ECDSA signature[64], attestation key[64]; from version 4 on certification data of type 6, which holds
+# what version 3 has right here: the quoting enclave's report[384], its signature[64], authentication data (u16 size)
+# and certification data of type 5, a chain in PEM.
 _CERTIFICATION = struct.Struct("<HI")
 _QE_REPORT_CERTIFICATION = 6
 _PCK_CHAIN = 5
+_POINT = 64
+
+_PEM = re.compile(
+    rb"-----BEGIN CERTIFICATE-----(\r?\n)((?:[A-Za-z0-9+/]{64}\1)*[A-Za-z0-9+/=]{1,64})\1-----END CERTIFICATE-----\1*"
+)
 
 
 @dataclass(frozen=True)
-class TdxReport:
-    """The body of a TDX quote, as the trust domain's report holds it. Nothing here is authenticated yet.
+class Quote:
+    """A quote's parts, none of them authenticated.
 
-    `service_td` is MRSERVICETD of a 1.5 body, None in a 1.0 body. `registers` maps `REGISTERS` to 48 bytes each.
+    Attributes:
+        version: 3, 4 or 5.
+        report: what it says of the enclave.
+        body: the bytes of `report`.
+        signed: header and body, over which `signature` (r || s) is by `attestation_key` (x || y).
+        qe_report: the quoting enclave's own report, which vouches for that key; `qe_signed` are its bytes, over which
+            `qe_signature` is by the platform's certificate.
+        qe_authentication: what `qe_report` vouches for besides.
+        certificates: the platform's certificate first.
+        raw: the quote without what follows it.
     """
 
     version: int
-    tee_tcb_svn: bytes
-    seam: bytes
-    attributes: bytes
-    xfam: bytes
-    registers: Mapping[str, bytes]
-    report_data: bytes
-    service_td: bytes | None
+    report: SgxReport | TdReport
+    body: bytes
+    signed: bytes
+    signature: bytes
+    attestation_key: bytes
+    qe_report: SgxReport
+    qe_signed: bytes
+    qe_signature: bytes
+    qe_authentication: bytes
+    certificates: tuple[VendorCertificate, ...]
+    raw: bytes
 
-    @property
-    def debug(self) -> bool:
-        """Whether a bit of TDATTRIBUTES.TUD ("TD under debug", bits 0 to 7) is set: any of them voids all trust."""
-        return self.attributes[0] != 0
 
-
-def parse_tdx(quote: bytes) -> TdxReport:
-    """Parse a TDX quote of version 4 or 5 with a TD report 1.0 or 1.5.
+def parse_quote(quote: bytes) -> Quote:
+    """Parse a quote of an SGX enclave (version 3, 4 or 5) or a trust domain (version 4 or 5).
 
     Raises:
-        FormatError: it is something else, is cut short, or has a byte more than its parts.
+        FormatError: it is something else, is cut short, or something other than zero bytes follows it.
     """
-    _cap("quote", len(quote), MAX_QUOTE)
+    if len(quote) > MAX_QUOTE:
+        raise FormatError(f"quote: {len(quote)} bytes, wanted at most {MAX_QUOTE}")
     version, body_type, start = _header(quote)
+    end = start + _BODIES[body_type]
     body = _part(quote, start, _BODIES[body_type], "report")
-    fields = _TD10.unpack_from(body)
-    service_td = _TD15_MORE.unpack_from(body, _TD10.size)[1] if body_type == 3 else None
-    signature = _sized(quote, start + len(body), "signature data")
-    end = start + len(body) + 4 + len(signature)
-    if end != len(quote):
-        raise FormatError(f"quote: {len(quote) - end} bytes after the signature data, wanted none")
-    _check_signature_data(signature)
-    return TdxReport(
+    data = _sized(quote, end, "signature data")
+    raw = unpadded(quote)
+    inner = data[2 * _POINT :]
+    if version > 3:
+        inner = _certification(data, 2 * _POINT, _QE_REPORT_CERTIFICATION)
+    qe_report = _part(inner, 0, SGX_REPORT_SIZE, "QE report")
+    signature_end = SGX_REPORT_SIZE + _POINT
+    size = int.from_bytes(_part(inner, signature_end, 2, "QE authentication data"), "little")
+    authentication = _part(inner, signature_end + 2, size, "QE authentication data")
+    return Quote(
         version=version,
-        tee_tcb_svn=fields[0],
-        seam=fields[1],
-        attributes=fields[4],
-        xfam=fields[5],
-        registers=dict(zip(REGISTERS, (fields[6], *fields[10:14]), strict=True)),
-        report_data=fields[14],
-        service_td=service_td,
+        report=parse_sgx_report(body) if body_type == 1 else parse_td_report(body),
+        body=body,
+        signed=quote[:end],
+        signature=_part(data, 0, _POINT, "signature"),
+        attestation_key=_part(data, _POINT, _POINT, "attestation key"),
+        qe_report=parse_sgx_report(qe_report),
+        qe_signed=qe_report,
+        qe_signature=_part(inner, SGX_REPORT_SIZE, _POINT, "QE report's signature"),
+        qe_authentication=authentication,
+        certificates=_certificates(_certification(inner, signature_end + 2 + size, _PCK_CHAIN)),
+        raw=raw,
     )
 
 
 def unpadded(quote: bytes) -> bytes:
-    """A TDX quote without the zero bytes that some platforms hand out after it.
-
-    Attesters call this once; verifiers never do, so that a quote has one length only.
+    """A quote without the zero bytes that some platforms hand out after it.
 
     Raises:
         FormatError: the quote is cut short, or something other than zero bytes follows it.
@@ -107,34 +139,28 @@ def unpadded(quote: bytes) -> bytes:
     end = start + _BODIES[body_type]
     end += 4 + len(_sized(quote, end, "signature data"))
     if any(quote[end:]):
-        raise FormatError("quote: bytes other than zero after the signature data")
+        raise FormatError(f"quote: {len(quote) - end} bytes after the signature data, wanted zero bytes or none")
     return quote[:end]
 
 
 def _header(quote: bytes) -> tuple[int, int, int]:
     """Version, body type and where the body starts."""
-    version, key_type, tee_type, vendor, _ = _HEADER.unpack(_part(quote, 0, _HEADER.size, "header"))
+    version, key_type, tee_type, _, _, vendor, _ = _HEADER.unpack(_part(quote, 0, _HEADER.size, "header"))
     for name, got, wanted in (
-        ("version", version, (4, 5)),
+        ("version", version, (3, 4, 5)),
         ("attestation key type", key_type, (ECDSA_P256,)),
-        ("TEE type", tee_type, (TEE_TDX,)),
+        ("TEE type", tee_type, (TEE_SGX,) if version == 3 else (TEE_SGX, TEE_TDX)),
         ("QE vendor", vendor.hex(), (INTEL_QE_VENDOR.hex(),)),
     ):
         if got not in wanted:
             raise FormatError(f"quote: got {name} {got}, wanted {' or '.join(map(str, wanted))}")
-    if version == 4:
-        return version, 2, _HEADER.size
+    if version < 5:
+        return version, _BODY_OF[tee_type], _HEADER.size
     body_type, size = _BODY.unpack(_part(quote, _HEADER.size, _BODY.size, "body header"))
-    if _BODIES.get(body_type) != size:
-        raise FormatError(f"quote: got body type {body_type} of {size} bytes, wanted {_BODIES}")
+    if body_type not in _BODIES_OF[tee_type] or _BODIES[body_type] != size:
+        wanted_bodies = " or ".join(f"{each} of {_BODIES[each]}" for each in _BODIES_OF[tee_type])
+        raise FormatError(f"quote: got body type {body_type} of {size} bytes, wanted {wanted_bodies}")
     return version, body_type, _HEADER.size + _BODY.size
-
-
-def _check_signature_data(data: bytes) -> None:
-    inner = _certification(data, _SIGNATURE_AND_KEY, _QE_REPORT_CERTIFICATION)
-    authentication = _part(inner, _QE_REPORT_AND_SIGNATURE, 2, "QE authentication data")
-    end = _QE_REPORT_AND_SIGNATURE + 2 + int.from_bytes(authentication, "little")
-    _certification(inner, end, _PCK_CHAIN)
 
 
 def _certification(data: bytes, start: int, wanted: int) -> bytes:
@@ -142,8 +168,44 @@ def _certification(data: bytes, start: int, wanted: int) -> bytes:
     kind, size = _CERTIFICATION.unpack(_part(data, start, _CERTIFICATION.size, "certification data"))
     rest = len(data) - start - _CERTIFICATION.size
     if kind != wanted or size != rest:
-        raise FormatError(f"quote: got certification data {kind} of {size} bytes, wanted {wanted} of {rest}")
+        raise FormatError(
+            f"quote: got certification data {kind} of {size} bytes, wanted {wanted} of {rest}",
+            hint="let the platform's quote provider put its certificate chain into quotes (PCK caching)"
+            if kind in range(1, 5)
+            else None,
+        )
     return data[start + _CERTIFICATION.size :]
+
+
+def _certificates(pem: bytes) -> tuple[VendorCertificate, ...]:
+    """The chain in a quote: PEM (RFC 7468) with lines of 64 characters, LF or CR LF throughout, in canonical base64.
+
+    Lines may be empty between certificates and after the last, and zero bytes may follow: platforms differ there.
+    """
+    text, place = pem.rstrip(b"\0"), 0
+    found: list[VendorCertificate] = []
+    newlines: set[bytes] = set()
+    while place < len(text):
+        match = _PEM.match(text, place)
+        if match is None or len(found) > MAX_CHAIN:
+            raise FormatError("quote: wanted certificates in PEM, in lines of 64 characters and nothing between them")
+        body = b"".join(match[2].split(match[1]))
+        try:
+            der = base64.b64decode(body, validate=True)
+        except binascii.Error:
+            der = b""
+        if base64.b64encode(der) != body:
+            raise FormatError("quote: a certificate is not base64 in its canonical form")
+        found.append(_certificate(der))
+        newlines.add(match[1])
+        place = match.end()
+    if not found or len(newlines) > 1:
+        raise FormatError(f"quote: {len(found)} certificates with {len(newlines)} kinds of line ends, wanted one kind")
+    return tuple(found)
+
+
+# A platform shows the same three in every quote.
+_certificate = lru_cache(maxsize=64)(VendorCertificate)
 
 
 def _sized(data: bytes, start: int, name: str) -> bytes:
@@ -156,8 +218,3 @@ def _part(data: bytes, start: int, size: int, name: str) -> bytes:
     if len(part) != size:
         raise FormatError(f"quote: {len(part)} bytes of {name}, wanted {size}")
     return part
-
-
-def _cap(name: str, size: int, cap: int) -> None:
-    if size > cap:
-        raise FormatError(f"{name}: {size} bytes, wanted at most {cap}")

@@ -10,27 +10,41 @@ make a vendor root, so verifying simulated evidence proves nothing until `apprai
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.verify.anchors import VENDORS, Anchors
+from strongroom.attest.verify.azure import verify_azure
 from strongroom.attest.verify.dcap import verify_dcap
+from strongroom.attest.verify.nitro import verify_nitro
+from strongroom.attest.verify.nvidia import verify_nvidia
+from strongroom.attest.verify.snp import verify_snp
+from strongroom.attest.verify.tpm import verify_tpm
 from strongroom.errors import UsageError
 
-__all__ = ["VENDORS", "Anchors", "verify"]
+__all__ = ["VENDORS", "Anchors", "steps_of", "verify"]
 
 _LAST_MOMENT = 253402300799  # the end of the year 9999, where X.509's dates end
 
 _VERIFIERS: Mapping[str, Callable[[Evidence, Anchors, int], Claims]] = {
     "sgx": verify_dcap,
     "tdx": verify_dcap,
+    "nitro": verify_nitro,
+    "nvidia": verify_nvidia,
+    "snp": verify_snp,
     "simulated": verify_dcap,
+    "azure-snp": verify_azure,
+    "azure-tdx": verify_azure,
+    "tpm": verify_tpm,
 }
 
 
 def verify(evidence: Evidence, *, now: int, anchors: Anchors = VENDORS) -> Claims:
-    """Follow the signatures from a vendor's root to the claims.
+    """Follow the signatures from a vendor's root to the claims of an enclave, and of each of its devices.
 
     Args:
         evidence: what the enclave showed.
@@ -45,4 +59,13 @@ def verify(evidence: Evidence, *, now: int, anchors: Anchors = VENDORS) -> Claim
     """
     if not 0 <= now <= _LAST_MOMENT:
         raise UsageError(f"now: got {now}, wanted seconds since 1970")
-    return _VERIFIERS[evidence.tee](evidence, anchors, now)
+    claims = _VERIFIERS[evidence.tee](evidence, anchors, now)
+    devices = tuple(_VERIFIERS[device.tee](device, anchors, now) for device in evidence.devices)
+    return replace(claims, devices=devices) if devices else claims
+
+
+def steps_of(tee: str) -> tuple[str, ...]:
+    """What verifying evidence of that kind takes, step by step: the numbered list at the top of its verifier's file."""
+    text = sys.modules[_VERIFIERS[tee].__module__].__doc__ or ""
+    found = re.findall(r"^[0-9]+\. (.+(?:\n   .+)*)", text, re.MULTILINE)
+    return tuple(" ".join(step.split()).replace("`", "") for step in found)

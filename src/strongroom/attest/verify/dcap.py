@@ -2,8 +2,15 @@
 
 1. Parse the quote; a debug enclave is refused before anything else, whoever signed it.
 2. Find the vendor root: Intel's for `tdx` and `sgx`, the one that the endorsements carry for `simulated`.
-3. Let `dcap-qvl` follow every signature from that root to the quote at `now`.
-4. Compare its reading of the report with ours, so that no two parsers ever disagree about what was signed.
+3. Let `dcap-qvl` follow every signature from that root to the quote at `now`, with the revocation lists, and find the
+   platform's TCB level.
+4. Follow the quote's own signatures in our own code too (`dcap_chain`).
+5. Compare its reading of the report and the platform with ours, so that no two parsers ever disagree about what was
+   signed; and judge the platform too (`dcap_tcb.judge`): `dcap-qvl` takes TCB information of any version and PCE.
+
+`dcap-qvl` enforces no policy here: status, advisories and what it would else decide about (hyperthreading, platforms to
+which processors may be added) go into the claims, for `appraise`. It reads SGX quotes of version 3 only: for later ones
+our own code does step 3 as well (`dcap_tcb`).
 """
 
 from __future__ import annotations
@@ -11,54 +18,86 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime as dt
+import json
 import re
+from collections.abc import Callable
+from typing import Any
 
 import dcap_qvl
 
-from strongroom.attest.claims import Claims, registers_measurement
+from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.parse.dcap import TdxReport, parse_tdx
+from strongroom.attest.parse.collateral import parse_collateral
+from strongroom.attest.parse.dcap import Quote, parse_quote
+from strongroom.attest.parse.dcap_body import SgxReport
+from strongroom.attest.parse.pck import Platform
 from strongroom.attest.verify.anchors import INTEL_ROOT, Anchors
-from strongroom.crypto import digest
+from strongroom.attest.verify.dcap_chain import follow
+from strongroom.attest.verify.dcap_claims import TcbLevel, dcap_claims
+from strongroom.attest.verify.dcap_tcb import follow_with, judge
+from strongroom.crypto.chains import VendorCertificate
 from strongroom.errors import DebugEnclaveError, ExpiredError, FormatError, VerificationError
 
+_UP_TO_DATE = "UpToDate"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]+)-----END CERTIFICATE-----\n?\0?\Z")
 # How dcap-qvl says that a date is out of its window; a reason that this misses is still a VerificationError.
 _OUT_OF_TIME = re.compile(r"expired|in the future|not ?yet ?valid|not ?valid ?yet", re.IGNORECASE)
 
+# What `dcap-qvl` calls the fields that both read.
+_SGX_NAMES = {"mr_enclave": "mrenclave", "mr_signer": "mrsigner", "attributes": "attributes", "cpu_svn": "cpusvn"}
+_TD_NAMES = {
+    "mr_seam": "mrseam",
+    "mr_signer_seam": "mrsignerseam",
+    "seam_attributes": "seamattributes",
+    "td_attributes": "tdattributes",
+    "xfam": "xfam",
+    "mr_td": "mrtd",
+    "mr_config_id": "mrconfigid",
+    "mr_owner": "mrowner",
+    "mr_owner_config": "mrownerconfig",
+    "rt_mr0": "rtmr0",
+    "rt_mr1": "rtmr1",
+    "rt_mr2": "rtmr2",
+    "rt_mr3": "rtmr3",
+}
+
 
 def verify_dcap(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     """The claims of a `tdx`, `sgx` or `simulated` quote, by the steps at the top of this file."""
-    report = parse_tdx(evidence.quote)
-    if report.debug:
+    # 1
+    quote = parse_quote(evidence.quote)
+    kind = "sgx" if isinstance(quote.report, SgxReport) else "tdx"
+    if evidence.tee != kind and evidence.tee != "simulated":
+        raise FormatError(f"quote: got one of {kind}, wanted one of {evidence.tee}")
+    refuse_debug(evidence.tee, quote)
+    # 2
+    collateral = _collateral(evidence.endorsements)
+    root = _root(evidence.tee, collateral.pck_crl_issuer_chain, anchors)
+    intel = evidence.tee != "simulated"
+    if kind == "sgx" and quote.version > 3:
+        # 3 and 4
+        platform, level = follow_with(parse_collateral(evidence.endorsements), quote, root, now=now, intel=intel)
+    else:
+        # 3
+        verified = _let_follow(evidence.tee, quote, collateral, root, now)
+        level = _level(evidence.tee, verified, now)
+        # 4
+        platform = follow(quote, root, now=now, intel=intel)
+        # 5
+        _same_reading(verified, quote, platform)
+        ours = judge(quote, platform, parse_collateral(evidence.endorsements), now=now)
+        if level.status == _UP_TO_DATE != ours.status:
+            raise VerificationError(f"tcb status: dcap-qvl says {level.status}, our own code {ours.status}")
+    return dcap_claims(evidence.tee, quote, platform, level, root.fingerprint)
+
+
+def refuse_debug(tee: str, quote: Quote) -> None:
+    """Raises DebugEnclaveError if the quote's enclave can be debugged."""
+    if quote.report.debug:
         raise DebugEnclaveError(
-            f"{evidence.tee} enclave: debug is on, wanted off",
+            f"{tee} enclave: debug is on, wanted off",
             hint="start the enclave without debugging: its memory can be read from outside",
         )
-    collateral = _collateral(evidence.endorsements)
-    root = _carried_root(collateral.pck_crl_issuer_chain) if evidence.tee == "simulated" else anchors.intel.der
-    root_digest = "sha256:" + digest(root).hex()
-    if evidence.tee == "simulated":
-        if root_digest == INTEL_ROOT:
-            raise VerificationError(
-                f"simulated evidence: got Intel's vendor root, {INTEL_ROOT}, wanted a simulated one"
-            )
-        if anchors.simulated is not None and root_digest != anchors.simulated.fingerprint:
-            raise VerificationError(f"vendor root: got {root_digest}, wanted {anchors.simulated.fingerprint}")
-    verified = _follow(evidence, collateral, root, now)
-    _same_reading(evidence.quote, report)
-    registers = {name: value.hex() for name, value in report.registers.items()}
-    return Claims(
-        tee=evidence.tee,
-        measurement=registers_measurement(registers),
-        registers=registers,
-        report_data=report.report_data,
-        debug=report.debug,
-        tcb_status=verified.status,
-        advisories=tuple(verified.advisory_ids),
-        vendor_root=root_digest,
-        hardware_id=verified.ppid.hex(),
-    )
 
 
 def _collateral(endorsements: bytes) -> dcap_qvl.QuoteCollateralV3:
@@ -66,6 +105,17 @@ def _collateral(endorsements: bytes) -> dcap_qvl.QuoteCollateralV3:
         return dcap_qvl.QuoteCollateralV3.from_json(endorsements.decode())
     except ValueError as error:
         raise FormatError(f"endorsements: {_reason(error)}") from None
+
+
+def _root(tee: str, chain: str, anchors: Anchors) -> VendorCertificate:
+    if tee != "simulated":
+        return anchors.intel
+    root = VendorCertificate(_carried_root(chain))
+    if root.fingerprint == INTEL_ROOT:
+        raise VerificationError(f"simulated evidence: got Intel's vendor root, {INTEL_ROOT}, wanted a simulated one")
+    if anchors.simulated is not None and root != anchors.simulated:
+        raise VerificationError(f"vendor root: got {root.fingerprint}, wanted {anchors.simulated.fingerprint}")
+    return root
 
 
 def _carried_root(chain: str) -> bytes:
@@ -81,32 +131,71 @@ def _carried_root(chain: str) -> bytes:
     return der
 
 
-def _follow(
-    evidence: Evidence, collateral: dcap_qvl.QuoteCollateralV3, root: bytes, now: int
-) -> dcap_qvl.VerifiedReport:
+def _let_follow(
+    tee: str, quote: Quote, collateral: dcap_qvl.QuoteCollateralV3, root: VendorCertificate, now: int
+) -> dict[str, Any]:
+    """What dcap-qvl says of the quote: its claims, version 1 of their form."""
+    policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
-        return dcap_qvl.verify_with_root_ca(evidence.quote, collateral, root, now)
+        claims = _ask(lambda: dcap_qvl.QuoteVerifier(root.der).verify_with_policy(quote.raw, collateral, now, policy))
+        return dict(json.loads(claims.to_json()))
+    except _RefusalError as refused:
+        reason = str(refused)
+    # Of a chain that fails it says no more than that here; its older function says why.
+    try:
+        _ask(lambda: dcap_qvl.verify_with_root_ca(quote.raw, collateral, root.der, now))
+    except _RefusalError as refused:
+        reason = str(refused)
+    if _OUT_OF_TIME.search(reason):
+        raise _expired(tee, now, reason)
+    raise VerificationError(f"{tee} evidence: {reason}")
+
+
+class _RefusalError(Exception):
+    """What dcap-qvl says, in one line."""
+
+
+def _ask(question: Callable[[], Any]) -> Any:
+    """What dcap-qvl answers. Raises _RefusalError if it refuses."""
+    try:
+        return question()
     except ValueError as error:
-        reason = _reason(error)
+        raise _RefusalError(_reason(error)) from None
     except BaseException as error:
         # A panic in Rust arrives outside Exception; evidence from a stranger must not end the process.
         if type(error).__name__ != "PanicException":
             raise
-        reason = "the verifier could not read it"
-    if _OUT_OF_TIME.search(reason):
-        moment = dt.datetime.fromtimestamp(now, dt.UTC)
-        raise ExpiredError(f"{evidence.tee} evidence: not valid at {moment:%Y-%m-%d %H:%M:%SZ}: {reason}")
-    raise VerificationError(f"{evidence.tee} evidence: {reason}")
+        raise _RefusalError("the verifier could not read it") from None
 
 
-def _same_reading(quote: bytes, report: TdxReport) -> None:
-    theirs = dcap_qvl.Quote.parse(quote).report
-    names = ("mr_td", "rt_mr0", "rt_mr1", "rt_mr2", "rt_mr3", "report_data", "td_attributes")
-    if [getattr(theirs, name, None) for name in names] != [
-        *report.registers.values(),
-        report.report_data,
-        report.attributes,
-    ]:
+def _level(tee: str, verified: dict[str, Any], now: int) -> TcbLevel:
+    """The platform's level; dcap-qvl takes revocation lists before they are in force, so dates are looked at again."""
+    starts = max(verified["latest_issue_date"], verified["qe_iden_latest_issue_date"])
+    expires = min(verified["earliest_expiration_date"], verified["qe_iden_earliest_expiration_date"])
+    if not starts <= now <= expires:
+        raise _expired(tee, now, f"an endorsement is of {starts}, or ends at {expires}")
+    tcb = verified["tcb"]
+    return TcbLevel(tcb["status"], tuple(tcb["advisory_ids"]), tcb["eval_data_number"], expires)
+
+
+def _expired(tee: str, now: int, reason: str) -> ExpiredError:
+    moment = dt.datetime.fromtimestamp(now, dt.UTC)
+    return ExpiredError(f"{tee} evidence: not valid at {moment:%Y-%m-%d %H:%M:%SZ}: {reason}")
+
+
+def _same_reading(verified: dict[str, Any], quote: Quote, platform: Platform) -> None:
+    ((_, theirs),) = verified["report"].items()
+    theirs = theirs.get("base", theirs)  # a TD report 1.5 is a 1.0 and two fields
+    names = _SGX_NAMES if isinstance(quote.report, SgxReport) else _TD_NAMES
+    ours = {name: quote.report.registers[mine].hex() for name, mine in names.items()}
+    ours["report_data"] = quote.report.report_data.hex()
+    pck = verified["platform"]["pck"]
+    told = tuple(bytes(pck[name]) for name in ("ppid", "fmspc", "cpu_svn", "pce_id"))
+    if (
+        any(theirs.get(name) != value for name, value in ours.items())
+        or told != (platform.ppid, platform.fmspc, platform.cpusvn, platform.pce_id)
+        or pck["pce_svn"] != platform.pcesvn
+    ):
         raise VerificationError("quote: two parsers read it differently")
 
 

@@ -1,0 +1,85 @@
+"""A table `[reference]` to start a policy from: it accepts the evidence that it was drafted from, and says what each
+line lets in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from strongroom.attest.claims import Claims
+from strongroom.attest.verify import VENDORS
+
+_WITH_STATUS = ("sgx", "tdx", "azure-tdx", "simulated")
+
+
+def reference_table(claims: Claims) -> str:
+    """TOML that `parse_reference` reads. A debug enclave is never accepted, whatever a policy says."""
+    return "\n".join(_lines(claims)) + "\n"
+
+
+def _lines(claims: Claims) -> Iterator[str]:
+    if claims.debug:
+        yield "# THIS EVIDENCE IS OF A DEBUG ENCLAVE: no policy accepts it. Start the enclave without debugging."
+    yield "[reference]"
+    yield from _common(claims)
+    if claims.tee == "tpm":
+        yield f"tpm_roots = {_list(claims.vendor_root)}"
+    if claims.tee == "simulated":
+        yield from _simulated(claims)
+    if claims.tee in _WITH_STATUS and not claims.tcb_status:
+        yield "# No TCB status, and so refused: verify with Intel's collateral (--endorsements), and draft again."
+    elif claims.tee in _WITH_STATUS and claims.tcb_status != "UpToDate":
+        yield "# Judge this before you accept it: a platform that is up to date does not need it."
+        yield f"tcb_statuses = {_list('UpToDate', claims.tcb_status)}"
+    yield from _minimum("reference", claims)
+    if claims.devices:
+        first = claims.devices[0]
+        yield ""
+        yield "[reference.devices]"
+        yield from _common(first, *claims.devices[1:])
+        if first.vendor_root != VENDORS.nvidia.fingerprint:
+            yield from _simulated(first)
+        yield from _minimum("reference.devices", first)
+
+
+def _common(*claims: Claims) -> Iterator[str]:
+    first = claims[0]
+    yield f"tees = {_list(*(each.tee for each in claims))}"
+    yield f"measurements = {_list(*(each.measurement for each in claims))}"
+    advisories = [name for each in claims for name in each.advisories]
+    if advisories:
+        yield "# Judge these before you accept them."
+        yield f"advisories_allowed = {_list(*advisories)}"
+    weaknesses = [name for each in claims for name in (*each.weaknesses, *(["migratable"] if each.migratable else []))]
+    if weaknesses:
+        yield "# Judge these before you accept them: each takes from the enclave's isolation."
+        yield f"weaknesses_allowed = {_list(*weaknesses)}"
+    if first.signer:
+        yield f"# signers = {_list(*(each.signer for each in claims))}"
+    if first.hardware_id:
+        yield "# Only this hardware:"
+        yield f"# hardware_ids = {_list(*(each.hardware_id for each in claims))}"
+    if first.issued_at is not None:
+        yield "# Seconds that evidence may be old:"
+        yield "# maximum_age = 300"
+
+
+def _simulated(claims: Claims) -> Iterator[str]:
+    yield "# Protects nothing against the machine's owner."
+    yield f"allow_simulated = {_text(claims.vendor_root)}"
+
+
+def _minimum(path: str, claims: Claims) -> Iterator[str]:
+    if claims.tcb:
+        yield ""
+        yield "# The lowest versions to accept; raise them as the vendor publishes new ones."
+        yield f"[{path}.minimum_tcb.{claims.tee}]"
+        yield from (f"{name} = {version}" for name, version in claims.tcb.items())
+
+
+def _list(*values: str) -> str:
+    return f"[{', '.join(_text(value) for value in dict.fromkeys(values))}]"
+
+
+def _text(value: str) -> str:
+    return json.dumps(value)

@@ -1,0 +1,135 @@
+"""The table [reference] of a policy: what it may say, and what it is told when it says something else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from strongroom.attest.reference import ReferenceValues
+from strongroom.cas.policy import parse_policy, parse_reference
+from strongroom.errors import PolicyError
+
+GOOD, SIGNER, CHIP = "ab" * 48, "cd" * 48, "ef" * 64
+ROOT = "sha256:" + "12" * 32
+PLAIN = f"""
+[reference]
+tees = ["snp"]
+measurements = ["{GOOD}"]
+"""
+EVERYTHING = f"""
+[reference]
+tees = ["snp", "tdx", "tpm", "nitro", "simulated"]
+measurements = ["{GOOD}"]
+tcb_statuses = ["UpToDate", "SWHardeningNeeded"]
+advisories_allowed = ["INTEL-SA-00615"]
+allow_simulated = "{ROOT}"
+signers = ["{SIGNER}"]
+hardware_ids = ["{CHIP}"]
+tpm_roots = ["{ROOT}"]
+weaknesses_allowed = ["sept-ve"]
+maximum_age = 300
+
+[reference.minimum_tcb.snp]
+snp = 22
+microcode = 213
+
+[reference.minimum_tcb.tdx]
+module = 5
+
+[reference.registers]
+pcr4 = ["{GOOD}", "{SIGNER}"]
+
+[reference.devices]
+tees = ["nvidia"]
+measurements = ["{SIGNER}"]
+hardware_ids = ["00ff"]
+
+[reference.devices.registers]
+block1 = ["{GOOD}"]
+"""
+
+
+def test_everything_that_a_policy_may_say():
+    assert parse_reference(EVERYTHING) == ReferenceValues(
+        tees=("snp", "tdx", "tpm", "nitro", "simulated"),
+        measurements=(GOOD,),
+        tcb_statuses=("UpToDate", "SWHardeningNeeded"),
+        advisories_allowed=("INTEL-SA-00615",),
+        allow_simulated=ROOT,
+        minimum_tcb={"snp": {"snp": 22, "microcode": 213}, "tdx": {"module": 5}},
+        signers=(SIGNER,),
+        registers={"pcr4": (GOOD, SIGNER)},
+        hardware_ids=(CHIP,),
+        tpm_roots=(ROOT,),
+        weaknesses_allowed=("sept-ve",),
+        maximum_age=300,
+        devices=ReferenceValues(
+            ("nvidia",), (SIGNER,), tcb_statuses=(), hardware_ids=("00ff",), registers={"block1": (GOOD,)}
+        ),
+    )
+
+
+def test_what_is_not_said_is_strict():
+    reference = parse_reference(PLAIN)
+    assert reference == ReferenceValues(("snp",), (GOOD,))
+    assert (reference.tcb_statuses, reference.weaknesses_allowed, reference.tpm_roots) == (("UpToDate",), (), ())
+    assert reference.allow_simulated is reference.devices is reference.signers is None
+
+
+def test_a_whole_policy_has_the_same_table():
+    head = f'[policy]\nname = "a/b"\nversion = 1\nowner = "{ROOT}"\nrole = "program"\n'
+    assert parse_policy(head + EVERYTHING).reference == parse_reference(EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("signer = []", "reference: unknown key 'signer'"),
+        ("signers = []", r"reference\.signers: is empty"),
+        ("hardware_ids = []", r"reference\.hardware_ids: is empty"),
+        ("tpm_roots = []", r"reference\.tpm_roots: is empty"),
+        ('signers = ["XY"]', r"reference\.signers: got 'XY'"),
+        ("signers = [1]", r"reference\.signers: wanted an array of strings"),
+        ('tpm_roots = ["sha256:0"]', r"reference\.tpm_roots: got 'sha256:0'"),
+        ("maximum_age = 0", r"reference\.maximum_age: got 0"),
+        ("maximum_age = true", r"reference\.maximum_age: got"),
+        ("maximum_age = 0x" + "f" * 5000, r"reference\.maximum_age: got int"),
+        ("minimum_tcb = 1", r"reference\.minimum_tcb: got int, wanted a table"),
+        ("[reference.minimum_tcb.sev]\nsnp = 1", r"reference\.minimum_tcb\.sev: wanted a table of numbers for one of"),
+        ("[reference.minimum_tcb.snp]", r"reference\.minimum_tcb\.snp: wanted a table of numbers"),
+        ("[reference.minimum_tcb.snp]\nsnp = -1", r"reference\.minimum_tcb\.snp\.snp: got -1"),
+        ('[reference.minimum_tcb.snp]\nsnp = "1"', r"reference\.minimum_tcb\.snp\.snp: got str"),
+        ("[reference.minimum_tcb.snp]\nsnp = 0x" + "f" * 5000, r"reference\.minimum_tcb\.snp\.snp: got int"),
+        ("[reference.registers]\npcr4 = []", r"registers\.pcr4: is empty"),
+        ('[reference.registers]\npcr4 = ["zz"]', r"reference\.registers\.pcr4: wanted at least one value"),
+        ("[reference.devices]", r"reference\.devices\.tees: missing"),
+        ('[reference.devices]\ntees = ["nvidia"]', r"reference\.devices\.measurements: missing"),
+        (f'[reference.devices]\ntees = ["snp"]\nmeasurements = ["{GOOD}"]', r"reference\.devices\.tees: got"),
+        (
+            f'[reference.devices]\ntees = ["nvidia"]\nmeasurements = ["{GOOD}"]\ntpm_roots = ["{ROOT}"]',
+            r"reference\.devices: unknown key 'tpm_roots'",
+        ),
+        ("[reference.devices.devices]", r"reference\.devices\.tees: missing"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(more, says):
+    with pytest.raises(PolicyError, match=says):
+        parse_reference(PLAIN + more)
+
+
+def test_a_key_that_is_nearly_right_is_suggested():
+    with pytest.raises(PolicyError) as refusal:
+        parse_reference(PLAIN + 'weaknesses_alowed = ["vmpl"]')
+    assert refusal.value.hint == "did you mean weaknesses_allowed?"
+
+
+def test_the_examples_of_the_documentation_parse():
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "policy.md").read_text()
+    blocks = re.findall(r"^```toml\n(\[reference.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        whole = block if block.startswith("[reference]") else PLAIN + block
+        whole = re.sub(r"sha256:([0-9a-f]{4})\.\.\.", lambda match: "sha256:" + match[1] * 16, whole)
+        parse_reference(re.sub(r'"([0-9a-f]{4})\.\.\."', lambda match: f'"{match[1] * 24}"', whole))
