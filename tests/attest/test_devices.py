@@ -57,10 +57,10 @@ def reference(vendor, registers, maker, gpu) -> ReferenceValues:
 
 @pytest.fixture
 def judge(maker, reference):
-    """Verify and appraise, under the root of the simulated GPUs."""
+    """Verify and appraise, under the root of the simulated GPUs, which the policy names."""
 
     def run(evidence: Evidence, wanted: ReferenceValues = reference, **changes: object) -> AttestationResult:
-        claims = verify(evidence, now=NOW, anchors=replace(VENDORS, nvidia=maker.root))
+        claims = verify(evidence, now=NOW, anchors=reference.anchors)
         devices = tuple(replace(each, **changes) for each in claims.devices)
         return appraise(replace(claims, devices=devices), wanted, expected_report_data=DATA, now=NOW)
 

@@ -77,6 +77,13 @@ def test_a_quote_by_hardware_verifies_under_the_root_that_certified_its_key():
     assert claims.report_data.hex() == case["nonce"]
     with pytest.raises(VerificationError, match="wanted one of 0 roots"):
         verify(evidence, now=case["now"])
+    # A policy that names the root by its digest is enough where the evidence brings the root along.
+    whole = dataclasses.replace(evidence, endorsements=Endorsements((leaf, root)).to_bytes())
+    policy = ReferenceValues(("tpm",), (claims.measurement,), tpm_roots=(root.fingerprint,))
+    assert verify(whole, now=case["now"], anchors=policy.anchors).vendor_root == root.fingerprint
+    for policy in (ReferenceValues(("tpm",), ()), ReferenceValues(("tpm",), (), tpm_roots=("sha256:" + "0" * 64,))):
+        with pytest.raises(VerificationError):
+            verify(whole, now=case["now"], anchors=policy.anchors)
     with pytest.raises(ExpiredError):
         verify(evidence, now=case["now"] + 10 * 366 * 24 * 3600, anchors=dataclasses.replace(VENDORS, tpm=(root,)))
 
@@ -94,6 +101,7 @@ def test_a_policy_that_names_the_key_wants_the_nonce_and_the_measurement_too():
     reference = ReferenceValues(("tpm",), (claims.measurement,), tpm_roots=(claims.vendor_root,))
     result = appraise(claims, reference, expected_report_data=REPORT_DATA, now=NOW)
     assert result.measurement == claims.measurement
+    assert verify(Evidence("tpm", shown.to_bytes(), b""), now=NOW, anchors=reference.anchors) == claims
     with pytest.raises(BindingError):
         appraise(claims, reference, expected_report_data=bytes(64), now=NOW)
     other = dataclasses.replace(reference, measurements=("00" * 48,))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from strongroom.attest.evidence import DEVICES, TEES
+from strongroom.attest.verify.anchors import VENDORS, Anchors
 from strongroom.errors import PolicyError
 
 _ROOT_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -64,6 +65,12 @@ class ReferenceValues:
     maximum_age: int | None = None
     devices: ReferenceValues | None = None
 
+    @property
+    def anchors(self) -> Anchors:
+        """Where `verify` may let chains end: at the vendors' roots, and at those that this policy names by digest."""
+        simulated = None if self.devices is None else self.devices.allow_simulated
+        return replace(VENDORS, named=frozenset(self.tpm_roots) | ({simulated} if simulated else set()))
+
     def __post_init__(self) -> None:
         for name in _LISTS:
             values = getattr(self, name)
@@ -88,6 +95,8 @@ class ReferenceValues:
                     f'{where}: got {_short(root)}, wanted "sha256:" and 64 hexadecimal digits',
                     hint="name the digest of the one root to accept",
                 )
+        if "" in self.tcb_statuses:
+            raise PolicyError("tcb_statuses: got an empty one, wanted Intel's words for a platform's state")
         self._check_tables()
 
     def _check_tables(self) -> None:

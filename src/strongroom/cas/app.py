@@ -251,7 +251,7 @@ class _Cas:
         wire = body.get("evidence")
         if not isinstance(wire, dict):
             raise FormatError("evidence: missing")
-        claims = verify(Evidence.from_wire(wire), now=now)
+        claims = verify(Evidence.from_wire(wire), now=now, anchors=policy.reference.anchors)
         return appraise(claims, policy.reference, expected_report_data=expected, now=now)
 
     def _check_claims(self, claims: Mapping[str, Any], policy: Policy, key: PublicKey, *, known: set[str]) -> None:

@@ -103,7 +103,7 @@ def _appraised(
         _, answer = _receive(stream, _EVIDENCE)
         claims, evidence = _parse(answer)
         moment = now()
-        verified = verify(evidence, now=moment)
+        verified = verify(evidence, now=moment, anchors=reference.anchors)
         binder = stream.export(EXPORTER_LABEL, ROLE.encode())
         bound = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims)
         result = appraise(verified, reference, expected_report_data=bound, now=moment)

@@ -159,7 +159,7 @@ def appraise_service(
         verify_token(attestation.time_token, signer, TIME_TOKEN, now=result.issued_at)
         fresh = digest(attestation.time_token.encode())
         # 4
-        evidence = verify(attestation.evidence, now=now)
+        evidence = verify(attestation.evidence, now=now, anchors=reference.anchors)
         # 5
         bound = report_data(Kind.SERVICE, fresh=fresh, binder=NO_BINDER, claims=attestation.claims)
         # 6
@@ -205,7 +205,7 @@ def appraise_session(
     """
     with _only_attestation_errors():
         # 1
-        verified = verify(evidence, now=now)
+        verified = verify(evidence, now=now, anchors=reference.anchors)
         # 2
         claims = canonical(session_claims(attestation.claims))
         bound = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims)

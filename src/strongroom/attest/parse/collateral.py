@@ -114,7 +114,7 @@ def parse_collateral(endorsements: bytes) -> Collateral:
 @lru_cache(maxsize=16)
 def parse_tcb_info(text: str) -> TcbInfo:
     """Read TCB information, version 3. Raises FormatError if it is none."""
-    members = _Members("TCB information", _object("TCB information", text.encode()))
+    members = _Members("TCB information", _object("TCB information", text))
     if members.number("version") != 3:
         raise FormatError(f"TCB information: got version {members.number('version')}, wanted 3")
     kind = members.text("id")
@@ -135,7 +135,7 @@ def parse_tcb_info(text: str) -> TcbInfo:
 @lru_cache(maxsize=16)
 def parse_qe_identity(text: str) -> QeIdentity:
     """Read the identity of a quoting enclave, version 2. Raises FormatError if it is none."""
-    members = _Members("QE identity", _object("QE identity", text.encode()))
+    members = _Members("QE identity", _object("QE identity", text))
     if members.number("version") != 2:
         raise FormatError(f"QE identity: got version {members.number('version')}, wanted 2")
     identity = Identity(
@@ -161,7 +161,8 @@ class _Members:
 
     def text(self, name: str) -> str:
         value = self._members.get(name)
-        return value if isinstance(value, str) else self._refuse(name, "a string")
+        # Intel's are ASCII; what JSON can spell and UTF-8 cannot, a lone surrogate, goes no further.
+        return value if isinstance(value, str) and value.isascii() else self._refuse(name, "a string in ASCII")
 
     def number(self, name: str) -> int:
         value = self._members.get(name)
@@ -206,9 +207,9 @@ class _Members:
         raise FormatError(f"{self._name}: {name}: wanted {wanted}")
 
 
-def _object(name: str, raw: bytes) -> dict[str, Any]:
+def _object(name: str, raw: bytes | str) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=_once)
+        value = json.loads(raw if isinstance(raw, str) else raw.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise FormatError(f"{name}: not JSON, or a name is there twice") from None
     if not isinstance(value, dict):

@@ -7,7 +7,7 @@ They are part of this code: a verifier gives others as an argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -25,7 +25,10 @@ class Anchors:
         nvidia: roots `nvidia`.
         tpm: roots of the chains that certify a TPM's attestation key; none by default, as there is no one vendor.
         tpm_keys: attestation keys of TPMs that the caller has enrolled, and trusts as they are.
-        simulated: the one root that `simulated` may have; if None, any, which `appraise` then compares with the policy.
+        simulated: the one root that `simulated` may have; if None, any, and `appraise` compares it with the policy.
+        named: ``sha256:<hex>`` of what may vouch too, if evidence brings it along: of the root certificate of a TPM's or
+            a device's chain, or of a TPM's attestation key itself. So a policy that names digests alone is enough
+            (`ReferenceValues.anchors`).
     """
 
     intel: VendorCertificate
@@ -35,6 +38,11 @@ class Anchors:
     tpm: tuple[VendorCertificate, ...] = ()
     tpm_keys: tuple[VendorKey, ...] = ()
     simulated: VendorCertificate | None = None
+    named: frozenset[str] = frozenset()
+
+    def brought(self, chain: Sequence[VendorCertificate]) -> tuple[VendorCertificate, ...]:
+        """The root that a chain of certificates brings along, if it is one of those named."""
+        return (chain[-1],) if chain and chain[-1].fingerprint in self.named else ()
 
 
 def _read(name: str) -> tuple[VendorCertificate, ...]:

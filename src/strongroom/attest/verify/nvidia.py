@@ -62,7 +62,8 @@ def verify_nvidia(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     if not chain:
         raise FormatError("endorsements: no certificates, wanted the device's chain, leaf first")
     # 2
-    verify_chain(chain, anchors.nvidia, now=now, revocation_lists=endorsements.revocation_lists)
+    root = next(iter(anchors.brought(chain)), anchors.nvidia)
+    verify_chain(chain, root, now=now, revocation_lists=endorsements.revocation_lists)
     leaf = chain[0]
     # 3
     if leaf.key.kind != "P-384" or not leaf.may_sign:
@@ -84,7 +85,7 @@ def verify_nvidia(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         registers={f"block{index}": value.hex() for index, value in exchange.blocks.items()},
         report_data=exchange.nonce,
         debug=False,
-        vendor_root=anchors.nvidia.fingerprint,
+        vendor_root=root.fingerprint,
         hardware_id=serial,
         product=product,
         attributes=_attributes(exchange) | {"firmware_id": firmware.hex(), "revocation": _revocation(endorsements)},

@@ -116,7 +116,7 @@ def check_attestation_key(public: TpmPublic) -> None:
 
 def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: int) -> str:
     """Whose word the key is: its own fingerprint if the caller enrolled it, else its root's."""
-    if key in anchors.tpm_keys:
+    if key in anchors.tpm_keys or key.fingerprint in anchors.named:
         return key.fingerprint
     chain = endorsements.certificates
     if not chain:
@@ -128,7 +128,7 @@ def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: in
         raise VerificationError("attestation key: the certificate shown is for another key")
     if AK_USAGE not in (chain[0].usages or {AK_USAGE}):
         raise VerificationError("attestation key: its certificate is not for attestation keys")
-    root = follow(endorsements, anchors.tpm, now)
+    root = follow(endorsements, (*anchors.tpm, *anchors.brought(chain)), now)
     return root.fingerprint
 
 
