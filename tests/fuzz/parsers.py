@@ -234,7 +234,14 @@ def check_vendor_key(raw: bytes) -> None:
 @parser("endorsements", lambda: [Endorsements(pem_certificates(chain())).to_bytes(), endorsements()])
 def check_endorsements(raw: bytes) -> None:
     found = parse_endorsements(raw)
-    assert parse_endorsements(found.to_bytes()) == found
+    same_again(found)
+
+
+def same_again(found: Endorsements) -> None:
+    written = found.to_bytes()
+    again = parse_endorsements(written)
+    assert again.certificates == found.certificates
+    assert again.to_bytes() == written
 
 
 def chain() -> bytes:
@@ -257,14 +264,14 @@ def table() -> bytes:
 @parser("certificate-table", lambda: [table()])
 def check_certificate_table(raw: bytes) -> None:
     found = parse_certificate_table(raw)
-    assert parse_endorsements(found.to_bytes()) == found
+    same_again(found)
 
 
 @parser("endorsement-files", lambda: [*collaterals()[:1], endorsements(), chain(), table(), thim(), *leaves()[:1]])
 def check_endorsement_files(raw: bytes) -> None:
     with suppress(StrongroomError):
         found = certificates_in(raw)
-        assert parse_endorsements(found.to_bytes()) == found
+        same_again(found)
     for tee in ("snp", "tdx"):
         with suppress(StrongroomError):
             read_endorsements(tee, [raw])
