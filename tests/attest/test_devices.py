@@ -87,7 +87,7 @@ def test_a_gpu_under_another_nonce_is_refused(cpu, gpu, judge, nonce):
 
 def test_one_replayed_gpu_among_good_ones_is_refused(cpu, gpu, maker, judge):
     with pytest.raises(BindingError):
-        judge(replace(cpu, devices=(gpu.quote(DATA), maker.gpu().quote(EARLIER))))
+        judge(replace(cpu, devices=(gpu.quote(DATA), maker.gpu(serial="fedcba9876543210").quote(EARLIER))))
 
 
 def test_a_good_gpu_does_not_help_a_replayed_cpu(vendor, registers, gpu, judge):
@@ -200,3 +200,8 @@ def test_a_policy_names_the_root_of_simulated_gpus_by_digest(gpu, maker):
         changed = table | {"devices": table["devices"] | {"allow_simulated": wrong}}
         with pytest.raises(PolicyError, match=r"reference\.devices\.allow_simulated"):
             reference_values(Table(changed, "reference"))
+
+
+def test_one_gpu_shown_twice_is_not_two(cpu, gpu, judge):
+    with pytest.raises(VerificationError, match="wanted different ones"):
+        judge(replace(cpu, devices=(gpu.quote(DATA), gpu.quote(DATA))))

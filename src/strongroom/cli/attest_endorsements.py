@@ -16,6 +16,7 @@ from strongroom.attest.endorsements import (
     Sources,
     bundle,
     endorsements_for,
+    gather,
     wants,
 )
 from strongroom.attest.endorsements.bundle import MAX_BUNDLE
@@ -114,17 +115,13 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _bundle(args: argparse.Namespace) -> int:
     asked, now = sources(args), int(time.time())
-    wanted = {
-        want.name: want
-        for name in args.files
-        for want in wants(reading.read_plain(name).evidence, services=asked.services, product=args.product)
-    }
     found = [each for name in args.add for each in endorsements_in(reading.read_bytes(name, MAX_BUNDLE), now=now)]
-    found += [each for want in wanted.values() if (each := asked.obtain(want, now=now)) is not None]
+    for name in args.files:
+        found += gather(reading.read_plain(name).evidence, asked, now=now, product=args.product)
     if not found:
         raise UsageError("bundle: nothing to put in", hint="name evidence, or endorsements with --add")
     bundle.write(args.out, found)
-    _told(args, {"file": str(args.out), "endorsements": [each.name for each in found]})
+    _told(args, {"file": str(args.out), "endorsements": list(dict.fromkeys(each.name for each in found))})
     return 0
 
 

@@ -24,7 +24,7 @@ from strongroom.attest.verify.nitro import verify_nitro
 from strongroom.attest.verify.nvidia import verify_nvidia
 from strongroom.attest.verify.snp import verify_snp
 from strongroom.attest.verify.tpm import verify_tpm
-from strongroom.errors import UsageError
+from strongroom.errors import UsageError, VerificationError
 
 __all__ = ["VENDORS", "Anchors", "steps_of", "verify"]
 
@@ -61,6 +61,10 @@ def verify(evidence: Evidence, *, now: int, anchors: Anchors = VENDORS) -> Claim
         raise UsageError(f"now: got {now}, wanted seconds since 1970")
     claims = _VERIFIERS[evidence.tee](evidence, anchors, now)
     devices = tuple(_VERIFIERS[device.tee](device, anchors, now) for device in evidence.devices)
+    if len({(each.vendor_root, each.hardware_id) for each in devices}) < len(devices):
+        # One device that is asked twice answers twice.
+        told = ", ".join(each.hardware_id or "one without an id" for each in devices)
+        raise VerificationError(f"devices: got {told}, wanted different ones")
     return replace(claims, devices=devices) if devices else claims
 
 

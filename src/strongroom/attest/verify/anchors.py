@@ -26,8 +26,8 @@ class Anchors:
         tpm: roots of the chains that certify a TPM's attestation key; none by default, as there is no one vendor.
         tpm_keys: attestation keys of TPMs that the caller has enrolled, and trusts as they are.
         simulated: the one root that `simulated` may have; if None, any, and `appraise` compares it with the policy.
-        named: ``sha256:<hex>`` of what may vouch too, if evidence brings it along: of the root certificate of a TPM's or
-            a device's chain, or of a TPM's attestation key itself. So a policy that names digests alone is enough
+        named: ``sha256:<hex>`` of what may vouch too, if evidence brings it along: the root certificate of a TPM's or
+            a device's chain, or a TPM's attestation key itself. So a policy that names digests alone is enough
             (`ReferenceValues.anchors`).
     """
 

@@ -101,6 +101,11 @@ def refuse_debug(tee: str, quote: Quote) -> None:
 
 
 def _collateral(endorsements: bytes) -> dcap_qvl.QuoteCollateralV3:
+    if not endorsements:
+        raise FormatError(
+            "endorsements: got none, wanted Intel's for this platform",
+            hint="`strongroom attest endorsements fetch` gets them, and so does strongroom.attest.endorsements",
+        )
     try:
         return dcap_qvl.QuoteCollateralV3.from_json(endorsements.decode())
     except ValueError as error:
