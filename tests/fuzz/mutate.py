@@ -55,6 +55,9 @@ def _text(text: str, chance: random.Random, plainly: Mutate) -> str:
             return text
         lines = "".join(line + "\n" for line in re.findall(".{1,64}", inner))
         return text[: match.start(2)] + lines + text[match.end(2) :]
+    if chance.random() < 0.05:
+        at = chance.randrange(len(text) + 1)
+        return text[:at] + chance.choice(["\ud800", "\0", "é", '"', "\n", "٣"]) + text[at:]
     if _HEX.fullmatch(text):
         return bytes_changed(bytes.fromhex(text)).hex()
     if _BASE64.fullmatch(text) and len(text) % 4 == 0:

@@ -8,6 +8,7 @@ before anybody looks at them: lengths, a signature.
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import functools
 import json
 import struct
@@ -288,7 +289,9 @@ def bundle() -> bytes:
     ).to_bytes()
 
 
-@parser("bundle", lambda: [bundle(), *(Bundle(endorsements_in(each, now=NOW)).to_bytes() for each in collaterals()[:1])])
+@parser(
+    "bundle", lambda: [bundle(), *(Bundle(endorsements_in(each, now=NOW)).to_bytes() for each in collaterals()[:1])]
+)
 def check_bundle(raw: bytes) -> None:
     found = Bundle.from_bytes(raw)
     assert Bundle.from_bytes(found.to_bytes()).to_bytes() == found.to_bytes()
@@ -411,6 +414,7 @@ def check_enrolment_challenge(raw: bytes) -> None:
 # Azure.
 
 
+@functools.cache
 def coco() -> list[bytes]:
     return vectors("azure-vtpm/*.json")
 
@@ -419,6 +423,7 @@ def azure(raw: bytes) -> Evidence:
     return from_coco(json.loads(raw))
 
 
+@functools.cache
 def hcl_reports() -> list[bytes]:
     return [parse_azure(each.tee, each.quote).hcl_report for each in map(azure, coco())]
 
@@ -631,8 +636,6 @@ def check_result_cwt_claims(raw: bytes) -> None:
 
 @functools.cache
 def envelope() -> bytes:
-    import datetime as dt
-
     now = dt.datetime.fromtimestamp(NOW, dt.UTC)
     authority = CertificateAuthority.create("authority", now=now)
     leaf: Certificate = authority.issue(key().public, "signer", now=now, lifetime=dt.timedelta(days=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ def test_every_input_that_is_kept_is_some_parsers():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed: it has wheels for Linux on x86-64")
 @pytest.mark.parametrize("name", PARSERS)
 def test_new_inputs_are_read_or_refused(name, tmp_path):
-    pytest.importorskip("atheris", reason="atheris is not installed: it has wheels for Linux on x86-64")
     # One seed, so that a run can be repeated; `python -m tests.fuzz.harness` tries others.
     flags = [f"-runs={PARSERS[name].runs}", "-seed=1", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run(

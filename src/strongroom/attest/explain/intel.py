@@ -241,7 +241,7 @@ def _dated(title: str, document: Mapping[str, Any], name: str) -> Iterator[Field
 
 def _issuers(name: str, pem: Any) -> Field:
     try:
-        chain = pem_certificates(pem.encode()) if isinstance(pem, str) else ()
+        chain = pem_certificates(pem.encode("ascii", "replace")) if isinstance(pem, str) else ()
     except FormatError as error:
         return Field(name, "unreadable", error.message)
     return Field(name, f"{len(chain)} certificates", " <- ".join(common_name(each.subject) for each in chain))

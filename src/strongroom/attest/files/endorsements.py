@@ -69,7 +69,9 @@ def certificates_in(raw: bytes) -> Endorsements:
         return parse_endorsements(raw.strip())
     if isinstance(document, dict) and isinstance(document.get("vcekCert"), str):
         chain = document.get("certificateChain", "")
-        return _pem((document["vcekCert"] + "\n" + (chain if isinstance(chain, str) else "")).encode())
+        return _pem(
+            (document["vcekCert"] + "\n" + (chain if isinstance(chain, str) else "")).encode("ascii", "replace")
+        )
     if isinstance(document, list):
         return certificates_in_table(document)
     if _is_collateral(document):
@@ -130,7 +132,7 @@ def _der(raw: bytes) -> Endorsements:
 def _entry(entry: Any) -> VendorCertificate:
     data = entry.get("data") if isinstance(entry, dict) else None
     if isinstance(data, str):
-        return VendorCertificate(_base64(data.encode()))
+        return VendorCertificate(_base64(data.encode("ascii", "replace")))
     try:
         return VendorCertificate(bytes(data if isinstance(data, list) else ()))
     except (ValueError, TypeError):
