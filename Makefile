@@ -6,6 +6,8 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 bin := .venv/bin
+# One file of tests runs in one process, as many of them at once as there are processors; ARGS="-n 0" for one by one.
+workers := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 .PHONY: help setup demo lint format test test-all bench clean
 
@@ -29,10 +31,10 @@ format: setup  ## format the code and sort its imports
 	@$(bin)/ruff format
 
 test: lint  ## lint, then every test but the slow ones
-	@$(bin)/python -m pytest $(ARGS)
+	@$(bin)/python -m pytest -n $(workers) --dist loadfile $(ARGS)
 
 test-all: lint  ## lint, then every test
-	@$(bin)/python -m pytest -m '' $(ARGS)
+	@$(bin)/python -m pytest -n $(workers) --dist loadfile -m '' $(ARGS)
 
 bench: setup  ## measure every goal (ARGS=--quick: at most a minute for each area)
 	@$(bin)/python -m benchmarks all $(ARGS)

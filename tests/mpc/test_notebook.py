@@ -203,7 +203,7 @@ def test_a_cell_gives_what_a_program_of_three_gives():
 
 
 def assigned(x):
-    x.data = x * 2
+    x.data = x[0]
 
 
 def trained(x):
