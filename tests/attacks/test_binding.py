@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -479,3 +480,32 @@ def test_a_client_appraises_again_before_the_end_and_sends_on(tmp_path):
             assert np.array_equal(ours.predict({"x": X})["y"], X + X)
         assert ours.appraise().expires >= first.expires + 1200
         assert ours.appraise().key == first.key
+
+
+def test_who_asks_for_evidence_without_end_is_turned_away(service):
+    """A TEE makes one at a time; sixteen may wait, the next is told so at once, and everything else goes on."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(nonce, binder):
+        asked.set()
+        go_on.wait()
+        return {}
+
+    app = ServiceApp(stages(), service.attestation.document, session=slow)
+    body = json.dumps({"nonce": "00" * 32}).encode()
+
+    def post(_=None):
+        with HttpClient.to("127.0.0.1", server.port, expect=lambda chain: None) as http:
+            return http.request("POST", ATTESTATION_PATH, body=body).status
+
+    with serving(app) as server, ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(post) for _ in range(16)]
+        asked.wait()
+        while app._nonces < 16:
+            pass
+        assert post() == 429
+        with HttpClient.to("127.0.0.1", server.port, expect=lambda chain: None) as http:
+            assert http.get("/v2/health/live") == {"live": True}
+        go_on.set()
+        assert [each.result() for each in waiting] == [200] * 16
+    app.close()

@@ -554,6 +554,7 @@ BODIES = [
         ("PUT", "/v1/policies/{name}"),
         ("PUT", "/v1/policies/{name}/secrets/token"),
         ("PUT", "/v1/policies/{name}/anchors/out"),
+        ("POST", "/v1/log/cosignatures"),
     ],
 )
 def test_no_body_brings_a_cas_to_fall(world, caplog, method, path):
@@ -615,6 +616,13 @@ def test_evidence_of_wrong_types_is_refused(enclave):
         "/v1/log?after=%C2%B2",
         "/v1/log?after=%D9%A3",
         "/v1/log?after=",
+        "/v1/log?proofs=",
+        "/v1/log?proofs=" + "9" * 19,
+        "/v1/log/",
+        "/v1/log/consistency",
+        "/v1/log/consistency?from=1&to=-1",
+        "/v1/log/consistency?from=2&to=1",
+        "/v1/log/consistency?from=0&to=" + "9" * 18,
         "//evil.example/v1/cas",
     ],
 )

@@ -15,7 +15,7 @@ from strongroom.attest.tee import dcap
 from strongroom.attest.verify import VENDORS, verify
 from strongroom.attest.verify.dcap_chain import follow
 from strongroom.attest.verify.dcap_tcb import follow_with
-from strongroom.errors import DebugEnclaveError, ExpiredError, FormatError, StrongroomError, VerificationError
+from strongroom.errors import DebugEnclaveError, ExpiredError, FormatError, StrongroomError, TcbError, VerificationError
 from tests.attest.intel import NOW, QUOTING, Intel, sgx_body, td_body
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -23,7 +23,7 @@ REAL = {
     "sgx": ("dcap-sgx/sgx_v3_icx_automata", 1_756_530_546),
     "tdx": ("dcap-tdx/tdx_v4_gcp_cos113", 1_753_175_614),
 }
-REFUSED = (VerificationError, FormatError, DebugEnclaveError, ExpiredError)
+REFUSED = (VerificationError, FormatError, DebugEnclaveError, ExpiredError, TcbError)
 
 
 def real(tee: str) -> tuple[Evidence, int]:
@@ -195,7 +195,7 @@ def test_a_revocation_list_of_another_issuer_is_refused():
     [
         ({"nextUpdate": "2025-06-15T00:00:00Z"}, ExpiredError),
         ({"issueDate": "2025-06-16T00:00:00Z"}, ExpiredError),
-        ({"tcbLevels": []}, VerificationError),
+        ({"tcbLevels": []}, TcbError),
         ({"version": 9}, StrongroomError),
         ({"id": "X"}, StrongroomError),
     ],
@@ -217,6 +217,16 @@ def test_tcb_information_of_another_platform_is_refused(edit):
         )
     with pytest.raises(StrongroomError):
         verify(evidence, now=NOW)
+
+
+@pytest.mark.parametrize("name", ["pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain"])
+@pytest.mark.parametrize("chain", ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_an_issuer_chain_that_is_none_is_refused_even_where_nobody_needs_it(name, chain):
+    evidence, now = real("tdx")
+    with pytest.raises(StrongroomError):
+        verify(edited(evidence, **{name: chain}), now=now)
+    with pytest.raises(FormatError, match=f"endorsements: {name}: certificate"):
+        parse_collateral(edited(evidence, **{name: chain}).endorsements)
 
 
 def test_endorsements_cannot_be_edited():
@@ -260,7 +270,7 @@ def test_the_status_is_no_better_than_module_and_quoting_enclave(platform, modul
     assert (level.status, set(level.advisories)) == (status, {"A-1", "A-2", "A-3"})
     try:
         claims = verify(evidence, now=NOW)
-    except VerificationError:
+    except TcbError:
         assert status == "Revoked"  # dcap-qvl refuses these at once
     else:
         assert (claims.tcb_status, set(claims.advisories)) == (status, {"A-1", "A-2", "A-3"})
@@ -269,8 +279,8 @@ def test_the_status_is_no_better_than_module_and_quoting_enclave(platform, modul
 def test_a_tdx_module_that_intel_did_not_sign_is_refused():
     intel = Intel()
     both_refuse(intel.evidence(td_body(seam_signer=b"o" * 48)), intel)
-    both_refuse(intel.evidence(td_body(svn=b"\0\1" + b"\1" * 14)), intel)  # too old
-    both_refuse(intel.evidence(td_body(svn=b"\1\2" + b"\1" * 14)), intel)  # of a version nobody knows
+    both_refuse(intel.evidence(td_body(svn=b"\0\1" + b"\1" * 14)), intel, TcbError)  # too old
+    both_refuse(intel.evidence(td_body(svn=b"\1\2" + b"\1" * 14)), intel, TcbError)  # of a version nobody knows
 
 
 # What the platform's certificate says

@@ -204,9 +204,9 @@ def test_a_revoked_authority_is_refused(tmp_path, chain):
     vendor = SimulatedVendor.open(tmp_path, now=NOW)
     evidence = vendor.quote(MEASURED, BOUND)
     revoked, root = x509.load_pem_x509_certificates(json.loads(evidence.endorsements)[chain].encode())
-    with pytest.raises(VerificationError, match="Revoked"):
+    with pytest.raises(VerificationError, match=r"(?i)revoked"):
         accept(edited(evidence, root_ca_crl=revoke(revoked, tmp_path).hex()), vendor)
-    with pytest.raises(VerificationError, match="Revoked"):
+    with pytest.raises(VerificationError, match=r"(?i)revoked"):
         accept(edited(evidence, root_ca_crl=revoke(root, tmp_path).hex()), vendor)
 
 

@@ -47,7 +47,12 @@ class Vm:
         request += bytes(4) if self.request_version == 2 else b""
         request = struct.pack("<I", len(request) + len(runtime)) + request[4:]
         seam, td, data = body[:120], body[120:520], body[520:584]
-        report = bytes(128) + data + bytes(64) + bytes(8) + seam + bytes(128) + td + bytes(112)
+        later, service = body[584:600] or bytes(16), body[600:] or bytes(48)
+        tcb_info = b"\xff\x01" + bytes(6) + seam + later + bytes(95)
+        td_info = td + service + bytes(64)
+        hashed = b"".join(hashlib.sha384(each).digest() for each in (tcb_info, td_info))
+        kind = b"\x81\0" + bytes([any(service)]) + bytes(13)
+        report = kind + bytes(16) + hashed + data + bytes(32) + b"m" * 32 + tcb_info + bytes(17) + td_info
         whole = 32 + 1184 + len(request) + len(runtime)
         return struct.pack("<4sIIII12x", b"HCLA", 2, whole, 2, 0) + report + bytes(160) + request + runtime + bytes(100)
 

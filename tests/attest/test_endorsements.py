@@ -19,12 +19,13 @@ from strongroom.attest.endorsements import (
     wants,
 )
 from strongroom.attest.endorsements.foreign import endorsements_in
+from strongroom.attest.endorsements.gaps import gaps
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.azure import from_coco
 from strongroom.attest.parse.endorsements import Endorsements, parse_endorsements
 from strongroom.attest.verify import verify
 from strongroom.attest.verify.anchors import AMD_INTERMEDIATES, VENDORS
-from strongroom.crypto.chains import VendorCertificate, pem_certificates
+from strongroom.crypto.chains import RevocationList, VendorCertificate, pem_certificates
 from strongroom.crypto.keys import SigningKey
 from strongroom.crypto.vendor import Issuer, Validity
 from strongroom.errors import ChannelError, ExpiredError, FormatError, UsageError, VerificationError
@@ -198,6 +199,44 @@ class TestAmd:
         assert vcek.name == "amd/Turin/vcek/0102030405060708/1-2-3-4-200"
         assert (chain.url, crl.url) == (f"{KDS}/vcek/v1/Turin/cert_chain", f"{KDS}/vcek/v1/Turin/crl")
 
+    def test_files_alone_make_a_bundle_and_a_list_by_its_issuer_is_for_both_keys(self, report, leaf):
+        crl = (VECTORS / "amd-kds" / "milan.crl.pem").read_bytes()
+        bundle = Bundle([*endorsements_in(leaf, now=self.NOW), *endorsements_in(crl, now=self.NOW)])
+        lists = {each.name for each in bundle if each.name.endswith("/crl")}
+        assert lists == {"amd/Milan/vcek/crl", "amd/Milan/vlek/crl"}
+        complete = endorsements_for(Evidence("snp", report, b""), now=self.NOW, bundle=bundle)
+        assert verify(complete, now=self.NOW).attributes["revocation"] == "lists"
+        assert gaps(bundle) == ()
+
+    def test_without_a_list_and_a_network_revocation_is_not_checked(self, report, leaf, kds):
+        bundle = Bundle(endorsements_in(leaf, now=self.NOW))
+        (gap,) = gaps(bundle)
+        assert (gap.name, f"{KDS}/vcek/v1/Milan/crl" in gap.means) == ("amd/Milan/vcek/crl", True)
+        complete = endorsements_for(Evidence("snp", report, b""), now=self.NOW, bundle=bundle)
+        assert verify(complete, now=self.NOW).attributes["revocation"] == "not checked"
+        # Where something may be fetched nothing is left out.
+        del kds.answers[f"{KDS}/vcek/v1/Milan/crl"]
+        with pytest.raises(VerificationError, match="amd/Milan/vcek/crl: its vendor's service has none"):
+            endorsements_for(Evidence("snp", report, b""), now=self.NOW, bundle=bundle, transport=kds)
+
+    def test_a_list_that_came_with_the_evidence_counts_where_the_bundle_has_none(self, report, leaf):
+        forged = Issuer("ARK-Milan", SigningKey.generate()).revocation_list(Validity(self.NOW - DAY, self.NOW + DAY))
+        carried = Endorsements((VendorCertificate(leaf),), (RevocationList(forged),)).to_bytes()
+        complete = endorsements_for(Evidence("snp", report, carried), now=self.NOW, bundle=Bundle())
+        with pytest.raises(VerificationError, match="revocation list"):
+            verify(complete, now=self.NOW)
+
+    def test_a_list_that_has_ended_is_no_missing_one(self, report, leaf):
+        crl = (VECTORS / "amd-kds" / "milan.crl.pem").read_bytes()
+        bundle = Bundle([*endorsements_in(leaf, now=self.NOW), *endorsements_in(crl, now=self.NOW)])
+        with pytest.raises(ExpiredError, match="amd/Milan/vcek/crl"):
+            endorsements_for(Evidence("snp", report, b""), now=1_800_000_000, bundle=bundle)
+
+    def test_somebody_elses_list_is_no_endorsement_by_itself(self):
+        theirs = Issuer("ARK-Rome", SigningKey.generate()).revocation_list(Validity(self.NOW - DAY, self.NOW + DAY))
+        with pytest.raises(FormatError, match=r"a revocation list of .*CN=ARK-Rome' by itself, wanted one of AMD's"):
+            endorsements_in(theirs, now=self.NOW)
+
     def test_a_hidden_chip_cannot_be_asked_for(self, report, kds):
         hidden = report[:0x1A0] + bytes(64) + report[0x1E0:]
         with pytest.raises(VerificationError, match="CHIP_ID is zero") as caught:
@@ -207,7 +246,7 @@ class TestAmd:
     def test_a_providers_certificate_comes_with_the_evidence_or_not_at_all(self, report, kds):
         flags = int.from_bytes(report[0x48:0x4C], "little") & ~(7 << 2) | 1 << 2
         provider = report[:0x48] + flags.to_bytes(4, "little") + report[0x4C:]
-        with pytest.raises(VerificationError, match=r"VLEK.*did not come with it"):
+        with pytest.raises(FormatError, match=r"VLEK.*did not come with it"):
             endorsements_for(Evidence("snp", provider, b""), now=self.NOW, transport=kds)
 
 
@@ -335,9 +374,7 @@ class TestSources:
 
     def test_without_any_source_it_says_what_is_missing_and_where_it_is(self, tdx):
         evidence, _, now = tdx
-        with pytest.raises(
-            VerificationError, match="intel/tdx/tcb/B0C06F000000: neither in the bundle nor in the"
-        ) as caught:
+        with pytest.raises(FormatError, match="intel/tdx/tcb/B0C06F000000: neither in the bundle nor in the") as caught:
             endorsements_for(evidence, now=now)
         assert f"{PCS}/tdx/certification/v4/tcb?fmspc=B0C06F000000" in (caught.value.hint or "")
 

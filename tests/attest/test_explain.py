@@ -12,7 +12,6 @@ from strongroom.attest.evidence import TEES
 from strongroom.attest.explain import Section, explain
 from strongroom.attest.explain.fields import common_name, moment
 from strongroom.attest.files import read_evidence
-from strongroom.attest.verify import steps_of
 from strongroom.errors import FormatError
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -120,14 +119,6 @@ def test_what_is_no_evidence_of_a_kind_is_refused(tee, vendor, registers):
     evidence = replace(vendor.quote(registers, bytes(64)), tee=tee, quote=b"nothing")
     with pytest.raises(FormatError):
         explain(evidence)
-
-
-@pytest.mark.parametrize("tee", TEES)
-def test_every_kind_says_which_steps_verifying_takes(tee):
-    steps = steps_of(tee)
-    assert len(steps) >= 4
-    assert all(step[0].isupper() or step[0].islower() for step in steps)
-    assert not any("  " in step or "`" in step for step in steps)
 
 
 def test_names_and_times_that_are_odd():

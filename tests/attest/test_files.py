@@ -20,8 +20,8 @@ from strongroom.attest.files.tpm import read_key
 from strongroom.attest.parse.endorsements import parse_endorsements
 from strongroom.attest.parse.snp import tcb_components
 from strongroom.attest.verify import verify
-from strongroom.crypto.chains import pem_certificates
-from strongroom.errors import FormatError, StrongroomError
+from strongroom.crypto.chains import VendorCertificate, pem_certificates
+from strongroom.errors import FormatError, StrongroomError, UsageError
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 SWTPM = VECTORS / "tpm2" / "swtpm_own"
@@ -72,7 +72,7 @@ def test_zeros_after_a_quote_are_no_part_of_it():
 def test_our_own_form_comes_back_as_it_was(vendor, registers):
     evidence = vendor.quote(registers, bytes(64))
     found = read_evidence(json.dumps(evidence.to_wire()).encode())
-    assert (found.evidence, found.form) == (evidence, "wire form")
+    assert (found.evidence, found.form) == (evidence, "this project's JSON")
 
 
 def test_quotes_in_the_json_of_trustee_and_dstack():
@@ -250,8 +250,13 @@ def test_one_of_several_gpus_must_be_chosen():
     with pytest.raises(FormatError, match="of 2 GPUs") as refusal:
         read_evidence(json.dumps([gpu, gpu]).encode())
     assert "--device" in str(refusal.value.hint)
-    with pytest.raises(FormatError, match="got 2, wanted 0 to 1"):
+    with pytest.raises(UsageError, match="got 2, wanted 0 to 1"):
         read_evidence(json.dumps([gpu, gpu]).encode(), device=2)
+    for one in (json.dumps(gpu).encode(), wanted.quote, wanted.quote.hex().encode()):
+        assert read_evidence(one, device=0).evidence.quote == wanted.quote
+        for wrong in (1, -1):
+            with pytest.raises(UsageError, match="device: got"):
+                read_evidence(one, device=wrong)
 
 
 def test_trustee_s_composite_brings_the_gpus_along():
@@ -278,7 +283,8 @@ def test_trustee_s_composite_brings_the_gpus_along():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "0 bytes"),
+        (b"", "the file is empty"),
+        (b'[reference]\ntees = ["snp"]\n', "got TOML"),
         (b"hello, world", "of no form that is known"),
         (b"\x7fELF" + bytes(2000), "of no form that is known"),
         (b"{}", "a JSON object of nothing"),
@@ -325,6 +331,19 @@ def test_any_bytes_are_read_or_refused(content, prefix):
         read_key(content)
     except FormatError:
         pass
+
+
+def test_a_chain_as_an_object_of_certificates_is_taken_or_refused():
+    report, leaf = raw("sev-snp/milan_v3_vlek.report.bin"), raw("sev-snp/milan_v3_vlek.leaf.der")
+    fields = sev_json(report, old=False)
+    pem = VendorCertificate(leaf).pem()
+    for shown in (pem, base64.b64encode(leaf).decode(), list(leaf)):
+        document = {"attestation_report": fields, "cert_chain": {"vlek": shown, "ask": None}}
+        found = read_evidence(json.dumps(document).encode())
+        assert found.evidence == read_evidence(report, [leaf]).evidence
+    for chain in ({"leaf": pem}, {"vlek": pem + pem}, {"vlek": {}}, "garbage", 7, False):
+        with pytest.raises(FormatError):
+            read_evidence(json.dumps({"attestation_report": fields, "cert_chain": chain}).encode())
 
 
 JSON = st.recursive(

@@ -15,7 +15,7 @@ from strongroom.attest.parse.endorsements import Endorsements, parse_endorsement
 from strongroom.attest.parse.nvidia import from_nvtrust, from_report, parse_nvidia
 from strongroom.attest.verify import VENDORS, Anchors, verify
 from strongroom.attest.verify import nvidia as verifier
-from strongroom.crypto import SigningKey
+from strongroom.crypto import SigningKey, digest
 from strongroom.crypto.chains import RevocationList, VendorCertificate
 from strongroom.crypto.p384 import P384Signer
 from strongroom.crypto.vendor import Issuer, Validity
@@ -50,9 +50,9 @@ def test_a_real_report_verifies(hopper):
     assert (claims.tee, claims.product, claims.hardware_id) == ("nvidia", "GH100", "48b02d92494badf4")
     assert claims.vendor_root == VENDORS.nvidia.fingerprint
     assert claims.report_data.hex() == NONCE
-    assert set(claims.registers) == {f"block{index}" for index in range(1, 65)}
+    assert set(claims.registers) == {"firmware_id", *(f"block{index}" for index in range(1, 65))}
     assert claims.registers["block2"].startswith("8048dfd18fe229bf16eb")
-    digests = {int(name.removeprefix("block")): bytes.fromhex(value) for name, value in claims.registers.items()}
+    digests = {index: bytes.fromhex(claims.registers[f"block{index}"]) for index in range(1, 65)}
     assert claims.measurement == pcrs_measurement("nvidia-sha384", digests)
     told = ("driver_version", "vbios_version", "project", "project_sku", "chip_sku", "nvdec0", "revocation")
     assert [claims.attributes[name] for name in told] == [
@@ -203,7 +203,8 @@ def test_firmware_that_the_certificate_does_not_name_is_refused(maker):
         verify(unnamed, now=NOW, anchors=replace(VENDORS, nvidia=root.chain[0]))
     old = replace(maker.gpu(fields={}), _key=leaf).answer(bytes(32))
     claims = verify(old, now=NOW, anchors=replace(VENDORS, nvidia=root.chain[0]))
-    assert (claims.product, claims.hardware_id, claims.attributes["firmware_id"]) == ("", "", "")
+    assert (claims.product, claims.hardware_id) == ("", "")
+    assert "firmware_id" not in claims.registers
 
 
 def test_a_key_on_another_curve_is_refused(hopper):
@@ -226,12 +227,12 @@ def test_a_revocation_list_of_a_stranger_is_refused(hopper):
 
 def test_fields_that_are_not_known_or_odd_are_no_claims(maker):
     fields = {3: b"\xff\xfe", 6: b"96.10.55.00.01\0", 11: b"\0", 14: b"\1" * 9, 15: b"a\x1bb\0", 36: b"\2\0", 999: b"x"}
+    fields[20] = digest(b"simulated firmware", algorithm="sha384")
     claims = verify(maker.gpu(fields=fields).answer(b"n" * 32), now=NOW, anchors=trusting(maker))
     assert claims.report_data == b"n" * 32
     assert dict(claims.attributes) == {
         "nvdec0": "unknown, 00",
         "vbios_version": "96.10.55.00.01",
         "feature": "protected-pcie",
-        "firmware_id": "",
         "revocation": "not checked",
     }

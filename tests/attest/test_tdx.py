@@ -16,7 +16,7 @@ from strongroom.attest.parse.dcap_body import TD_FLAGS
 from strongroom.attest.verify import VENDORS, verify
 from strongroom.attest.verify.dcap_claims import TcbLevel, dcap_claims
 from strongroom.attest.verify.dcap_tcb import follow_with
-from strongroom.errors import DebugEnclaveError, StrongroomError, VerificationError
+from strongroom.errors import DebugEnclaveError, FormatError, StrongroomError, TcbError, VerificationError
 from tests.attest.intel import MIGRATABLE, NOW, QUOTING, SEPT_VE_DISABLE, Intel, td_body
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -34,6 +34,7 @@ def test_each_vector_has_its_verdict(name):
     if case["error"]:
         with pytest.raises(StrongroomError, match="SEPT_VE_DISABLE is not enabled") as caught:
             verify(real(name), now=case["now"])
+        assert "Intel vouches for it" in (caught.value.hint or "")
         assert caught.value.code == case["error"]
         return
     claims = verify(real(name), now=case["now"])
@@ -125,7 +126,7 @@ def test_our_own_code_finds_the_level_that_dcap_qvl_finds():
 def test_our_own_code_refuses_a_platform_without_a_level(vector):
     case = vector("v5_no_matching_tcb")
     quote, collateral = parse_quote(case.evidence.quote), parse_collateral(case.evidence.endorsements)
-    with pytest.raises(VerificationError, match="TCB information: no level for a platform with such old versions"):
+    with pytest.raises(TcbError, match="TCB information: no level for a platform with such old versions"):
         follow_with(collateral, quote, VENDORS.intel, now=case.now)
 
 
@@ -135,7 +136,7 @@ def test_endorsements_of_another_platform_are_refused():
     verify(real("tdx_v4_gcp_cos113"), now=both_in_force)
     other = (VECTORS / "tdx" / "v4_up_to_date.collateral.json").read_bytes()
     mixed = replace(real("tdx_v4_gcp_cos113"), endorsements=other)
-    with pytest.raises(VerificationError, match=r"(?i)fmspc"):
+    with pytest.raises(FormatError, match=r"(?i)fmspc"):
         verify(mixed, now=both_in_force)
-    with pytest.raises(VerificationError, match="TCB information: got that of FMSPC b0c06f000000"):
+    with pytest.raises(FormatError, match="TCB information: got that of FMSPC b0c06f000000"):
         follow_with(parse_collateral(other), parse_quote(mixed.quote), VENDORS.intel, now=both_in_force)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +23,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.endorsements import Endorsements
 from strongroom.attest.parse.event_log import parse_event_log
 from strongroom.attest.parse.tpm import parse_tpm
+from strongroom.attest.tee.here import here
 from strongroom.attest.tee.tpm import BOOT_PCRS, Tpm, TpmAttester, read_event_log
 from strongroom.attest.verify import VENDORS, verify
 from strongroom.errors import (
@@ -28,6 +35,7 @@ from strongroom.errors import (
     UsageError,
     VerificationError,
 )
+from strongroom.testing.attesters import FakeMachine
 from strongroom.testing.event_log import FirmwareLog
 from strongroom.testing.swtpm import SoftwareTpm, lacking
 
@@ -47,8 +55,8 @@ def swtpm(maker):
 
 
 @pytest.fixture
-def now() -> int:
-    return int(time.time())  # the certificates were made just now
+def now(swtpm) -> int:
+    return int(time.time())  # its certificates were made just now
 
 
 @pytest.fixture
@@ -101,8 +109,9 @@ def test_an_endorsement_key_without_a_certificate_needs_one(swtpm):
             tpm.enrolment_request()
 
 
-def test_another_tpm_of_the_same_maker_cannot_answer(swtpm, maker, tpm, enrolled, now):
+def test_another_tpm_of_the_same_maker_cannot_answer(swtpm, maker, tpm, enrolled):
     with SoftwareTpm.start(maker, state=maker / "other") as running, Tpm.open(running.tcti) as other:
+        now = int(time.time())  # after its certificates were made
         # Its own endorsement key, and the attestation key of the first.
         request = dataclasses.replace(other.enrolment_request((running.issuer,)), ak_public=tpm.ak_public())
         challenge = begin_enrolment(request, (swtpm.root,), now=now).challenge
@@ -195,3 +204,49 @@ def test_certificates_go_with_the_evidence(tpm, swtpm, enrolled, now):
         verify(evidence, now=now, anchors=anchors)
     with pytest.raises(FormatError):
         verify(dataclasses.replace(evidence, endorsements=b"{"), now=now, anchors=anchors)
+
+
+def test_evidence_of_here_leaves_nothing_in_the_tpm(swtpm, enrolled, now, monkeypatch):
+    monkeypatch.setenv("STRONGROOM_TPM", swtpm.tcti)
+    for _ in range(5):  # there is room for three keys
+        claims = claims_of(here(system=FakeMachine()).evidence(REPORT_DATA), enrolled, now)
+    assert claims.report_data == hashlib.sha256(REPORT_DATA).digest()
+
+
+def test_a_software_tpm_ends_with_a_process_that_is_killed(maker):
+    code = (
+        "import sys; from pathlib import Path; from strongroom.testing.swtpm import SoftwareTpm\n"
+        "maker = Path(sys.argv[1]); swtpm = SoftwareTpm.start(maker, state=maker / 'other')\n"
+        "print(swtpm.tcti, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(maker)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        path = Path(child.stdout.readline().strip().removeprefix("swtpm:path="))
+        with pytest.raises(EnclaveError, match=r"swtpm ends at once, exit status 1: .*lock") as refusal:
+            SoftwareTpm.start(maker, state=maker / "other")
+        assert "another swtpm runs on" in (refusal.value.hint or "")
+        with socket.socket(socket.AF_UNIX) as watching:
+            watching.settimeout(60)
+            watching.connect(f"{path}.ctrl")
+            child.kill()
+            with contextlib.suppress(ConnectionResetError):
+                assert watching.recv(1) == b""
+    shutil.rmtree(path.parent)
+
+
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STRONGROOM_TPM", "set by the page")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "tpm.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 8
+    names: dict[str, object] = {}
+    try:
+        for block in blocks:
+            exec(compile(block, "docs/how-to/tpm.md", "exec"), names)  # noqa: S102
+    finally:
+        swtpm = names.get("swtpm")
+        if isinstance(swtpm, SoftwareTpm):
+            swtpm.stop()
+    assert len(re.findall("^sha256:[0-9a-f]{64}$", capsys.readouterr().out, re.MULTILINE)) == 2

@@ -12,10 +12,12 @@ from strongroom.attest.parse.dcap import unpadded
 from strongroom.attest.verify import VENDORS, verify
 from strongroom.attest.verify.anchors import INTEL_ROOT
 from strongroom.attest.verify.dcap_claims import TcbLevel
+from strongroom.attest.verify.dcap_kept import Answers
 from strongroom.errors import (
     DebugEnclaveError,
     ExpiredError,
     FormatError,
+    TcbError,
     UsageError,
     VerificationError,
 )
@@ -45,7 +47,7 @@ def test_each_vector_has_its_verdict(vector, name):
     if case.error is None:
         verify(evidence, now=case.now)
         return
-    with pytest.raises((DebugEnclaveError, VerificationError)) as caught:
+    with pytest.raises((DebugEnclaveError, TcbError)) as caught:
         verify(evidence, now=case.now)
     assert caught.value.code == case.error
     assert "\n" not in caught.value.message
@@ -54,7 +56,7 @@ def test_each_vector_has_its_verdict(vector, name):
 def test_a_platform_without_a_tcb_level_is_refused_for_that(vector):
     # The quote's signatures hold: dates and signatures are checked before TCB levels.
     case = vector("v5_no_matching_tcb")
-    with pytest.raises(VerificationError, match="tdx evidence: No matching TCB level found"):
+    with pytest.raises(TcbError, match="tdx evidence: No matching TCB level found"):
         verify(case.evidence, now=case.now)
 
 
@@ -135,6 +137,7 @@ def test_a_verifier_that_panics_is_a_refusal(monkeypatch, vendor, registers):
 
     verifier = type("QuoteVerifier", (), {"__init__": lambda *_: None, "verify_with_policy": panic})
     monkeypatch.setattr("dcap_qvl.QuoteVerifier", verifier)
+    monkeypatch.setattr("strongroom.attest.verify.dcap._answers", Answers())
     with pytest.raises(VerificationError, match="simulated evidence: the verifier could not read it"):
         verify(vendor.quote(registers, bytes(64)), now=NOW)
 
@@ -152,14 +155,16 @@ def test_two_parsers_must_agree(monkeypatch, vendor, registers):
             return self._real.verify_with_policy(vendor.quote(registers, b"o" * 64).quote, *rest)
 
     monkeypatch.setattr("dcap_qvl.QuoteVerifier", Verifier)
+    monkeypatch.setattr("strongroom.attest.verify.dcap._answers", Answers())
     with pytest.raises(VerificationError, match="quote: two parsers read it differently"):
         verify(vendor.quote(registers, bytes(64)), now=NOW)
 
 
-def test_two_judgements_must_agree_on_what_is_up_to_date(monkeypatch, vendor, registers):
-    monkeypatch.setattr("strongroom.attest.verify.dcap.judge", lambda *_, **__: TcbLevel("OutOfDate"))
-    with pytest.raises(VerificationError, match="tcb status: dcap-qvl says UpToDate, our own code OutOfDate"):
-        verify(vendor.quote(registers, bytes(64)), now=NOW)
+def test_the_worse_of_two_judgements_counts(monkeypatch, vendor, registers):
+    for ours in ("OutOfDate", "Revoked", "a word that nobody knows"):
+        monkeypatch.setattr("strongroom.attest.verify.dcap.judge", lambda *_, word=ours, **__: TcbLevel(word, ("A",)))
+        claims = verify(vendor.quote(registers, bytes(64)), now=NOW)
+        assert (claims.tcb_status, claims.advisories) == (ours, ("A",))
 
 
 @pytest.mark.parametrize(

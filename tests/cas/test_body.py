@@ -9,13 +9,15 @@ from typing import Any, cast
 import pytest
 
 from strongroom.cas import app
+from strongroom.cas.store import Store
 from strongroom.errors import ChannelError, from_wire
 
 
 @pytest.mark.parametrize("before", [[], [b"{"], [b"{", b'"policy"']])
-def test_a_body_that_does_not_arrive_ends_the_request(monkeypatch, before):
+def test_a_body_that_does_not_arrive_ends_the_request(tmp_path, monkeypatch, before):
     monkeypatch.setattr(app, "_BODY_SECONDS", 0.05)
-    application = app.cas_application(cast(Any, None), cast(Any, None))
+    store = Store(tmp_path)
+    application = app.cas_application(store, cast(Any, None))
     parts, sent = list(before), []
 
     async def receive():
@@ -36,6 +38,7 @@ def test_a_body_that_does_not_arrive_ends_the_request(monkeypatch, before):
         "headers": [],
     }
     asyncio.run(asyncio.wait_for(application(scope, receive, send), 10))
+    store.close()
     assert sent[0]["status"] == 408
     error = from_wire(json.loads(sent[1]["body"]))
     assert isinstance(error, ChannelError)

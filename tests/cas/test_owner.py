@@ -58,8 +58,14 @@ def test_versions_form_a_chain(world):
     first = world.policy
     second = world.renew(more="")
     assert (second.version, second.previous) == (2, first.digest)
-    for version, previous in [(1, ""), (2, first.digest), (3, first.digest), (4, second.digest), (3, "")]:
-        with pytest.raises(PolicyError, match=f"wanted 3, {second.digest}"):
+    for version, previous, error, says in [
+        (1, "", RollbackError, "policy.version: got 1, and 2 is the newest"),
+        (2, first.digest, ConflictError, f"another document is version 2: {second.digest}"),
+        (3, first.digest, PolicyError, f"policy.previous: got {first.digest}, wanted {second.digest}"),
+        (3, "", PolicyError, f"policy.previous: got none, wanted {second.digest}"),
+        (4, second.digest, PolicyError, "policy.version: got 4, wanted 3"),
+    ]:
+        with pytest.raises(error, match=says):
             world.client.apply(world.text(version=version, previous=previous))
     assert world.client.policy(world.name).digest == second.digest
 
@@ -67,13 +73,13 @@ def test_versions_form_a_chain(world):
 def test_an_old_version_is_not_accepted_again(world):
     old = world.policy.text
     world.renew(more="")
-    with pytest.raises(PolicyError, match="version, previous: got 1, none, wanted 3, "):
+    with pytest.raises(RollbackError, match=r"policy\.version: got 1, and 2 is the newest"):
         world.client.apply(old)
     assert world.policy.version == 2
 
 
 def test_a_first_version_that_follows_something_is_refused(world):
-    with pytest.raises(PolicyError, match="wanted 1, none"):
+    with pytest.raises(PolicyError, match=r"policy\.version: got 2, wanted 1"):
         world.client.apply(world.text(name="acme/new", version=2, previous="sha256:" + "00" * 32))
 
 
@@ -84,7 +90,7 @@ def test_the_newest_version_may_be_applied_again(world):
 
 
 def test_an_owner_cannot_sign_for_another(world):
-    with pytest.raises(UnauthorizedError, match=r"policy.owner: got .*, the caller's key is"):
+    with pytest.raises(UnauthorizedError, match=r"policy.owner: got .*, the key that signed it is"):
         world.client.apply(world.text(name="acme/other", owner=SigningKey.generate().public.fingerprint))
 
 
@@ -92,7 +98,7 @@ def test_a_name_stays_with_whoever_had_it_first(world):
     squatter = SigningKey.generate()
     with world.cas.owner(squatter) as client:
         mine = squatter.public.fingerprint
-        with pytest.raises(PolicyError):
+        with pytest.raises(ConflictError):
             client.apply(world.text(owner=mine))
         with pytest.raises(UnauthorizedError, match=f"owner: got {mine}, wanted {world.owner.public.fingerprint}"):
             client.apply(world.text(owner=mine, version=2, previous=world.policy.digest))
@@ -115,7 +121,7 @@ def test_a_name_in_the_path_must_be_the_document_s(world):
     [
         ({"text": ("train.py", "evil.py")}, VerificationError, "policy: signature: does not match the key"),
         ({"text": ("acme/train", "acme/drain")}, PolicyError, "policy: asked for acme/train"),
-        ({"text": ('owner = "sha256:', 'owner = "sha256:' + "0" * 64 + '"\n#')}, VerificationError, "wanted its owner"),
+        ({"text": ('owner = "sha256:', 'owner = "sha256:' + "0" * 64 + '"\n#')}, VerificationError, "the key that si"),
         ({"owner": ("M", "A")}, FormatError, "public key: not a DER"),
         ({"signature": ("", "")}, VerificationError, "policy: signature: 0 bytes, wanted 64"),
         ({"signature": None}, FormatError, "signature: got NoneType, wanted a string"),
@@ -210,7 +216,7 @@ def test_the_log_tells_an_owner_of_its_own_policies_only(world):
 
 
 def test_the_log_comes_in_pages(world, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.app._LOG_PAGE", 3)
+    monkeypatch.setattr("strongroom.cas.log_api.PAGE", 3)
     with world_in(world.cas) as other:
         assert len(other.client.log()) == len(world.client.log()) == 4
 
@@ -235,7 +241,12 @@ def edit(directory, *statements):
     [
         "UPDATE log SET detail = '{}' WHERE number = 2",
         "UPDATE log SET time = time + 1 WHERE number = 1",
-        "UPDATE log SET hash = zeroblob(32) WHERE number = 3",
+        "UPDATE log SET previous = 0 WHERE number = 3",
+        "UPDATE log SET salt = zeroblob(16) WHERE number = 4",
+        "UPDATE nodes SET hash = zeroblob(32) WHERE level = 0 AND place = 1",
+        "UPDATE nodes SET hash = zeroblob(32) WHERE level = 1",
+        "DELETE FROM nodes WHERE place = 1",
+        "UPDATE nodes SET hash = CAST(hash || x'00' AS BLOB) WHERE level = 0 AND place = 2",
         "DELETE FROM log WHERE number = 2",
         "UPDATE log SET number = -1 WHERE number = 1",
     ],
@@ -243,7 +254,7 @@ def edit(directory, *statements):
 def test_an_altered_log_is_found_when_it_is_read(closed, statement):
     edit(closed, statement)
     store = Store(closed)
-    with pytest.raises(IntegrityError, match=r"log entry \d+: does not follow from the one before"):
+    with pytest.raises(IntegrityError, match=r"log( entry \d+|: node \d+ of level \d)(:)? was changed or removed"):
         store.log()
     store.close()
 
@@ -253,7 +264,7 @@ def test_an_altered_log_is_found_when_it_is_read(closed, statement):
     [
         "DELETE FROM log WHERE number = (SELECT max(number) FROM log)",
         "DELETE FROM log",
-        "INSERT INTO log SELECT number + 100, time, event, policy, detail, hash FROM log WHERE number = 1",
+        "INSERT INTO log SELECT number + 100, time, event, policy, detail, previous, salt FROM log WHERE number = 1",
     ],
 )
 def test_a_log_with_another_end_is_found_at_once(closed, statement):
@@ -262,19 +273,40 @@ def test_a_log_with_another_end_is_found_at_once(closed, statement):
         Store(closed)
 
 
-def test_rows_changed_or_moved_in_the_database_are_found(closed):
-    for table, column in [("policies", "name"), ("secrets", "name"), ("anchors", "vault")]:
-        edit(closed, f"UPDATE {table} SET {column} = {column} || 'x'")  # noqa: S608
-    edit(closed, "UPDATE secrets SET box = (SELECT box FROM secrets WHERE name = 'vault:datax') WHERE name = 'tokenx'")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE policies SET name = name || 'x'",
+        "UPDATE secrets SET name = name || 'x'",
+        "UPDATE anchors SET vault = vault || 'x'",
+        "UPDATE secrets SET entry = entry + 1 WHERE name = 'token'",
+        "UPDATE secrets SET box = (SELECT box FROM secrets WHERE name = 'vault:data') WHERE name = 'token'",
+        "DELETE FROM policies",
+        "DELETE FROM secrets WHERE name = 'token'",
+        "DELETE FROM anchors",
+        "INSERT INTO secrets SELECT policy, 'more', entry, box FROM secrets WHERE name = 'token'",
+    ],
+)
+def test_rows_changed_moved_removed_or_added_are_found_at_once(closed, statement):
+    edit(closed, statement)
+    with pytest.raises(IntegrityError, match=r"cas.sqlite: its rows are not those that its head stands for"):
+        Store(closed)
+
+
+def test_a_row_changed_under_a_running_cas_is_found_when_it_is_next_read(closed):
     store = Store(closed)
     name = store.log()[0].policy
-    for read in (
-        lambda: store.policy(name + "x"),
-        lambda: store.secret(name, "tokenx"),
-        lambda: store.anchor(name, "outx"),
-    ):
-        with pytest.raises(TamperedError, match=r"cas.sqlite: row .* was changed"):
-            read()
+    edit(closed, "UPDATE secrets SET box = zeroblob(64) WHERE name = 'token'")
+    with pytest.raises(IntegrityError, match=r"cas.sqlite: "):
+        store.secret(name, "token")
+    store.close()
+
+
+def test_a_box_changed_behind_its_nonce_is_found_when_it_is_read(closed):
+    edit(closed, "UPDATE secrets SET box = CAST(substr(box, 1, 24) || x'00112233' AS BLOB) WHERE name = 'token'")
+    store = Store(closed)
+    with pytest.raises(TamperedError, match=r"cas.sqlite: row secrets/.*/token was changed"):
+        store.secret(store.log()[0].policy, "token")
     store.close()
 
 
@@ -331,7 +363,7 @@ def test_a_database_of_something_else_is_refused(closed):
     with sqlite3.connect(closed / "cas.sqlite") as db:
         db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(IntegrityError, match="got version 7 of application 0x53724361, wanted 1"):
+    with pytest.raises(IntegrityError, match="got version 7 of application 0x53724361, wanted 2"):
         prepare(closed)
     (closed / "cas.sqlite").write_bytes(b"not a database at all, but long enough to look" * 100)
     with pytest.raises(IntegrityError, match="file is not a database"):

@@ -103,7 +103,16 @@ def test_a_whole_policy_has_the_same_table():
         ('[reference.minimum_tcb.snp]\nsnp = "1"', r"reference\.minimum_tcb\.snp\.snp: got str"),
         ("[reference.minimum_tcb.snp]\nsnp = 0x" + "f" * 5000, r"reference\.minimum_tcb\.snp\.snp: got int"),
         ("[reference.registers]\npcr4 = []", r"registers\.pcr4: is empty"),
-        ('[reference.registers]\npcr4 = ["zz"]', r"reference\.registers\.pcr4: wanted at least one value"),
+        (
+            '[reference.registers]\npcr4 = ["zz"]',
+            r"reference\.registers\.pcr4: no register of snp, wanted some of author_key",
+        ),
+        ('[reference.registers]\nhost_data = ["zz"]', r"reference\.registers\.host_data: wanted at least one value"),
+        ('[reference.registers]\nhost_data = ["0000"]', r"registers\.host_data: got '0000', of 2, wanted 32 bytes"),
+        ('hardware_ids = ["aa"]', r"reference\.hardware_ids: got 'aa', of 1, wanted 8 or 64 bytes, as snp has"),
+        ('weaknesses_allowed = ["bogus"]', r"reference\.weaknesses_allowed: got 'bogus', wanted some of migratable, "),
+        ('tcb_statuses = ["Good"]', r"reference\.tcb_statuses: got 'Good', wanted some of UpToDate, SWHardeningNeeded"),
+        ("[reference.minimum_tcb.nitro]\nx = 1", r"minimum_tcb\.nitro\.x: no version of nitro, wanted some of none"),
         ("[reference.devices]", r"reference\.devices\.tees: missing"),
         ('[reference.devices]\ntees = ["nvidia"]', r"reference\.devices\.measurements: missing"),
         (f'[reference.devices]\ntees = ["snp"]\nmeasurements = ["{GOOD}"]', r"reference\.devices\.tees: got"),
@@ -119,10 +128,29 @@ def test_what_is_wrong_is_named_by_its_path(more, says):
         parse_reference(PLAIN + more)
 
 
-def test_a_key_that_is_nearly_right_is_suggested():
+@pytest.mark.parametrize(
+    ("more", "meant"),
+    [
+        ('weaknesses_alowed = ["vmpl"]', "weaknesses_allowed"),
+        ('weaknesses_allowed = ["migrateable"]', "migratable"),
+        ('tcb_statuses = ["uptodate"]', "UpToDate"),
+        ("[reference.minimum_tcb.snp]\nbootloder = 4", "bootloader"),
+        ('[reference.registers]\nhostdata = ["00"]', "host_data"),
+    ],
+)
+def test_what_is_nearly_right_is_suggested(more, meant):
     with pytest.raises(PolicyError) as refusal:
-        parse_reference(PLAIN + 'weaknesses_alowed = ["vmpl"]')
-    assert refusal.value.hint == "did you mean weaknesses_allowed?"
+        parse_reference(PLAIN + more)
+    assert refusal.value.hint == f"did you mean {meant}?"
+
+
+def test_what_no_evidence_of_these_kinds_tells_cannot_be_asked_for():
+    plain = PLAIN.replace("snp", "tdx")
+    with pytest.raises(PolicyError, match="signers: got some, but evidence of tdx tells none") as refusal:
+        parse_reference(plain + f'signers = ["{SIGNER}"]')
+    assert refusal.value.hint == "leave it out: kinds that tell theirs are sgx, snp, azure-snp, nitro"
+    with pytest.raises(PolicyError, match=r"pcr4: no register of tdx, wanted some of .*mrtd, .*rtmr0 to rtmr3"):
+        parse_reference(plain + f'[reference.registers]\npcr4 = ["{SIGNER}"]')
 
 
 def test_the_examples_of_the_documentation_parse():
@@ -132,4 +160,9 @@ def test_the_examples_of_the_documentation_parse():
     for block in blocks:
         whole = block if block.startswith("[reference]") else PLAIN + block
         whole = re.sub(r"sha256:([0-9a-f]{4})\.\.\.", lambda match: "sha256:" + match[1] * 16, whole)
+        # Digits that the page leaves out: as many as such a value has.
+        short = r'^(?:host_data|pcr7|hardware_ids)\b.*"([0-9a-f]{4})\.\.\."'
+        whole = re.sub(
+            short, lambda match: match[0].replace(match[1] + "...", match[1] * 16), whole, flags=re.MULTILINE
+        )
         parse_reference(re.sub(r'"([0-9a-f]{4})\.\.\."', lambda match: f'"{match[1] * 24}"', whole))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import json
 import re
 import sqlite3
 from pathlib import Path
 
-from strongroom.cas import app, document, policy
+from strongroom.cas import app, document, log_api, log_audit, log_head, log_note, policy
 from strongroom.crypto import derive, open_box
 from tests.cas.world import cas_in, world_in
 
@@ -21,23 +23,69 @@ def test_the_signature_of_a_policy(world):
     world.owner.public.verify(signature, b"strongroom/policy/v1\0" + world.text().encode())
 
 
-def test_the_hashes_of_the_log_and_the_boxes_of_the_rows(tmp_path):
+def tree_hash(leaves):
+    """MTH of RFC 9162, section 2.1.1, over leaf hashes."""
+    if len(leaves) < 2:
+        return leaves[0] if leaves else hashlib.sha256().digest()
+    k = 1
+    while 2 * k < len(leaves):
+        k *= 2
+    return hashlib.sha256(b"\1" + tree_hash(leaves[:k]) + tree_hash(leaves[k:])).digest()
+
+
+def leaf(entry):
+    names = ("number", "time", "event", "policy", "detail", "previous", "salt")
+    fields = ["strongroom/cas/log/v2", *(entry[name] for name in names)]
+    return hashlib.sha256(b"\0" + json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode()).digest()
+
+
+def test_the_tree_of_the_log_and_the_boxes_of_the_rows(tmp_path):
     with cas_in(tmp_path) as cas, world_in(cas) as world:
         log = world.client.log()
+        checkpoint = world.client.log_head()[0].text
         name, text = world.name, world.text()
-    before = bytes(32)
-    for number, entry in enumerate(log, start=1):
-        fields = [entry[field] for field in ("number", "time", "event", "policy", "detail")]
-        line = json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode()
-        before = hashlib.sha256(b"strongroom/cas/log/v1\0" + before + line).digest()
-        assert (number, before.hex()) == (entry["number"], entry["hash"])
+    leaves = [leaf(entry) for entry in log]
+    assert checkpoint.split("\n")[1:3] == [str(len(log)), base64.b64encode(tree_hash(leaves)).decode()]
     with sqlite3.connect(tmp_path / "cas" / "cas.sqlite") as db:
         (head,) = db.execute("SELECT box FROM head").fetchone()
-        (row,) = db.execute("SELECT box FROM policies").fetchone()
+        (row, entry) = db.execute("SELECT box, entry FROM policies").fetchone()
+        rows = [
+            ([table, *key], number, box)
+            for table in ("policies", "secrets", "anchors")
+            for *key, number, box in db.execute(f"SELECT * FROM {table}")  # noqa: S608
+        ]
     db.close()
-    key = derive((tmp_path / "cas" / "master.key").read_bytes(), "strongroom/cas/rows/v1")
-    assert json.loads(open_box(key, head, b'["head",1]')) == [len(log), before.hex()]
-    assert json.loads(open_box(key, row, f'["policies","{name}",1]'.encode()))["text"] == text
+    key = derive((tmp_path / "cas" / "master.key").read_bytes(), "strongroom/cas/rows/v2")
+    sum_key = derive(key, "strongroom/cas/rows-sum/v1")
+    total = 0
+    for at, number, box in rows:
+        aad = json.dumps([*at, number], separators=(",", ":")).encode()
+        assert open_box(key, box, aad)
+        total += int.from_bytes(hmac.digest(sum_key, aad + box[:24], "sha256"), "big")
+    assert len(rows) == 4
+    peaks = [tree_hash(leaves[:4]).hex()]
+    assert json.loads(open_box(key, head, b'["head",1]')) == [4, peaks, f"{total % 2**256:064x}"]
+    assert json.loads(open_box(key, row, f'["policies","{name}",1,{entry}]'.encode()))["text"] == text
+
+
+def test_the_vector_of_an_audit():
+    (vector,) = (text for text in re.findall(r"```json\n(.*?)```", SPEC, re.DOTALL) if "strongroom-audit-1" in text)
+    value = json.loads(vector)
+    (named,) = re.findall(r"has the leaf hash `([0-9a-f]{64})`", SPEC)
+    (vkey,) = re.findall(r"the witness is `(\S+)`", SPEC)
+    assert leaf(value["entries"][0]).hex() == named
+    read = log_audit.Audit.parse(vector.encode())
+    witness = log_note.WitnessKey.parse(vkey)
+    report = log_audit.verify_audit(read, cas_root=value["cas_root"], witnesses=[witness], quorum=1)
+    assert (report.head.size, report.witnessed, dict(report.policies)) == (3, 2, {"acme/train": 2})
+    assert json.loads(read.to_bytes()) == value
+
+
+def test_the_limits_of_the_log_are_in_the_specification():
+    for number in (log_api.PAGE, log_audit.MAX_AUDIT):
+        assert f"{number:,}" in SPEC
+    assert f"with proofs {log_api.PROVED_PAGE}" in SPEC
+    assert log_head.HEAD_HEADER in SPEC
 
 
 def test_every_path_limit_and_reserved_variable_is_in_the_specification():

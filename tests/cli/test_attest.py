@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import ColorSystem
 
+from strongroom.attest.binding import bound_data
 from strongroom.attest.claims import REGISTERS, Claims
 from strongroom.attest.files import read_evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
+from strongroom.attest.words import WEAKNESSES
 from strongroom.cas.policy import parse_reference
 from strongroom.cli import attest_appraise, attest_words, output
+from strongroom.cli.attest_draft import REASONS, reference_table
 from strongroom.cli.main import main
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -72,6 +78,11 @@ def run(capsys):
     return call
 
 
+def judged(draft: str) -> str:
+    """A draft whose author has accepted every flaw that it names."""
+    return re.sub(r"^# (?=(?:weaknesses_allowed|advisories_allowed|tcb_statuses) = )", "", draft, flags=re.MULTILINE)
+
+
 def arguments(kind: str, *, trust: bool = True) -> list[str]:
     file, more, at = GOOD[kind]
     return [file, *more, *(["--at", at] if trust else [])]
@@ -104,7 +115,7 @@ def test_show_shortens_bytes_unless_it_is_told_not_to(run):
 def test_verify_prints_the_steps_and_the_claims(run, kind):
     status, out, err = run("verify", *arguments(kind))
     assert (status, "not appraised" in err) == (0, True)
-    assert re.search(r"\nheld \(every step, at 20\d\d-", out)
+    assert re.search(r"\nheld \(every step that this evidence allows, at 20\d\d-", out)
     assert re.search(r"\n  measurement  [0-9a-f]{64,128}\n", out)
     status, out, _ = run("verify", "--json", *arguments(kind))
     told = json.loads(out)
@@ -117,7 +128,7 @@ def test_a_drafted_policy_accepts_what_it_was_drafted_from_and_nothing_else(run,
     _, draft, _ = run("appraise", "--draft-policy", *arguments(kind))
     parse_reference(draft)
     policy = tmp_path / "policy.toml"
-    policy.write_text(draft)
+    policy.write_text(judged(draft))
     status, out, err = run("appraise", "--policy", policy, "--any-report-data", *arguments(kind))
     assert (status, "the policy wants this enclave" in out) == (0, True)
     assert "report data not compared" in err
@@ -129,10 +140,15 @@ def test_a_drafted_policy_accepts_what_it_was_drafted_from_and_nothing_else(run,
 
 def test_an_azure_td_without_collateral_is_refused_though_the_draft_lists_its_weakness(run, tmp_path):
     _, draft, _ = run("appraise", "--draft-policy", *arguments("azure-tdx"))
-    assert 'weaknesses_allowed = ["sept-ve"]' in draft
+    assert "# sept-ve: its host can take pages away unseen" in draft
+    assert '\n# weaknesses_allowed = ["sept-ve"]\n' in draft
     assert "verify with Intel's collateral" in draft
-    (tmp_path / "policy.toml").write_text(draft)
-    words = ("--policy", tmp_path / "policy.toml", "--nonce", "challenge")
+    policy = tmp_path / "policy.toml"
+    words = ("--policy", policy, "--nonce", "challenge")
+    policy.write_text(draft)
+    status, _, err = run("appraise", *words, *arguments("azure-tdx"))
+    assert (status, "sept-ve" in err.splitlines()[0]) == (30, True), err
+    policy.write_text(judged(draft))
     status, _, err = run("appraise", *words, *arguments("azure-tdx"))
     assert (status, "tcb status" in err) == (36, True)
 
@@ -265,7 +281,7 @@ def test_bad_arguments_are_usage(run, tmp_path, capsys):
     for words in (["--report-data", "00"], ["--report-data", "zz"], ["--nonce", "hex:zz"]):
         status, _, err = run("appraise", "aws-nitro/nitro.b64", "--policy", tmp_path / "x", *words)
         assert (status, "error: --" in err) == (2, True)
-    for moment in ("yesterday", "9" * 16, "2025"):
+    for moment in ("yesterday", "9" * 16, "2025", "1969-01-01"):
         with pytest.raises(SystemExit):
             run("verify", "aws-nitro/nitro.b64", "--at", moment)
     with pytest.raises(SystemExit):
@@ -276,7 +292,13 @@ def test_bad_arguments_are_usage(run, tmp_path, capsys):
 def test_a_policy_may_be_whole_or_a_table(run, tmp_path):
     _, draft, _ = run("appraise", "--draft-policy", *arguments("sgx"))
     head = f'[policy]\nname = "a/b"\nversion = 1\nowner = "sha256:{"00" * 32}"\nrole = "program"\n'
-    for text, status in ((draft, 0), (head + draft, 0), (draft + "[more]\n", 11), ("\udcff", 11), ("x", 11)):
+    for text, status in (
+        (judged(draft), 0),
+        (head + judged(draft), 0),
+        (draft + "[more]\n", 11),
+        ("\udcff", 11),
+        ("x", 11),
+    ):
         (tmp_path / "policy.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
         words = ("--policy", tmp_path / "policy.toml", "--any-report-data")
         assert run("appraise", *words, *arguments("sgx"))[0] == status
@@ -298,9 +320,23 @@ def test_endorsements_come_from_a_bundle_without_a_network(run, tmp_path):
     assert run("verify", quote, "--bundle", bundle, "--at", "2025-07-22")[0] == 0
     assert run("verify", quote, "--bundle", bundle, "--at", "2027-01-01")[0] == 37
     status, _, err = run("verify", "dcap-sgx/sgx_v3_phala.quote.bin", "--bundle", bundle, "--at", "2025-07-04")
-    assert (status, "neither in the bundle nor in the cache" in err) == (31, True)
+    assert (status, "neither in the bundle nor in the cache" in err) == (10, True)
     assert run("endorsements", "bundle", "--out", bundle)[0] == 2
     assert run("endorsements", "fetch", "aws-nitro/nitro.b64", "--out", bundle)[0] == 2
+
+
+def test_a_bundle_of_files_alone_says_what_it_lacks(run, tmp_path):
+    bundle = tmp_path / "endorsements.bundle"
+    leaf = ("--add", "sev-snp/milan_v2.leaf.der")
+    status, _, err = run("endorsements", "bundle", *leaf, "--out", bundle)
+    assert (status, "amd/Milan/vcek/crl is missing: without it revocation is not checked" in err) == (0, True), err
+    report = ("sev-snp/milan_v2.report.bin", "--bundle", bundle, "--at", "2025-07-04")
+    status, out, _ = run("verify", *report)
+    assert (status, "revocation: no list of AMD's came along" in out) == (0, True)
+    status, out, _ = run("endorsements", "bundle", *leaf, "--add", "amd-kds/milan.crl.pem", "--out", bundle, "--json")
+    assert (status, json.loads(out)["missing"]) == (0, {})
+    status, out, _ = run("verify", *report)
+    assert (status, "no list of AMD's" in out) == (0, False)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -311,10 +347,249 @@ def test_a_terminal_gets_lines_that_fit(run, monkeypatch, width):
     _, out, _ = run("show", "dcap-tdx/tdx_v4_gcp_cos113.quote.bin")
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
     assert "\x1b[1m" in out
-    assert max(map(len, plain.splitlines())) <= width
+    # Only a word that is longer than a line sticks out: a measurement, which is for copying.
+    assert all(len(line) <= width or max(map(len, line.split())) > width - 24 for line in plain.splitlines())
+    # What stands beside it begins under the others' meanings, on a line of its own.
+    meanings = [line.index("what a policy") for line in plain.splitlines() if "what a policy" in line]
+    assert meanings == [line.index("for the guest") for line in plain.splitlines() if "for the guest" in line]
 
 
 def test_what_evidence_says_never_reaches_the_terminal_as_a_command(run, monkeypatch):
     attest_words.table([("name", "\x1b[2J", "\x07 [bold]")])
     _, out, _ = run("show", "aws-nitro/nitro.b64")
     assert "\x1b" not in out
+
+
+def test_what_did_not_happen_is_told_and_not_claimed(run):
+    told = {kind: json.loads(run("verify", "--json", *arguments(kind))[1]) for kind in GOOD}
+    assert not [each for kind in GOOD for each in told[kind]["steps"] if "revocation list" in each and kind == "snp"]
+    assert any("revocation: no list of AMD's came along" in each for each in told["snp"]["not_checked"])
+    assert any("revocation lists revoke no" in each for each in told["tdx"]["steps"])
+    assert any("revocation of the platform's" in each for each in told["azure-tdx"]["not_checked"])
+    assert not any("SNP" in each or "TCB" in each for each in told["azure-tdx"]["steps"])
+    assert any("no event log" in each for each in told["tpm"]["not_checked"])
+    assert all("(dcap" not in each and "`dcap" not in each for kind in GOOD for each in told[kind]["steps"])
+    _, out, _ = run("verify", *arguments("azure-tdx"))
+    assert out.index("not checked") < out.index("claims (")
+    assert re.search(r"tcb status +not checked", out)
+
+
+def test_report_data_that_is_not_compared_never_holds(run, tmp_path):
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("sgx"))
+    (tmp_path / "policy.toml").write_text(judged(draft))
+    words = ("appraise", "--policy", tmp_path / "policy.toml", "--any-report-data", *arguments("sgx"))
+    _, out, _ = run(*words)
+    assert re.search(r"4\.  open +report data +[0-9a-f]+\.\.\., not compared\n", out)
+    told = json.loads(run(*words, "--json")[1])
+    (step,) = [each for each in told["steps"] if each["name"] == "report data"]
+    assert (told["accepted"], told["bound"], step["holds"], step["wanted"]) == (True, False, None, None)
+
+
+def test_report_data_is_told_so_that_a_difference_shows(run, tmp_path):
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("nitro"))
+    (tmp_path / "policy.toml").write_text(draft)
+    words = ("appraise", "--policy", tmp_path / "policy.toml", "--nonce", "hex:" + "01" * 64, *arguments("nitro"))
+    status, out, err = run(*words)
+    (row,) = [line for line in out.splitlines() if "report data" in line]
+    got, wanted = re.search("got (.+), wanted (.+)", row).groups()
+    assert (status, got != wanted) == (34, True)
+    assert "1024 bytes" in err
+    (step,) = [each for each in json.loads(run(*words, "--json")[1])["steps"] if each["name"] == "report data"]
+    assert (step["got"], step["wanted"]) == (NITRO_NONCE, "01" * 64)
+    assert json.loads(run(*words, "--json")[1])["bound"] is False
+
+
+def test_a_draft_allows_no_flaw_by_itself():
+    flawed = Claims(
+        tee="tdx",
+        measurement="00" * 48,
+        registers={},
+        report_data=bytes(64),
+        debug=False,
+        vendor_root="sha256:" + "00" * 32,
+        tcb_status="OutOfDate",
+        advisories=("INTEL-SA-00001",),
+        weaknesses=("sept-ve",),
+        migratable=True,
+    )
+    draft = reference_table(flawed)
+    bare = parse_reference(draft)
+    assert (bare.tcb_statuses, bare.advisories_allowed, bare.weaknesses_allowed) == (("UpToDate",), (), ())
+    every = parse_reference(judged(draft))
+    assert every.tcb_statuses == ("UpToDate", "OutOfDate")
+    assert (every.advisories_allowed, every.weaknesses_allowed) == (("INTEL-SA-00001",), ("sept-ve", "migratable"))
+    assert set(REASONS) == set(WEAKNESSES)
+
+
+def test_a_draft_is_json_where_that_is_asked_for_and_compares_what_is_given(run):
+    status, out, err = run("appraise", "--draft-policy", "--json", *arguments("azure-snp"))
+    told = json.loads(out)
+    assert (status, told["bound"], parse_reference(told["policy"]).tees) == (0, False, ("azure-snp",))
+    assert "report data not compared" in err
+    status, out, _ = run("appraise", "--draft-policy", "--json", "--nonce", "challenge", *arguments("azure-snp"))
+    assert (status, json.loads(out)["bound"]) == (0, True)
+    assert run("appraise", "--draft-policy", "--nonce", "another", *arguments("azure-snp"))[:2] == (34, "")
+
+
+@pytest.mark.parametrize("tee", ["tpm", "azure-snp", "nvidia"])
+def test_a_nonce_is_found_where_here_puts_it(tee):
+    nonce = b"challenge"
+    held = bound_data(tee, nonce.ljust(64, b"\0"))
+    for data, found in ((nonce, nonce), (held, held), (b"another", nonce)):
+        assert attest_appraise._held(Claims(tee, "00", {}, data, False, ""), nonce) == found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["appraise", *arguments("snp"), "--policy", "none", "--nonce", ""],
+        ["appraise", *arguments("snp"), "--policy", "none", "--nonce", "hex:"],
+        ["verify", *arguments("tdx"), "--device", "0"],
+        ["verify", *arguments("nvidia"), "--device", "7"],
+        ["show", "azure-vtpm/az-snp-vtpm_evidence-v1.json", "--event-log", "tpm2/swtpm_own/ecc256_quote.sig"],
+        ["verify", "tpm2/tpm_evidence_coco.json", "--pcrs", "tpm2/swtpm_own/meta.json"],
+        ["verify", "tpm2/tpm_evidence_coco.json", "--signature", "tpm2/swtpm_own/ecc256_quote.sig"],
+        ["verify", *arguments("snp"), "--pccs", "https://localhost"],
+        ["verify", "-", "--endorsements", "-"],
+    ],
+)
+def test_what_would_be_left_aside_is_bad_usage(run, words):
+    status, _, err = run(*words)
+    assert (status, len(re.findall("strongroom: error: ", err))) == (2, 1), err
+
+
+def test_a_nonce_is_no_longer_than_its_field(run, tmp_path):
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("snp"))
+    (tmp_path / "policy.toml").write_text(draft)
+    words = ("appraise", "--policy", tmp_path / "policy.toml", *arguments("snp"), "--nonce", "x" * 65)
+    status, _, err = run(*words)
+    assert (status, "--nonce: 65 bytes" in err) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0" + bytes(40_000)])
+@pytest.mark.parametrize("kind", ["sgx", "tdx", "snp", "nvidia"])
+def test_a_file_of_endorsements_that_is_none_is_named(run, kind, content, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(content)
+    status, _, err = run("verify", GOOD[kind][0], "--endorsements", tmp_path / "a.jpg")
+    assert (
+        status,
+        f"error: {tmp_path / 'a.jpg'}: endorsements" in err,
+        "certificate table" in err.splitlines()[0].split("(")[0],
+    ) == (
+        10,
+        True,
+        False,
+    )
+    for words in (
+        ("verify", GOOD[kind][0], "--root", tmp_path / "a.jpg"),
+        ("endorsements", "bundle", "--add", tmp_path / "a.jpg", "--out", tmp_path / "b"),
+    ):
+        status, _, err = run(*words)
+        assert (status, "a.jpg: " in err) == (10, True), err
+
+
+def test_a_policy_that_names_a_tpm_s_key_is_enough(run, tmp_path):
+    evidence = "tpm2/tpm_evidence_coco.json"
+    shown = json.loads(run("show", evidence, "--json")[1])
+    (key,) = [
+        field["value"]
+        for section in shown["sections"]
+        for field in section["fields"]
+        if (section["title"], field["name"]) == ("key", "key")
+    ]
+    (measurement,) = [
+        field["value"] for section in shown["sections"] for field in section["fields"] if field["name"] == "measurement"
+    ]
+    policy = tmp_path / "policy.toml"
+    table = f'[reference]\ntees = ["tpm"]\nmeasurements = ["{measurement}"]\n'
+    policy.write_text(table + f'tpm_roots = ["{key}"]\n')
+    words = ("appraise", evidence, "--policy", policy, "--any-report-data")
+    assert run(*words)[0] == 0
+    policy.write_text(table + f'tpm_roots = ["sha256:{"00" * 32}"]\n')
+    status, _, err = run(*words)
+    assert (status, "--tpm-key" in err, "--root" in err) == (31, True, True)
+
+
+def test_a_tpm_s_quote_alone_can_be_shown(run):
+    status, out, _ = run("show", "tpm2/swtpm_own/ecc256_quote.msg")
+    assert (status, "extra data" in out) == (0, True)
+    assert run("verify", "tpm2/swtpm_own/ecc256_quote.msg")[0] == 10
+
+
+@pytest.mark.parametrize("words", [["--debug", "verify"], ["verify", "--debug"]])
+def test_debug_shows_the_stack_trace_wherever_it_stands(capsys, words):
+    assert main(["attest", *words, "aws-nitro/SOURCE.md"]) == 10
+    told = capsys.readouterr()
+    assert "Traceback" in told.err
+    assert "strongroom: error: " in told.err
+
+
+def test_bad_usage_is_json_where_that_is_asked_for(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["attest", "verify", "--json"])
+    assert ended.value.code == 2
+    assert json.loads(capsys.readouterr().out)["code"] == "usage"
+
+
+def test_the_others_reasons_come_after_the_error(run, tmp_path):
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("snp"))
+    (tmp_path / "policy.toml").write_text(draft.replace('["snp"]', '["tdx"]'))
+    _, _, err = run("appraise", "--policy", tmp_path / "policy.toml", "--nonce", "x", *arguments("snp"))
+    assert err.index("strongroom: error: tee") < err.index("strongroom: also refused: report data")
+
+
+def test_an_error_on_a_full_disk_is_told_once(tmp_path):
+    with Path("/dev/full").open("wb") as full:
+        for words in (["--json"], []):
+            done = subprocess.run(
+                [sys.executable, "-m", "strongroom", "attest", "show", GOOD["nitro"][0], *words],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert "Traceback" not in done.stderr
+            assert done.stderr.count("strongroom: error: no space left on device") == 1
+
+
+def test_an_interrupt_while_modules_are_imported_is_no_stack_trace(monkeypatch, capsys):
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("strongroom.cli.main.importlib.import_module", interrupted)
+    assert main(["attest", "verify"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_help_imports_no_action():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "strongroom", "attest", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "appraise" in done.stdout
+    assert "strongroom.cas" not in done.stderr
+    assert "strongroom.attest" not in done.stderr
+
+
+def test_no_color_is_obeyed():
+    code = (
+        "from strongroom.cli import output; output.stdout._force_terminal = True; output.stdout.print('x', style='red')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NO_COLOR": "1", "TERM": "xterm", "COLORTERM": "truecolor"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "x\n"
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_show_has_the_measurement_that_verify_vouches_for(run, kind):
+    shown = json.loads(run("show", "--json", *arguments(kind, trust=False))[1])["sections"]
+    values = {field["value"] for section in shown for field in section["fields"]}
+    assert json.loads(run("verify", "--json", *arguments(kind))[1])["claims"]["measurement"] in values

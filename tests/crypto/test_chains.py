@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
 
 import pytest
 from cryptography import x509
@@ -355,6 +357,23 @@ def test_an_extension_there_twice_does_not_parse():
     with pytest.raises(FormatError):
         VendorCertificate(der.replace(oid + b"\x02", oid + b"\x01"))
     assert leaf.certificate.subject == "CN=leaf"
+
+
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_names_that_break_a_rule_print_nothing(action):
+    """A country of one letter makes `cryptography` warn; so a stranger's certificate could end or litter a program."""
+    der = issue(x509.Name([x509.NameAttribute(x509.NameOID.COUNTRY_NAME, "XQ")]), P384["leaf"]).der
+    # The letter A alone takes two bytes too, as a BMPString.
+    mutated = der.replace(b"\x13\x02XQ", b"\x1e\x02\0A")
+    assert mutated != der
+    program = (
+        "import sys; from strongroom.crypto.chains import VendorCertificate\n"
+        "print(ascii(VendorCertificate(sys.stdin.buffer.read()).subject))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", action, "-c", program], input=mutated, capture_output=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_pem_is_read_as_people_write_it():

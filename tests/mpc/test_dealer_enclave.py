@@ -247,7 +247,7 @@ def test_a_dealer_that_leaves_is_not_taken(reference):
         ("", "reference: missing"),
         ("[reference]\ntees = ['tdx']", "reference.measurements: missing"),
         (
-            "[reference]\ntees = ['tdx']\nmeasurements = []\nallow_simulated = true",
+            "[reference]\ntees = ['tdx']\nmeasurements = ['" + "0" * 96 + "']\nallow_simulated = true",
             "reference.allow_simulated: got true",
         ),
         ("[reference]\ntees = ['tdx']\nmeasurements = ['" + "0" * 96 + "']\n[more]", "unknown key 'more'"),

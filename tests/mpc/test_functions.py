@@ -166,3 +166,20 @@ def test_norms(size):
         assert (np.abs(result - reference) / np.maximum(np.abs(reference), 2)).max() < 2.0**-14 + 2.0**-15 / size
     # The last one finds its operand open: it takes 25 instead of 26.
     assert rounds == [25, 27, 24, 25]
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1.2e-7, 1e-6, 1e-5, 1e-3, 0.5])
+def test_norms_keep_their_error_down_to_where_epsilon_is_all_there_is(eps):
+    """As what a network looks up has a standard deviation of 0.01, and less."""
+    rng = np.random.default_rng(2)
+    x = rounded(rng.normal(0, 1, (60, 48)) * np.geomspace(2.0**-11, 64, 60)[:, None])
+    x = np.concatenate([x, np.full((1, 48), LAST), np.zeros((1, 48))]) if eps >= 2.0**-24 else x
+
+    def program(party):
+        secret = share(party, lambda: x, source=0, shape=x.shape)
+        return [reveal(function(secret, eps=eps), to=[0]) for function in (rms_norm, layer_norm)]
+
+    for got, centre in zip(run_local(program)[0], (0, x.mean(-1, keepdims=True)), strict=True):
+        root = np.sqrt(np.square(x - centre).mean(-1, keepdims=True) + eps)
+        wanted = (x - centre) / np.maximum(root, 1e-30)
+        assert (np.abs(got - wanted) <= (2.0**-14 + 2.0**-15 / root) * np.maximum(np.abs(wanted), 1)).all()

@@ -2,11 +2,14 @@
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from strongroom import mpc
+from strongroom.errors import UsageError
 from strongroom.mpc.functions.division import reciprocal, rsqrt
 from strongroom.mpc.functions.error import erf, gelu_tanh
 from strongroom.mpc.functions.logarithm import exp_clipped, log, log_softmax, softplus
@@ -14,6 +17,7 @@ from strongroom.mpc.functions.roots import inverse_root, signed_reciprocal, sqrt
 from strongroom.mpc.protocols.place import one_hot_largest
 from strongroom.mpc.protocols.reveal import reveal, share
 from strongroom.mpc.ring import Settings
+from strongroom.mpc.tensor.world import current
 from strongroom.mpc.threads import run_local
 
 LAST = 2.0**-16
@@ -83,6 +87,15 @@ def test_inverse_root():
     assert (np.abs(y * np.sqrt(x) - 1) <= 3e-5).all()
 
 
+def test_inverse_root_of_what_has_more_fractional_bits():
+    """As a mean of squares and an epsilon, which many write out, have."""
+    scaled = rounded(np.geomspace(2.0**-6, 2.0**14, 4000))
+    y, rounds = evaluate(lambda v: inverse_root(v.shifted(0, 30)), scaled)
+    x = scaled * 2.0**-14
+    assert (np.abs(y * np.sqrt(x) - 1) <= 3e-5 + 2.0**-28 / x + LAST * np.sqrt(x)).all()
+    assert rounds == rounds_stated(rsqrt) + 1
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_signed_reciprocal(exact):
     size = rounded(np.geomspace(2.0**-8, END, 3000))
@@ -97,6 +110,56 @@ def test_erf():
     wanted = torch.erf(torch.from_numpy(SIGNED)).numpy()
     assert (np.abs(y - wanted) <= LAST + 2e-6).all()
     assert rounds == rounds_stated(erf)
+
+
+F = torch.nn.functional
+IN_MODULES = {  # by what docs/explanation/mpc.md calls them: the function, up to which magnitude, the error
+    "tanh": (torch.tanh, END, lambda x: 2.0**-15),
+    "ELU": (F.elu, END, lambda x: 2.0**-14 + 6e-8 * x),
+    "SELU": (F.selu, END, lambda x: 2.0**-14 + 6e-8 * x),
+    "Mish": (F.mish, END, lambda x: 2.0**-14 + 4e-5 * x),
+    "softsign": (F.softsign, END - 1, lambda x: 2.0**-15 + 2e-7 * x),
+    "hardswish": (F.hardswish, 5461.0, lambda x: 2.0**-15 + 4e-7 * x),
+}
+
+
+def test_functions_of_modules_keep_their_errors_in_as_many_rounds_as_stated():
+    documented = Path("docs/explanation/mpc.md").read_text()
+
+    def program():
+        found = {}
+        for name, (function, most, _) in IN_MODULES.items():
+            x = torch.from_numpy(SIGNED[np.abs(SIGNED) <= most])
+            secret = mpc.share(lambda x=x: x, source=0, shape=x.shape, dtype=torch.float64)
+            before = current().party.rounds
+            result = function(secret)
+            result.read()
+            found[name] = x, current().party.rounds - before, mpc.reveal(result, to=0)
+        return found
+
+    with mpc.local_world() as world:
+        for name, (x, rounds, got) in world.run(program)[0].items():
+            function, _, error = IN_MODULES[name]
+            assert ((got - function(x)).abs() <= error(x.abs())).all(), name
+            assert re.search(rf"\| [^|]*{name}[^|]* \| {rounds} \|", documented), (name, rounds)
+
+
+@pytest.mark.parametrize("least", [-(2.0**15), -40000.0, -1e9, torch.finfo(torch.float32).min, -math.inf])
+def test_a_public_number_of_minus_the_bound_or_below_is_minus_infinity_and_a_large_one_is_refused(least):
+    def program():
+        x = mpc.share(lambda: torch.tensor([1.0, 2.0, 3.0]), source=0, shape=3)
+        mask = torch.tensor([0.0, least, 0.0])
+        masked = [x + mask, x.masked_fill(mask < 0, least), torch.where(mask < 0, least, x)]
+        found = [mpc.reveal(each.softmax(-1), to=0) for each in masked]
+        with pytest.raises(UsageError, match=r"wanted a number of magnitude below 2\^15"):
+            x + 2.0**15
+        return found, mpc.reveal(x + least, to=0)
+
+    with mpc.local_world() as world:
+        found, low = world.run(program)[0]
+    wanted = torch.tensor([1.0, -math.inf, 3.0]).softmax(-1)
+    assert all((each - wanted).abs().max() < 1e-4 for each in found)
+    assert (low == torch.tensor([1.0, 2.0, 3.0]) - 2.0**13).all()
 
 
 def test_gelu_tanh():

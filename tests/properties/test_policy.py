@@ -10,15 +10,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from strongroom.cas.document import MAX_DOCUMENT
+from strongroom.cas.lines import Lines
 from strongroom.cas.policy import (
     _TAKEN,
     Program,
     VaultRule,
-    check_succession,
     parse_policy,
+    policy_problems,
     sign_policy,
     verify_policy,
 )
+from strongroom.cas.succession import check_succession
 from strongroom.cli.workspace import policy_name, write_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import PolicyError, StrongroomError, VerificationError
@@ -31,11 +33,19 @@ fuzz = settings(max_examples=300, deadline=None)
 
 
 def parses_or_raises(text: str) -> None:
+    problems = policy_problems(text)
+    lines = Lines(text)
+    for problem in problems:
+        assert 1 <= lines.of(problem.where) <= text.count("\n") + 1
+        assert problem.error.message.isprintable()
+        assert len(problem.error.message) < 1000
     try:
         assert parse_policy(text).text == text
+        assert not problems
     except PolicyError as error:
         assert error.message.isprintable()
         assert len(error.message) < 1000
+        assert problems
 
 
 @fuzz
@@ -385,5 +395,5 @@ def test_only_the_next_version_follows(version, previous, same_owner):
     if (version, previous, same_owner) == (3, current.digest, True):
         check_succession(new, current)
     else:
-        with pytest.raises(StrongroomError, match=r"version, previous|owner: got"):
+        with pytest.raises(StrongroomError, match=r"policy\.(version|previous|owner): got"):
             check_succession(new, current)

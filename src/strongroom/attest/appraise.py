@@ -8,7 +8,7 @@
 5. The measurement is one that the policy lists; so is the signer, and each register that the policy names.
 6. The platform's TCB status is one that the policy lists, and so is every advisory; its versions are high enough.
 7. The processor is one that the policy lists, if it lists any.
-8. The evidence is no older than the policy says, where the vendor dates it.
+8. The evidence is no older than the policy says. With such a limit, evidence that its vendor does not date is refused.
 9. Each device by steps 1 to 8, under the same report data; there are devices if the policy wants some, and else none.
 
 The order is part of the contract: the first failure is the one that `appraise` raises. `steps` goes on after it, for a
@@ -17,11 +17,12 @@ person who wants to see them all.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from strongroom.attest.binding import bound_data
+from strongroom.attest.binding import bound_data, difference
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import DEVICES
 from strongroom.attest.reference import ReferenceValues
@@ -54,6 +55,8 @@ _ROOTS = {
 # Step 6: whose vendor has a word for the platform's state, and where the policy must say which versions it wants.
 _WITH_STATUS = ("sgx", "tdx", "azure-tdx", "simulated")
 _WITH_MINIMUM = ("snp", "azure-snp")
+_NOT_ASKED = "any"
+_NO_ENDORSEMENTS = "verify it with Intel's endorsements: --endorsements, --bundle or --fetch; without them it has none"
 # A vendor's clock may be ahead of the verifier's by this much.
 _SKEW = 60
 
@@ -157,7 +160,10 @@ def steps(
         )
         yield Step(9, "devices", f"{count or 'none'}", "none", error if count else None)
         return
-    error = AttestationError(f"devices: got none, wanted {_one_of(devices.tees)}")
+    error = AttestationError(
+        f"devices: got none, wanted {_one_of(devices.tees)}",
+        hint="show a device's evidence with the enclave's, or take reference.devices out of the policy",
+    )
     yield Step(9, "devices", f"{count or 'none'}", "at least one", None if count else error)
     for index, device in enumerate(claims.devices):
         for step in _enclave(device, devices, expected(device), now):
@@ -170,6 +176,8 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
     simulated = is_simulated(claims.tee, claims.vendor_root)
     if simulated:
         yield _simulated(claims, reference)
+    else:
+        yield Step(1, "simulated vendor", "none: hardware", reference.allow_simulated or "none")
     # 2
     debug = DebugEnclaveError(
         f"{claims.tee} enclave: debug is on, wanted off", hint="its memory can be read from outside"
@@ -185,25 +193,29 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
     yield Step(2, "weaknesses", ", ".join(weaknesses) or "none", wanted, weak if unwanted else None)
     # 3
     yield _listed(
-        3, "tee", claims.tee, reference.tees, AttestationError, hint="the policy's tees decide what may run it"
+        3,
+        "tee",
+        claims.tee,
+        reference.tees,
+        AttestationError,
+        hint=f'add "{claims.tee}" to the policy\'s tees to accept evidence of that kind',
     )
     if not simulated:
         roots = frozenset(reference.tpm_roots) if claims.tee == "tpm" else _ROOTS[claims.tee]
-        yield _listed(3, f"vendor root of {claims.tee}", claims.vendor_root, tuple(sorted(roots)), AttestationError)
+        yield _listed(
+            3,
+            f"vendor root of {claims.tee}",
+            claims.vendor_root,
+            tuple(sorted(roots)),
+            AttestationError,
+            hint="add it to the policy's tpm_roots, if you enrolled that key or rely on whom that root certifies"
+            if claims.tee == "tpm"
+            else "it was verified under another root than its vendor's: verify it under the vendor's own",
+        )
     # 4
     yield _bound(claims, expected)
     # 5
-    yield _listed(
-        5,
-        "measurement",
-        claims.measurement,
-        reference.measurements,
-        MeasurementError,
-        hint="another program, configuration or version runs there; add its measurement to the policy to accept it",
-    )
-    yield _listed(5, "signer", claims.signer, reference.signers, MeasurementError)
-    for name, values in reference.registers.items():
-        yield _listed(5, f"register {name}", claims.registers.get(name, ""), values, MeasurementError)
+    yield from _loaded(claims, reference)
     # 6
     yield from _tcb(claims, reference)
     # 7
@@ -213,25 +225,63 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
         claims.hardware_id,
         reference.hardware_ids,
         AttestationError,
-        hint="another processor than those that the policy lists made this evidence",
+        hint="another processor than the policy lists made this evidence; add it to hardware_ids to accept it"
+        if claims.hardware_id
+        else "this evidence does not tell its processor: the host hides it, or that kind has none",
     )
     # 8
     yield _age(claims, reference, now)
 
 
 def _bound(claims: Claims, expected: bytes | None) -> Step:
-    got = f"{claims.report_data.hex()[:32]}..."
+    got = claims.report_data.hex() or "none"
     if expected is None:
         nothing = BindingError(
-            "report data: nothing to compare with", hint="say what this evidence was asked for: a nonce or report data"
+            "report data: nothing to compare with",
+            hint="say what this evidence was asked for: with --nonce or --report-data, in Python as an argument",
         )
-        return Step(4, "report data", got, "nothing to compare with", nothing)
-    wanted = f"{expected.hex()[:32]}..."
+        return Step(4, "report data", got, "a nonce or report data, and none is given", nothing)
+    wanted = expected.hex()
+    if equal(claims.report_data, expected):
+        return Step(4, "report data", got, wanted)
     error = BindingError(
-        f"report data: got {got}, wanted {wanted}",
+        f"report data: got {difference(claims.report_data, expected)}",
         hint="the evidence was made for another channel, nonce, kind or claims; never accept it here",
     )
-    return Step(4, "report data", got, wanted, None if equal(claims.report_data, expected) else error)
+    return Step(4, "report data", got, wanted, error)
+
+
+def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
+    yield _listed(
+        5,
+        "measurement",
+        claims.measurement,
+        reference.measurements,
+        MeasurementError,
+        hint="another program, configuration or version runs there; add its measurement to the policy to accept it",
+    )
+    yield _listed(
+        5,
+        "signer",
+        claims.signer,
+        reference.signers,
+        MeasurementError,
+        hint="add it to the policy's signers to accept what it signs"
+        if claims.signer
+        else "nobody signed what was loaded: take signers out of the policy, or have it signed",
+    )
+    for name, values in reference.registers.items():
+        told = claims.registers.get(name, "")
+        yield _listed(
+            5,
+            f"register {name}",
+            told,
+            values,
+            MeasurementError,
+            hint=f"add the value to the policy's registers.{name} to accept it"
+            if told
+            else f"this evidence does not show that register; it shows {', '.join(claims.registers)[:200] or 'none'}",
+        )
 
 
 def _tcb(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
@@ -242,45 +292,72 @@ def _tcb(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
             claims.tcb_status,
             reference.tcb_statuses,
             TcbError,
-            hint="update the platform's firmware, or list the status in the policy",
+            hint="update the platform's firmware, or list the status in the policy's tcb_statuses"
+            if claims.tcb_status
+            else _NO_ENDORSEMENTS,
         )
     unknown = [name for name in claims.advisories if name not in reference.advisories_allowed]
     advisories = TcbError(
-        f"advisories: got {', '.join(unknown)}, wanted {_one_of(reference.advisories_allowed)}",
-        hint="update the platform's firmware, or list the advisory in the policy",
+        f"advisories: got {', '.join(unknown)}, wanted {_one_of(reference.advisories_allowed, 'none')}",
+        hint="update the platform's firmware, or list the advisory in the policy's advisories_allowed",
     )
-    allowed = ", ".join(reference.advisories_allowed) or "none"
+    allowed = _one_of(reference.advisories_allowed, "none")
     yield Step(6, "advisories", ", ".join(claims.advisories) or "none", allowed, advisories if unknown else None)
     minimum = reference.minimum_tcb.get(claims.tee)
     if minimum is None and claims.tee in _WITH_MINIMUM:
         missing = TcbError(
             f"minimum tcb: the policy has none for {claims.tee}",
             hint=f"add minimum_tcb.{claims.tee}: the lowest security versions to accept; "
-            "`strongroom attest show` prints those of this evidence",
+            "`strongroom attest appraise --draft-policy` writes those of this evidence",
         )
         told = ", ".join(f"{name} {version}" for name, version in claims.tcb.items())
-        yield Step(6, "minimum tcb", told or "none", "some: the policy has none", missing)
+        yield Step(6, "minimum tcb", told or "none", "the policy's minimum_tcb, which it lacks", missing)
     for name, lowest in (minimum or {}).items():
         got = claims.tcb.get(name)
         old = TcbError(
             f"tcb {name}: got {'none' if got is None else got}, wanted at least {lowest}",
-            hint="update the platform's firmware",
+            hint=_old(claims, name),
         )
         told = "none" if got is None else str(got)
         yield Step(6, f"tcb {name}", told, f"at least {lowest}", old if got is None or got < lowest else None)
 
 
+def _old(claims: Claims, name: str) -> str:
+    """What to do about a version that is too low or not told."""
+    if name == "evaluation":
+        return "verify it with newer endorsements of Intel's" if name in claims.tcb else _NO_ENDORSEMENTS
+    if name not in claims.tcb:
+        return f"this evidence does not tell it; it tells {', '.join(claims.tcb) or 'none'}"
+    if name in ("isvsvn", "configsvn"):
+        return "an older version of the program or of its configuration runs there: start the newer one"
+    return "update the platform's firmware"
+
+
 def _age(claims: Claims, reference: ReferenceValues, now: int) -> Step:
     limit = reference.maximum_age
-    wanted = "any" if limit is None else f"at most {limit} s"
+    wanted = _NOT_ASKED if limit is None else f"at most {limit} s"
+    error = None
     if claims.issued_at is None:
-        return Step(8, "age", "not told", wanted)
-    age, error = now - claims.issued_at, None
+        if limit is not None:
+            error = ExpiredError(
+                f"age: not told, wanted {wanted}",
+                hint=f"evidence of {claims.tee} bears no date: take maximum_age out of the policy; the report data, "
+                "over a nonce of your own, is what shows that it is new",
+            )
+        return Step(8, "age", "no date", wanted, error)
+    age = now - claims.issued_at
     if age < -_SKEW:
-        error = ExpiredError(f"evidence: made at {claims.issued_at}, it is {now}")
+        moments = f"made at {_moment(claims.issued_at)}, it is {_moment(now)}"
+        error = ExpiredError(f"evidence: {moments}", hint="check this machine's clock, or --at")
     elif limit is not None and age > limit:
-        error = ExpiredError(f"evidence: {age} s old, wanted at most {limit}")
+        error = ExpiredError(
+            f"evidence: {age} s old, wanted {wanted}", hint="ask the enclave for new evidence, or raise maximum_age"
+        )
     return Step(8, "age", f"{age} s", wanted, error)
+
+
+def _moment(seconds: int) -> str:
+    return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def _simulated(claims: Claims, reference: ReferenceValues) -> Step:
@@ -306,7 +383,7 @@ def _listed(
 ) -> Step:
     """Whether `got` is one of `wanted`; None asks for nothing, and what is not told is never one."""
     if wanted is None:
-        return Step(number, name, got or "none", "any")
+        return Step(number, name, got or "none", _NOT_ASKED)
     told = _one_of(wanted)
     holds = bool(got) and got in wanted
     return Step(

@@ -143,3 +143,19 @@ def _ordered(value: JSON, depth: int) -> JSON:
 
 def _utf16(key: str) -> bytes:
     return key.encode("utf-16-be")
+
+
+def difference(got: bytes, wanted: bytes) -> str:
+    """Two report data in hexadecimal digits, for a message: 16 bytes of each, from where they begin to differ."""
+    common = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+    start = common - common % 16
+    mine, theirs = (_part(each, start) for each in (got, wanted))
+    if len(got) != len(wanted):
+        mine, theirs = f"{mine} of {len(got)} bytes", f"{theirs} of {len(wanted)} bytes"
+    return f"{mine}, wanted {theirs}" + (f", which differ from byte {common} on" if start else "")
+
+
+def _part(data: bytes, start: int) -> str:
+    """16 bytes of `data`, in hexadecimal digits, and whether more come before and after."""
+    after = "..." if len(data) > start + 16 else ""
+    return ("..." if start else "") + data[start : start + 16].hex() + after or "none"

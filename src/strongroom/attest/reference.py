@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from strongroom.attest.evidence import DEVICES, TEES
 from strongroom.attest.verify.anchors import VENDORS, Anchors
+from strongroom.attest.words import HARDWARE_IDS, INTEL_STATUSES, REGISTERS, SIGNERS, VERSIONS, WEAKNESSES, Sizes
 from strongroom.errors import PolicyError
 
 _ROOT_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -43,12 +45,13 @@ class ReferenceValues:
         hardware_ids: the processors to accept, as in `Claims.hardware_id`.
         tpm_roots: for `tpm`, ``sha256:<hex>`` of the roots to accept: of a certificate, or of an enrolled key's
             SubjectPublicKeyInfo.
-        weaknesses_allowed: from `Claims.weaknesses`, those that the policy's author has judged.
-        maximum_age: seconds that evidence with a time of its own may be old.
+        weaknesses_allowed: from `words.WEAKNESSES`, those that the policy's author has judged.
+        maximum_age: seconds that evidence may be old. With it, evidence that its vendor does not date is refused.
         devices: what every device must be. If None, no device may be shown; else at least one must.
 
     Raises:
-        PolicyError: a value is not of that form.
+        PolicyError: a value is not of that form, or a word or a length that evidence of these `tees` never has
+            (`words`).
     """
 
     tees: tuple[str, ...]
@@ -76,18 +79,25 @@ class ReferenceValues:
             values = getattr(self, name)
             if values is not None or name not in ("signers", "hardware_ids"):
                 object.__setattr__(self, name, _strings(name, values))
-        for tee in self.tees:
-            if tee not in TEES:
-                raise PolicyError(f"tees: got {_short(tee)}, wanted some of {', '.join(TEES)}")
+        _check_words("tees", self.tees, TEES)
+        _check_words("tcb_statuses", self.tcb_statuses, INTEL_STATUSES)
+        _check_words("weaknesses_allowed", self.weaknesses_allowed, WEAKNESSES)
         for measurement in self.measurements:
             if not _MEASUREMENT.fullmatch(measurement):
                 raise PolicyError(
                     f"measurements: got {_short(measurement)}, wanted 64, 96 or 128 lower-case hexadecimal digits"
                 )
-        for name in ("signers", "hardware_ids"):
-            for value in getattr(self, name) or ():
+        for name, known in (("signers", SIGNERS), ("hardware_ids", HARDWARE_IDS)):
+            values = getattr(self, name) or ()
+            for value in values:
                 if not _HEX.fullmatch(value):
                     raise PolicyError(f"{name}: got {_short(value)}, wanted lower-case hexadecimal digits")
+            if values and not any(tee in known for tee in self.tees):
+                raise PolicyError(
+                    f"{name}: got some, but evidence of {' or '.join(self.tees)} tells none",
+                    hint=f"leave it out: kinds that tell theirs are {', '.join(known)}",
+                )
+            self._check_sizes(name, values, {tee: known[tee] for tee in self.tees if tee in known})
         for root in (*self.tpm_roots, *([] if self.allow_simulated is None else [self.allow_simulated])):
             if not isinstance(root, str) or not _ROOT_DIGEST.fullmatch(root):
                 where = "tpm_roots" if root in self.tpm_roots else "allow_simulated"
@@ -95,24 +105,49 @@ class ReferenceValues:
                     f'{where}: got {_short(root)}, wanted "sha256:" and 64 hexadecimal digits',
                     hint="name the digest of the one root to accept",
                 )
-        if "" in self.tcb_statuses:
-            raise PolicyError("tcb_statuses: got an empty one, wanted Intel's words for a platform's state")
+        self._check_registers()
         self._check_tables()
 
-    def _check_tables(self) -> None:
+    def _check_registers(self) -> None:
         if not isinstance(self.registers, Mapping):
             raise PolicyError(f"registers: got {_short(self.registers)}, wanted a table")
         registers = {name: _strings(f"registers.{name}", values) for name, values in self.registers.items()}
+        known = {name for tee in self.tees for name in REGISTERS[tee]}
         for name, values in registers.items():
+            if name not in known:
+                raise PolicyError(
+                    f"registers.{name[:40]}: no register of {' or '.join(self.tees)}, wanted some of {_series(known)}",
+                    hint=_suggestion(name, known),
+                )
             if not values or not all(_HEX.fullmatch(value) for value in values):
                 raise PolicyError(f"registers.{name}: wanted at least one value of lower-case hexadecimal digits")
+            sizes = {tee: REGISTERS[tee][name] for tee in self.tees if name in REGISTERS[tee]}
+            self._check_sizes(f"registers.{name}", values, sizes)
         object.__setattr__(self, "registers", registers)
+
+    def _check_sizes(self, name: str, values: Iterable[str], known: Mapping[str, Sizes]) -> None:
+        """Whether each of these values, in hexadecimal digits, can be one that evidence of these tees tells."""
+        sizes = sorted({size for each in known.values() for size in each})
+        for value in values:
+            if len(value) // 2 not in sizes:
+                told = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 8 else " or ".join(map(str, sizes))
+                got = f"{_short(value)}, of {len(value) // 2}"
+                raise PolicyError(f"{name}: got {got}, wanted {told} bytes, as {' or '.join(known)} has")
+
+    def _check_tables(self) -> None:
         if not isinstance(self.minimum_tcb, Mapping):
             raise PolicyError(f"minimum_tcb: got {_short(self.minimum_tcb)}, wanted a table for each tee")
         for tee, versions in self.minimum_tcb.items():
             if tee not in TEES or not isinstance(versions, Mapping) or not versions:
                 raise PolicyError(f"minimum_tcb.{tee}: wanted a table of numbers for one of {', '.join(TEES)}")
             for name, version in versions.items():
+                if name not in VERSIONS.get(tee, ()):
+                    known = VERSIONS.get(tee, ())
+                    raise PolicyError(
+                        f"minimum_tcb.{tee}.{name[:40]}: no version of {tee}, wanted some of "
+                        f"{', '.join(known) or 'none: it tells none'}",
+                        hint=_suggestion(name, known),
+                    )
                 if type(version) is not int or version < 0:
                     raise PolicyError(f"minimum_tcb.{tee}.{name}: got {_short(version)}, wanted a number")
         age = self.maximum_age
@@ -121,6 +156,34 @@ class ReferenceValues:
         devices = self.devices
         if devices is not None and (not devices.tees or set(devices.tees) - set(DEVICES) or devices.devices):
             raise PolicyError(f"devices.tees: got {_short(devices.tees)}, wanted some of {', '.join(DEVICES)}")
+
+
+def _check_words(name: str, values: Iterable[str], known: Collection[str]) -> None:
+    for value in values:
+        if value not in known:
+            raise PolicyError(
+                f"{name}: got {_short(value)}, wanted some of {', '.join(known)}", hint=_suggestion(value, known)
+            )
+
+
+def _suggestion(word: str, known: Iterable[str]) -> str | None:
+    by_folded = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word[:80].lower(), by_folded, 1)
+    return f"did you mean {by_folded[near[0]]}?" if near else None
+
+
+def _series(names: Iterable[str]) -> str:
+    """Names for a person: ``host_data, pcr0 to pcr31``."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    plain = []
+    for name in names:
+        numbered = re.fullmatch(r"([a-z]+)([0-9]+)(.*)", name)
+        if numbered:
+            numbers.setdefault((numbered[1], numbered[3]), []).append(int(numbered[2]))
+        else:
+            plain.append(name)
+    series = [f"{a}{min(each)}{z} to {a}{max(each)}{z}" for (a, z), each in sorted(numbers.items()) if not z]
+    return ", ".join(sorted(plain) + series)
 
 
 def _strings(name: str, values: object) -> tuple[str, ...]:

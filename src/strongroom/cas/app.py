@@ -4,7 +4,7 @@ Attestation, kind 1, on one TLS connection; `session.py` is the other end:
 
 1. The enclave connects: TLS 1.3, with its own key, to the CAS that it was measured for.
 2. It asks for a nonce and names its policy; the CAS answers both, with the policy's digest.
-3. It sends evidence and claims.
+3. It sends evidence and claims. The CAS completes the evidence with its vendor's endorsements (`completion.py`).
 4. The CAS recomputes the report data from that nonce, this connection's exporter and the claims; verifies; appraises
    against the policy; checks that the claims name this CAS, this policy and the key that the TLS handshake proved.
 5. It answers with the configuration, HPKE-sealed to the key in the claims, and a certificate for the TLS key. From now
@@ -16,7 +16,8 @@ Rules:
 - Whatever fails leaves the connection not attested, and the nonce used.
 - A connection stays attested until it ends, the policy has a new version, or ten minutes have passed; then the enclave
   attests again.
-- Between reading a request and answering it nothing else runs: no policy changes halfway through an appraisal.
+- Between reading a request, with what completes its evidence, and answering it nothing else runs: no policy changes
+  halfway through an appraisal.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +37,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from strongroom import __version__
 from strongroom.attest.appraise import AttestationResult, appraise
@@ -45,7 +47,11 @@ from strongroom.attest.result import key_set
 from strongroom.attest.token import verify_token
 from strongroom.attest.verify import verify
 from strongroom.cas.authority import Authority
+from strongroom.cas.completion import Complete, Completion
 from strongroom.cas.lineage import statements
+from strongroom.cas.log_api import LogApi, hold, number
+from strongroom.cas.log_note import WitnessKey
+from strongroom.cas.owners import read_signatures
 from strongroom.cas.policy import Policy, parse_policy
 from strongroom.cas.store import Store
 from strongroom.cas.wire import (
@@ -77,7 +83,7 @@ from strongroom.errors import (
 from strongroom.sealed import Root
 
 _MAX_BODY = 1 << 20
-_LOG_PAGE = 1000
+_VERSIONS_PAGE = 4  # of a document's largest size each, quoted in JSON
 _BODY_SECONDS = 30
 _AGAIN = "evidence is good for one nonce on one connection: ask for a nonce on this one and attest again"
 _CLAIM_HINTS = {
@@ -118,28 +124,64 @@ _STATUS: list[tuple[type[StrongroomError], int]] = [
 ]
 
 
-def cas_application(store: Store, authority: Authority, *, clock: Clock = time.time) -> Starlette:
-    """The ASGI application of one CAS, to be served by `channel.Server`."""
-    cas = _Cas(store, authority, clock)
+def cas_application(
+    store: Store,
+    authority: Authority,
+    *,
+    witnesses: Sequence[WitnessKey] = (),
+    complete: Complete | None = None,
+    clock: Clock = time.time,
+) -> Starlette:
+    """The ASGI application of one CAS, to be served by `channel.Server`.
+
+    Args:
+        witnesses: whose cosignatures of the log's head it keeps.
+        complete: gives evidence its vendor's endorsements; None leaves it with those that it brings.
+    """
+    cas = _Cas(store, authority, Completion(complete), clock)
+    log = LogApi(store, authority, witnesses, owner_key=_owner_key, body=_body)
+
+    def guard(handler: Handler) -> Handler:
+        return _guarded(hold(store, _guarded(handler)))
+
+    direct = {"/v1/nonce": guard(cas.nonce), "/v1/attest": guard(cas.attest)}
     routes = [
-        Route("/v1/cas", _guard(cas.describe)),
-        Route("/v1/keys", _guard(cas.keys)),
-        Route("/v1/nonce", _guard(cas.nonce), methods=["POST"]),
-        Route("/v1/attest", _guard(cas.attest), methods=["POST"]),
-        Route("/v1/time-token", _guard(cas.time_token), methods=["POST"]),
-        Route("/v1/service", _guard(cas.service), methods=["POST"]),
-        Route("/v1/lineage", _guard(cas.lineage), methods=["POST"]),
-        Route("/v1/policies/{namespace}/{name}", _guard(cas.get_policy), methods=["GET"]),
-        Route("/v1/policies/{namespace}/{name}", _guard(cas.put_policy), methods=["PUT"]),
-        Route("/v1/policies/{namespace}/{name}/secrets/{secret}", _guard(cas.put_secret), methods=["PUT"]),
-        Route("/v1/policies/{namespace}/{name}/anchors/{vault}", _guard(cas.get_anchor), methods=["GET"]),
-        Route("/v1/policies/{namespace}/{name}/anchors/{vault}", _guard(cas.put_anchor), methods=["PUT"]),
-        Route("/v1/log", _guard(cas.get_log), methods=["GET"]),
+        Route("/v1/cas", guard(cas.describe)),
+        Route("/v1/keys", guard(cas.keys)),
+        *(Route(path, handler, methods=["POST"]) for path, handler in direct.items()),
+        Route("/v1/time-token", guard(cas.time_token), methods=["POST"]),
+        Route("/v1/service", guard(cas.service), methods=["POST"]),
+        Route("/v1/lineage", guard(cas.lineage), methods=["POST"]),
+        Route("/v1/policies/{namespace}/{name}", guard(cas.get_policy), methods=["GET"]),
+        Route("/v1/policies/{namespace}/{name}", guard(cas.put_policy), methods=["PUT"]),
+        Route("/v1/policies/{namespace}/{name}/versions", guard(cas.get_versions), methods=["GET"]),
+        Route("/v1/policies/{namespace}/{name}/secrets/{secret}", guard(cas.put_secret), methods=["PUT"]),
+        Route("/v1/policies/{namespace}/{name}/anchors/{vault}", guard(cas.get_anchor), methods=["GET"]),
+        Route("/v1/policies/{namespace}/{name}/anchors/{vault}", guard(cas.put_anchor), methods=["PUT"]),
+        Route("/v1/log", guard(log.entries), methods=["GET"]),
+        Route("/v1/log/head", guard(log.head), methods=["GET"]),
+        Route("/v1/log/consistency", guard(log.consistency), methods=["GET"]),
+        Route("/v1/log/cosignatures", guard(log.cosign), methods=["POST"]),
     ]
-    application = Starlette(routes=routes, exception_handlers={404: _no_such, 405: _no_such})
+    application = _Application(routes=routes, exception_handlers={404: _no_such, 405: _no_such})
+    application.direct = direct
     # A redirection would be to whatever the Host header says.
     application.router.redirect_slashes = False
     return application
+
+
+class _Application(Starlette):
+    """What every enclave asks at its start goes past routing and middleware, which do nothing for it."""
+
+    direct: Mapping[str, Handler]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self.direct.get(scope["path"]) if scope.get("method") == "POST" else None
+        if handler is None:
+            await super().__call__(scope, receive, send)
+        else:
+            response = await handler(Request(scope, receive, send))
+            await response(scope, receive, send)
 
 
 async def _no_such(request: Request, error: Exception) -> Response:
@@ -151,7 +193,7 @@ async def _no_such(request: Request, error: Exception) -> Response:
     return JSONResponse(problem.to_wire(), status_code=status)
 
 
-def _guard(handler: Handler) -> Handler:
+def _guarded(handler: Handler) -> Handler:
     """Answer every error as the JSON that `errors.from_wire` reads, and never with a stack trace."""
 
     async def guarded(request: Request) -> Response:
@@ -180,9 +222,10 @@ def _guard(handler: Handler) -> Handler:
 
 
 class _Cas:
-    def __init__(self, store: Store, authority: Authority, clock: Clock) -> None:
+    def __init__(self, store: Store, authority: Authority, completion: Completion, clock: Clock) -> None:
         self._store = store
         self._authority = authority
+        self._completion = completion
         self._clock = clock
 
     # Anybody
@@ -195,10 +238,15 @@ class _Cas:
         return JSONResponse(key_set([self._authority.chain]), media_type="application/jwk-set+json")
 
     async def get_policy(self, request: Request) -> Response:
-        signed = self._store.signed_policy(_policy_name(request))
-        return JSONResponse(
-            {"text": signed.policy.text, "signature": b64(signed.signature), "owner": b64(signed.owner.spki)}
-        )
+        return JSONResponse(self._store.signed_policy(_policy_name(request)).to_wire())
+
+    async def get_versions(self, request: Request) -> Response:
+        """A policy's versions from the first on, one page."""
+        name, after = _policy_name(request), number(request, "after", 0)
+        self._store.policy(name)
+        page = self._store.policy_versions(name, after=after, limit=_VERSIONS_PAGE)
+        following = page[-1].policy.version if len(page) == _VERSIONS_PAGE else None
+        return JSONResponse({"versions": [each.to_wire() for each in page], "next": following})
 
     # Enclaves
 
@@ -212,7 +260,7 @@ class _Cas:
 
     async def attest(self, request: Request) -> Response:
         """Steps 3 to 5."""
-        body, tls, now = await _body(request), tls_info(request.scope), self._now()
+        body, tls = await _body(request), tls_info(request.scope)
         tls.session.pop("attested", None)
         tls.session.pop("appraised", None)
         # 3
@@ -221,13 +269,14 @@ class _Cas:
             raise BindingError("nonce: none was asked for on this connection, or it was used already", hint=_AGAIN)
         claims_bytes = bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
-        policy = self._store.policy(text_field(claims, "policy"))
-        role = text_field(claims, "role")
+        name, role = text_field(claims, "policy"), text_field(claims, "role")
+        evidence = await self._completed(_evidence(body), self._store.policy(name))
         # 4
+        policy, now = self._store.policy(name), self._now()
         binder = tls.export(EXPORTER_LABEL, role.encode())
         expected = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims_bytes)
         with self._recorded_if_refused(policy, now):
-            result = self._appraise(body, policy, expected, now)
+            result = self._appraise(evidence, policy, expected, now)
             self._check_claims(claims, policy, key, known=_CLAIMS)
         # 5
         configuration = json.dumps(self._configuration(policy, now)).encode()
@@ -247,11 +296,18 @@ class _Cas:
             self._store.record("refused", policy.name, {"code": error.code, "reason": error.message[:500]}, now=now)
             raise
 
-    def _appraise(self, body: Mapping[str, Any], policy: Policy, expected: bytes, now: int) -> AttestationResult:
-        wire = body.get("evidence")
-        if not isinstance(wire, dict):
-            raise FormatError("evidence: missing")
-        claims = verify(Evidence.from_wire(wire), now=now, anchors=policy.reference.anchors)
+    async def _completed(self, evidence: Evidence, policy: Policy) -> Evidence:
+        """The evidence with endorsements, if its kind is one that the policy accepts: for others nobody is asked."""
+        devices = policy.reference.devices
+        wanted = {*policy.reference.tees, *(devices.tees if devices else ())}
+        if not wanted.issuperset(each.tee for each in (evidence, *evidence.devices)):
+            return evidence
+        now = self._now()
+        with self._recorded_if_refused(policy, now):
+            return await self._completion(evidence, now)
+
+    def _appraise(self, evidence: Evidence, policy: Policy, expected: bytes, now: int) -> AttestationResult:
+        claims = verify(evidence, now=now, anchors=policy.reference.anchors)
         return appraise(claims, policy.reference, expected_report_data=expected, now=now)
 
     def _check_claims(self, claims: Mapping[str, Any], policy: Policy, key: PublicKey, *, known: set[str]) -> None:
@@ -297,7 +353,7 @@ class _Cas:
 
     async def service(self, request: Request) -> Response:
         """Kind 2: appraise the evidence that a service will show to all its clients, and sign the result."""
-        body, tls, now = await _body(request), tls_info(request.scope), self._now()
+        body, tls = await _body(request), tls_info(request.scope)
         policy, key = self._attested_policy(request), _enclave_key(tls)
         if policy.role != "service":
             raise UnauthorizedError(
@@ -306,18 +362,23 @@ class _Cas:
             )
         token, claims_bytes = text_field(body, "time_token"), bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
+        shown = _evidence(body)
+        evidence = await self._completed(shown, policy)
+        policy, now = self._attested_policy(request), self._now()
         with self._recorded_if_refused(policy, now):
             verify_token(token, self._authority.identity.key.public, TIME_TOKEN, now=now)
             fresh = digest(token.encode("ascii"))
             expected = report_data(Kind.SERVICE, fresh=fresh, binder=NO_BINDER, claims=claims_bytes)
-            result = self._appraise(body, policy, expected, now)
+            result = self._appraise(evidence, policy, expected, now)
             self._check_claims(claims, policy, key, known=_CLAIMS | {"models"})
         models = claims["models"]
         if not isinstance(models, dict) or not all(_MODEL_DIGEST.fullmatch(str(value)) for value in models.values()):
             raise FormatError("claims.models: wanted an object of digests, sha256:<64 hex>")
         self._store.record("service", policy.name, {"measurement": result.measurement}, now=now)
         signed = self._authority.result_token(result, policy, fresh=fresh, claims=digest(claims_bytes).hex())
-        return JSONResponse({"result": signed, "cas_chain": [b64(c.der) for c in self._authority.chain]})
+        answer: dict[str, object] = {"result": signed, "cas_chain": [b64(c.der) for c in self._authority.chain]}
+        # What clients have to verify it with.
+        return JSONResponse(answer if evidence is shown else answer | {"evidence": evidence.to_wire()})
 
     async def lineage(self, request: Request) -> Response:
         """Sign what an enclave says of its run, and what is known here of the enclave."""
@@ -397,7 +458,10 @@ class _Cas:
                 f"policy.name: got {name}, wanted {_policy_name(request)[:200]}",
                 hint="store a policy under the name that its document says",
             )
-        policy = self._store.put_policy(text, bytes_field(body, "signature"), owner, now=self._now())
+        signatures = read_signatures(body.get("signatures", []))
+        policy = self._store.put_policy(
+            text, bytes_field(body, "signature"), owner, signatures=signatures, now=self._now()
+        )
         return JSONResponse({"version": policy.version, "digest": policy.digest})
 
     async def put_secret(self, request: Request) -> Response:
@@ -424,26 +488,18 @@ class _Cas:
         self._store.put_secret(policy.name, name, value, now=self._now())
         return JSONResponse({})
 
-    async def get_log(self, request: Request) -> Response:
-        """One page of the log: what of it belongs to the caller's policies, and where the next page starts."""
-        owner = _owner_key(request).fingerprint
-        after = request.query_params.get("after", "0")
-        if not (after.isascii() and after.isdigit()) or len(after) > 18:
-            raise UsageError(f"after: got {after[:20]!r}, wanted a number")
-        page = self._store.log(after=int(after), limit=_LOG_PAGE)
-        owned = {name for name in {e.policy for e in page} if self._store.policy(name).owner == owner}
-        return JSONResponse(
-            {
-                "entries": [e.to_wire() for e in page if e.policy in owned],
-                "next": page[-1].number if len(page) == _LOG_PAGE else None,
-            }
-        )
-
     def _now(self) -> int:
         return int(self._clock())
 
     def _utc(self) -> dt.datetime:
         return dt.datetime.fromtimestamp(self._clock(), dt.UTC)
+
+
+def _evidence(body: Mapping[str, Any]) -> Evidence:
+    wire = body.get("evidence")
+    if not isinstance(wire, dict):
+        raise FormatError("evidence: missing")
+    return Evidence.from_wire(wire)
 
 
 def _policy_name(request: Request) -> str:

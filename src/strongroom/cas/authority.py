@@ -10,6 +10,7 @@ from strongroom.attest.dsse import Envelope
 from strongroom.attest.result import ResultStatement, sign_result
 from strongroom.attest.token import sign_token
 from strongroom.cas.files import create_once
+from strongroom.cas.log_note import Note, sign_checkpoint
 from strongroom.cas.policy import Policy
 from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, TIME_TOKEN
 from strongroom.channel import Identity
@@ -46,6 +47,11 @@ class Authority:
         return self._ca.key.public.fingerprint
 
     @property
+    def root_key(self) -> PublicKey:
+        """The root key, which signs the heads of the log too."""
+        return self._ca.key.public
+
+    @property
     def chain(self) -> tuple[Certificate, ...]:
         return self.identity.chain
 
@@ -78,6 +84,10 @@ class Authority:
             lifetime=RESULT_LIFETIME,
         )
         return sign_result(statement, self.identity.key)
+
+    def sign_head(self, size: int, root: bytes) -> Note:
+        """The log's head as a checkpoint, for whoever has pinned the root key."""
+        return sign_checkpoint(size, root, self._ca.key)
 
     def sign_lineage(self, statement: Statement) -> Envelope:
         """A signed statement of where an output comes from, for whoever has pinned the root key."""

@@ -5,19 +5,26 @@ from __future__ import annotations
 import datetime as dt
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import quote, urlsplit
 
-from strongroom.cas.policy import Policy, parse_policy, sign_policy, verify_policy
+from strongroom.cas.log_audit import MAX_WITNESSED, Audit, Extended, Witnessed, read_hashes
+from strongroom.cas.log_entry import LogEntry
+from strongroom.cas.log_head import CasHttp, HeadMemory, MemoryHead
+from strongroom.cas.log_note import Checkpoint, Note, verify_cas_checkpoint
+from strongroom.cas.owners import OwnerSignature
+from strongroom.cas.policy import Policy, parse_policy, sign_policy
+from strongroom.cas.succession import SignedPolicy, verify_chain
 from strongroom.cas.wire import CAS_URI, b64, bytes_field, text_field
-from strongroom.channel import Expect, HttpClient, Identity, Response, expect_authority
+from strongroom.channel import Expect, Identity, Response, expect_authority
 from strongroom.crypto import PublicKey, SigningKey
-from strongroom.errors import CasError, CasUnreachableError, PolicyError, UsageError, VerificationError
+from strongroom.errors import CasError, CasUnreachableError, PolicyError, RollbackError, UsageError
 from strongroom.sealed import Root
 
 MAX_ANSWER = 1 << 22
+MAX_HISTORY = 1 << 26
 TIMEOUT = 30.0
 
 
@@ -74,16 +81,21 @@ class OwnerClient:
         url: ``https://host:port``.
         cas_root: the fingerprint of the CAS's root key, learnt from its operator over a channel that one trusts.
         owner: the key that signs this owner's policies; without it, only what is public can be read.
+        heads: where the highest head seen of the CAS's log is remembered; by default in this client only.
     """
 
-    def __init__(self, url: str, *, cas_root: str, owner: SigningKey | None = None) -> None:
+    def __init__(
+        self, url: str, *, cas_root: str, owner: SigningKey | None = None, heads: HeadMemory | None = None
+    ) -> None:
         host, port = split_address(url)
-        self._owner = owner
+        self._owner, self._cas_root = owner, cas_root
         identity = None if owner is None else Identity.of_key(owner, "Strongroom owner", now=_utc())
-        self._http = HttpClient(
+        self._heads = heads or MemoryHead()
+        self._http = CasHttp(
             lambda: dial_cas(host, port),
             host=host,
             expect=cas_expectation(cas_root),
+            heads=self._heads,
             identity=identity,
             max_body=MAX_ANSWER,
             timeout=TIMEOUT,
@@ -104,18 +116,23 @@ class OwnerClient:
         """Name, version and root of the CAS."""
         return self._http.get("/v1/cas")
 
-    def apply(self, text: str) -> Policy:
-        """Sign and store a policy document.
+    def apply(self, text: str, signatures: Sequence[OwnerSignature] = ()) -> Policy:
+        """Sign and store a policy document, with its owners' signatures where it has owners.
 
         The first owner who applies a policy of some name has that name for good: this version of the CAS gives names
         out first come, first served. Applying the newest version again changes nothing.
 
         Raises:
             PolicyError, UnauthorizedError: what the CAS found wrong with it.
+            ConflictError: the CAS holds another document of that version: somebody else was first.
+            RollbackError: the CAS holds a newer version.
         """
         policy = parse_policy(text)
         owner = self._require_owner()
-        self._put(_policy_path(policy.name), {"text": text, "signature": b64(sign_policy(text, owner))})
+        body: dict[str, Any] = {"text": text, "signature": b64(sign_policy(text, owner))}
+        if signatures:
+            body["signatures"] = [one.to_wire() for one in signatures]
+        self._put(_policy_path(policy.name), body)
         return policy
 
     def policy(self, name: str) -> Policy:
@@ -123,18 +140,38 @@ class OwnerClient:
 
         Raises:
             UnknownPolicyError: it has none of that name.
-            VerificationError: what it has is not signed by the owner that the policy names.
+            VerificationError: what it has is not signed by the administrator that the policy names.
+            UnauthorizedError: too few of the owners that the policy names have signed it.
         """
-        answer = self._http.get(_policy_path(name))
-        text = text_field(answer, "text")
-        policy = parse_policy(text)
-        if policy.name != name:
-            raise PolicyError(f"policy: asked for {name}, got {policy.name}")
-        owner = PublicKey(bytes_field(answer, "owner"))
-        if owner.fingerprint != policy.owner:
-            raise VerificationError(f"policy: signed by {owner.fingerprint}, wanted its owner {policy.owner}")
-        verify_policy(text, bytes_field(answer, "signature"), owner)
-        return policy
+        signed = SignedPolicy.from_wire(self._http.get(_policy_path(name)))
+        if signed.policy.name != name:
+            raise PolicyError(f"policy: asked for {name}, got {signed.policy.name}")
+        signed.check_own()
+        return signed.policy
+
+    def policy_history(self, name: str, *, pinned: str | None = None) -> tuple[Policy, ...]:
+        """The versions of a policy, each checked to follow the one before; the newest is last.
+
+        Args:
+            pinned: the digest of a version that one trusts; without it the first is trusted as it is.
+
+        Raises:
+            UnknownPolicyError: the CAS has none of that name.
+            StrongroomError: as `succession.verify_chain`.
+        """
+        versions: list[SignedPolicy] = []
+        size = 0
+        following: object = 0
+        while isinstance(following, int):
+            answer = self._http.get(f"{_policy_path(name, 'versions')}?after={following}")
+            page, following = answer.get("versions"), answer.get("next")
+            if not isinstance(page, list) or (isinstance(following, int) and not page):
+                raise CasError("answer: versions are missing")
+            versions += [SignedPolicy.from_wire(each) for each in page]
+            size += sum(len(each.policy.text) for each in versions[-len(page) :])
+            if size > MAX_HISTORY:
+                raise CasError(f"versions of {name}: longer than {MAX_HISTORY} characters together")
+        return verify_chain(name, versions, pinned=pinned)
 
     def put_secret(self, policy: str, name: str, value: bytes) -> None:
         """Store a secret that the policy names."""
@@ -150,15 +187,69 @@ class OwnerClient:
 
     def log(self, *, after: int = 0) -> list[dict[str, Any]]:
         """The audit log of one's own policies, from the entry after number `after` on."""
+        return self._entries(f"/v1/log?after={after}", "")
+
+    def _entries(self, first: str, more: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
-        following: object = after
-        while isinstance(following, int):
-            answer = self._http.get(f"/v1/log?after={following}")
+        path: str | None = first + more
+        while path is not None:
+            answer = self._http.get(path)
             page, following = answer.get("entries"), answer.get("next")
             if not isinstance(page, list):
                 raise CasError("answer: entries are missing")
             entries += page
+            path = f"/v1/log?after={following}{more}" if isinstance(following, int) else None
         return entries
+
+    def log_head(self) -> tuple[Note, PublicKey, list[Note]]:
+        """The log's head as the CAS signed it, the key that it says signed it, and heads that witnesses cosigned."""
+        answer = self._http.get("/v1/log/head")
+        witnessed = answer.get("witnessed")
+        if not isinstance(witnessed, list) or len(witnessed) > MAX_WITNESSED:
+            raise CasError("answer: cosigned heads are missing, or too many")
+        notes = [Note.parse(text_field({"witnessed": one}, "witnessed")) for one in witnessed]
+        return Note.parse(text_field(answer, "checkpoint")), PublicKey(bytes_field(answer, "key")), notes
+
+    def log_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
+        """The proof that the log of `new` entries begins with the first `old`."""
+        return read_hashes(self._http.get(f"/v1/log/consistency?from={old}&to={new}").get("hashes"))
+
+    def audit(self) -> Audit:
+        """The entries of one's own policies, and all that is needed to check them; `verify_audit` does.
+
+        Raises:
+            RollbackError: the CAS's log does not extend what was seen of it before.
+        """
+        seen = self._heads.read()
+        note, key, cosigned = self.log_head()
+        checkpoint = verify_cas_checkpoint(note, self._cas_root, key)
+        size = checkpoint.size
+        if size < seen.size:
+            raise RollbackError(f"log: the CAS's signed head is of {size} entries, and it had {seen.size}")
+        witnessed = []
+        for one in cosigned:
+            old = Checkpoint.parse(one.text).size
+            if old <= size:
+                witnessed.append(Witnessed(one, self.log_consistency(old, size)))
+        entries = self._entries("/v1/log?after=0", f"&proofs={size}")
+        return Audit(
+            self._cas_root,
+            key,
+            note,
+            Extended(seen, self.log_consistency(seen.size, size)),
+            tuple(witnessed),
+            tuple((LogEntry.from_wire(one), read_hashes(one.get("proof"))) for one in entries),
+        )
+
+    def put_cosigned(self, note: Note) -> list[str]:
+        """Give the CAS a witness's cosignature of its head; the names of the witnesses of which it kept one.
+
+        Raises:
+            UnauthorizedError: it knows none of the witnesses that cosigned.
+            RollbackError: its log does not extend that head any more.
+        """
+        kept = self._http.post("/v1/log/cosignatures", {"note": str(note)}).get("kept")
+        return [str(name) for name in kept] if isinstance(kept, list) else []
 
     def _put(self, path: str, value: object) -> None:
         body = json.dumps(value).encode()

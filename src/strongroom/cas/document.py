@@ -1,20 +1,26 @@
-"""A TOML document of which every key must be taken: what is not understood is refused, by name."""
+"""A TOML document of which every key must be taken: what is not understood is refused, by name.
+
+A reader raises at the first problem. To explain a document, the same reader goes on instead: it notes each problem and
+takes an empty value in its place; what it then makes of the document is thrown away.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 import tomllib
+from dataclasses import dataclass
 from typing import Any
 
 from strongroom.errors import PolicyError
 
 MAX_DOCUMENT = 1 << 18
 _MAX_DOTS = 16
+_MAX_PROBLEMS = 100
 FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
 # Strings and comments of TOML (https://toml.io/en/v1.0.0). An open one reaches to its line's or the document's end.
-_QUOTED = re.compile(
+QUOTED = re.compile(
     r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\Z)'
     r"|'''.*?(?:'{3,5}|\Z)"
     r'|"(?:[^"\\\n]|\\.)*+"?'
@@ -24,8 +30,25 @@ _QUOTED = re.compile(
 )
 
 
-def parse_toml(text: str) -> Table:
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one place of a document; `where` is its keys and numbers, from the outermost table down."""
+
+    where: tuple[str | int, ...]
+    error: PolicyError
+
+    @property
+    def key(self) -> str:
+        """The place as a person writes it: ``vaults[0].mount``."""
+        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.where)
+        return text.removeprefix(".")
+
+
+def parse_toml(text: str, *, problems: list[Problem] | None = None) -> Table:
     """The document as its outermost table.
+
+    Args:
+        problems: where to note what is wrong with its contents, in place of raising it.
 
     Raises:
         PolicyError: it is longer than 256 KiB, no TOML, or has more dots in a line than any policy needs.
@@ -37,11 +60,11 @@ def parse_toml(text: str) -> Table:
     if size > MAX_DOCUMENT:
         raise PolicyError(f"policy: {size} bytes, the limit is {MAX_DOCUMENT}")
     # The parser takes time quadratic in the parts of a dotted key: 7 s for 40 KB. No policy needs long ones.
-    for line in _QUOTED.sub("", text).split("\n"):
+    for line in QUOTED.sub("", text).split("\n"):
         if line.count(".") > _MAX_DOTS:
             raise PolicyError(f"policy: {line.count('.')} dots in one line outside strings, the limit is {_MAX_DOTS}")
     try:
-        return Table(tomllib.loads(text), _TOP)
+        return Table(tomllib.loads(text), _TOP, problems=problems)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
 
@@ -57,66 +80,99 @@ _TOP = "policy document"
 
 
 class Table:
-    """A TOML table whose every key must be taken."""
+    """A TOML table whose every key must be taken.
 
-    def __init__(self, value: object, path: str) -> None:
-        if not isinstance(value, dict):
-            raise PolicyError(f"{path}: got {type(value).__name__}, wanted a table")
-        self.value = value
+    Args:
+        path: what messages call it.
+        where: its place in the document.
+        problems: where to note what is refused; if None, it is raised.
+    """
+
+    def __init__(
+        self, value: object, path: str, *, where: tuple[str | int, ...] = (), problems: list[Problem] | None = None
+    ) -> None:
         self.path = path
+        self.where = where
+        self._problems = problems
         self._taken: set[str] = set()
+        if not isinstance(value, dict):
+            self.refuse(f"{path}: got {type(value).__name__}, wanted a table")
+            value = {}
+            self._problems = []  # what an empty table lacks is not what is wrong
+        self.value = value
+
+    def refuse(self, message: str, *at: str | int, hint: str | None = None) -> None:
+        """Raise a PolicyError, or note it, unless something at or below that place is noted already.
+
+        Args:
+            at: the place, from this table down.
+        """
+        error = PolicyError(message, hint=hint)
+        if self._problems is None:
+            raise error
+        where = (*self.where, *at)
+        if len(self._problems) < _MAX_PROBLEMS and not any(n.where[: len(where)] == where for n in self._problems):
+            self._problems.append(Problem(where, error))
+
+    @property
+    def explains(self) -> bool:
+        """Whether problems are noted and not raised."""
+        return self._problems is not None
 
     def take(self, key: str, default: Any = _MISSING) -> Any:
         self._taken.add(key)
         value = self.value.get(key, default)
         if value is _MISSING:
-            raise PolicyError(f"{self.path}.{key}: missing")
+            self.refuse(f"{self.path}.{key}: missing", key)
+            return None
         return value
 
     def finish(self) -> None:
-        unknown = sorted(set(self.value) - self._taken)
-        if unknown:
-            known = ", ".join(sorted(self._taken))
-            near = difflib.get_close_matches(unknown[0][:80], self._taken, 1)
-            raise PolicyError(
-                f"{self.path}: unknown key {unknown[0][:80]!r}; known here: {known}",
+        for key in sorted(set(self.value) - self._taken):
+            near = difflib.get_close_matches(key[:80], self._taken, 1)
+            self.refuse(
+                f"{self.path}: unknown key {key[:80]!r}; known here: {', '.join(sorted(self._taken))}",
+                key,
                 hint=f"did you mean {near[0]}?" if near else None,
             )
 
     def table(self, key: str) -> Table:
-        return Table(self.take(key), self._below(key))
+        return self._table(self.take(key), key)
 
     def optional_table(self, key: str) -> Table | None:
         value = self.take(key, None)
-        return None if value is None else Table(value, self._below(key))
+        return None if value is None else self._table(value, key)
+
+    def _table(self, value: object, key: str) -> Table:
+        path = key if self.path == _TOP else f"{self.path}.{key}"
+        return Table(value, path, where=(*self.where, key), problems=self._problems)
 
     def tables(self, key: str) -> list[Table]:
         value = self.take(key, [])
         if not isinstance(value, list):
-            raise PolicyError(f"{key}: wanted an array of tables, [[{key}]]")
-        return [Table(item, key) for item in value]
-
-    def _below(self, key: str) -> str:
-        return key if self.path == _TOP else f"{self.path}.{key}"
+            self.refuse(f"{key}: wanted an array of tables, [[{key}]]", key)
+            return []
+        return [Table(v, key, where=(*self.where, key, i), problems=self._problems) for i, v in enumerate(value)]
 
     def text(self, key: str, default: Any = _MISSING) -> str:
         value = self.take(key, default)
         if not isinstance(value, str) or len(value) > 4096:
-            raise PolicyError(
-                f"{self.path}.{key}: got {type(value).__name__}, wanted a string of at most 4096 characters"
+            self.refuse(
+                f"{self.path}.{key}: got {type(value).__name__}, wanted a string of at most 4096 characters", key
             )
+            return ""
         return value
 
     def match(self, key: str, pattern: re.Pattern[str], wanted: str, default: Any = _MISSING) -> str:
         value = self.text(key, default)
         if not pattern.fullmatch(value):
-            raise PolicyError(f"{self.path}.{key}: got {value[:80]!r}, wanted {wanted}")
+            self.refuse(f"{self.path}.{key}: got {value[:80]!r}, wanted {wanted}", key)
         return value
 
     def choice(self, key: str, options: tuple[str, ...]) -> str:
         value = self.text(key)
         if value not in options:
-            raise PolicyError(f"{self.path}.{key}: got {value[:80]!r}, wanted {' or '.join(options)}")
+            self.refuse(f"{self.path}.{key}: got {value[:80]!r}, wanted {' or '.join(options)}", key)
         return value
 
     def positive(self, key: str, default: Any = _MISSING) -> int:
@@ -124,7 +180,8 @@ class Table:
         if value is default:
             return default  # type: ignore[no-any-return]  # the caller's own
         if type(value) is not int or not 1 <= value < 1 << 31:
-            raise PolicyError(f"{self.path}.{key}: got {number(value)}, wanted a positive whole number")
+            self.refuse(f"{self.path}.{key}: got {number(value)}, wanted a positive whole number", key)
+            return 1
         return value
 
     def optional_strings(self, key: str) -> tuple[str, ...] | None:
@@ -134,7 +191,8 @@ class Table:
     def strings(self, key: str, default: Any = _MISSING) -> tuple[str, ...]:
         value = self.take(key, default)
         if not isinstance(value, list | tuple) or not all(isinstance(v, str) and "\0" not in v for v in value):
-            raise PolicyError(f"{self.path}.{key}: wanted an array of strings")
+            self.refuse(f"{self.path}.{key}: wanted an array of strings", key)
+            return ()
         if not value and default is _MISSING:
-            raise PolicyError(f"{self.path}.{key}: is empty, and nothing would pass it")
+            self.refuse(f"{self.path}.{key}: is empty, and nothing would pass it", key)
         return tuple(value)

@@ -4,7 +4,7 @@ Rules:
 
 - What is not named is not allowed: an unknown key, an empty list or a missing field is a PolicyError.
 - A policy holds no secret; it names them.
-- Version n+1 names the digest of version n and is signed by the owner that version n names.
+- Version n+1 names the digest of version n; who must sign it is in `succession.py`.
 - `name` enters the enclave's measurement; the document's digest enters its claims only, because the document holds the
   expected measurement.
 """
@@ -12,16 +12,16 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from strongroom.attest.reference import ReferenceValues
-from strongroom.cas.document import FINGERPRINT, Table, number, parse_toml
+from strongroom.cas.document import FINGERPRINT, Problem, Table, number, parse_toml
+from strongroom.cas.owners import Owners, read_owners
 from strongroom.cas.reference import reference_values
 from strongroom.crypto import PublicKey, SigningKey, digest
-from strongroom.errors import PolicyError, UnauthorizedError, VerificationError
+from strongroom.errors import PolicyError, VerificationError
 
 _SIGNING_LABEL = b"strongroom/policy/v1\0"
 POLICY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
@@ -92,7 +92,12 @@ class Program:
 
 @dataclass(frozen=True)
 class Policy:
-    """A parsed policy. Made by `parse_policy` only."""
+    """A parsed policy. Made by `parse_policy` only.
+
+    Attributes:
+        owner: the fingerprint of the administrator's key: who applies versions and stores secrets.
+        owners: who must sign versions besides; None if only the administrator does.
+    """
 
     name: str
     version: int
@@ -103,6 +108,7 @@ class Policy:
     program: Program | None
     vaults: tuple[VaultRule, ...]
     secrets: tuple[SecretRule, ...]
+    owners: Owners | None
     text: str = field(repr=False)
 
     @property
@@ -132,27 +138,6 @@ def verify_policy(text: str, signature: bytes, owner: PublicKey) -> None:
         raise VerificationError(f"policy: {error.message}") from None
 
 
-def check_succession(new: Policy, current: Policy | None) -> None:
-    """Check that `new` may follow `current` (None: that it may be the first version).
-
-    Raises:
-        PolicyError: version or previous digest do not continue the chain.
-        UnauthorizedError: it names another owner.
-    """
-    wanted = (1, "") if current is None else (current.version + 1, current.digest)
-    if (new.version, new.previous) != wanted:
-        raise PolicyError(
-            f"version, previous: got {new.version}, {new.previous or 'none'}, "
-            f"wanted {wanted[0]}, {wanted[1] or 'none'}",
-            hint="a version follows the one that the CAS holds now",
-        )
-    if current is not None and new.owner != current.owner:
-        raise UnauthorizedError(
-            f"owner: got {new.owner}, wanted {current.owner}",
-            hint="a policy keeps its owner; store it under another name",
-        )
-
-
 def parse_policy(text: str, *, draft: bool = False) -> Policy:
     """Parse and check a document.
 
@@ -162,15 +147,34 @@ def parse_policy(text: str, *, draft: bool = False) -> Policy:
     Raises:
         PolicyError: malformed, a key that does not exist, a missing one, or an unsafe value.
     """
-    top = parse_toml(text)
+    return _policy(parse_toml(text), text, draft=draft)
+
+
+def policy_problems(text: str, *, draft: bool = False) -> list[Problem]:
+    """What is wrong with a document: nothing exactly where `parse_policy` succeeds, and at most 100 problems.
+
+    Args:
+        draft: as in `parse_policy`.
+    """
+    problems: list[Problem] = []
+    try:
+        _policy(parse_toml(text, problems=problems), text, draft=draft)
+    except PolicyError as error:  # that of the whole document
+        return [Problem((), error)]
+    return problems
+
+
+def _policy(top: Table, text: str, *, draft: bool) -> Policy:
     head = top.table("policy")
+    owners = top.optional_table("owners")
     program = top.optional_table("program")
     policy = Policy(
         name=head.match("name", POLICY_NAME, "namespace/name in lower case"),
         version=head.positive("version"),
         previous=head.match("previous", re.compile(f"|{FINGERPRINT.pattern}"), "a digest, or empty", default=""),
-        owner=head.match("owner", FINGERPRINT, "the fingerprint of the owner's key, sha256:<64 hex>"),
+        owner=head.match("owner", FINGERPRINT, "the fingerprint of the administrator's key, sha256:<64 hex>"),
         role=head.choice("role", ("program", "service")),
+        owners=read_owners(owners) if owners else None,
         reference=reference_values(top.table("reference"), draft=draft),
         program=_program(program) if program else None,
         vaults=tuple(_vault(t) for t in top.tables("vaults")),
@@ -180,24 +184,37 @@ def parse_policy(text: str, *, draft: bool = False) -> Policy:
     for table in (top, head, program):
         if table:
             table.finish()
-    variables = list(policy.program.environment) if policy.program else []
-    for kind, names in (
-        ("vaults.name", [v.name for v in policy.vaults]),
-        ("vaults.mount", [v.mount for v in policy.vaults if v.mount]),
-        ("secrets.name", [s.name for s in policy.secrets]),
-        ("secrets.environment", [s.environment for s in policy.secrets] + variables),
-    ):
-        for name, count in Counter(names).items():
-            if count > 1:
-                raise PolicyError(f"{kind}: {name!r} appears twice")
-    mirrors = [v.name for v in policy.vaults if v.access == "mirror"]
-    if len(mirrors) > 1 or (mirrors and policy.role != "program"):
-        raise PolicyError(f"vaults: {len(mirrors)} mirrors in a {policy.role}'s policy, wanted one in a program's")
-    mounts = sorted(v.mount + "/" for v in policy.vaults if v.mount)
-    for outer, inner in pairwise(mounts):
-        if inner.startswith(outer):
-            raise PolicyError(f"vaults.mount: {inner[:-1]!r} lies in {outer[:-1]!r}")
+    _check_names(top, policy)
+    _check_mounts(top, policy)
     return policy
+
+
+def _check_names(top: Table, policy: Policy) -> None:
+    """Names, mounts and variables are each unique. An empty one is a mount that is missing, or refused already."""
+    variables = set(policy.program.environment) if policy.program else set()
+    for kind, key, names, taken in (
+        ("vaults", "name", [v.name for v in policy.vaults], set[str]()),
+        ("vaults", "mount", [v.mount for v in policy.vaults], set[str]()),
+        ("secrets", "name", [s.name for s in policy.secrets], set[str]()),
+        ("secrets", "environment", [s.environment for s in policy.secrets], variables),
+    ):
+        for place, name in enumerate(names):
+            if name and name in taken:
+                top.refuse(f"{kind}.{key}: {name!r} appears twice", kind, place, key)
+            taken.add(name)
+
+
+def _check_mounts(top: Table, policy: Policy) -> None:
+    mirrors = [place for place, v in enumerate(policy.vaults) if v.access == "mirror"]
+    if len(mirrors) > 1 or (mirrors and policy.role != "program"):
+        top.refuse(
+            f"vaults: {len(mirrors)} mirrors in a {policy.role}'s policy, wanted one in a program's",
+            *("vaults", mirrors[-1], "access"),
+        )
+    mounts = sorted((v.mount + "/", place) for place, v in enumerate(policy.vaults) if v.mount)
+    for (outer, _), (inner, place) in pairwise(mounts):
+        if inner.startswith(outer):
+            top.refuse(f"vaults.mount: {inner[:-1]!r} lies in {outer[:-1]!r}", "vaults", place, "mount")
 
 
 def parse_reference(text: str) -> ReferenceValues:
@@ -216,16 +233,16 @@ def _program(table: Table) -> Program:
     environment = table.optional_table("environment")
     values = dict(environment.value) if environment else {}
     for name, value in values.items():
-        _check_variable(name, "program.environment")
+        _check_variable(table, name, "environment", name)
         if not isinstance(value, str) or "\0" in value:
-            raise PolicyError(f"program.environment.{name}: wanted a string")
+            table.refuse(f"program.environment.{name}: wanted a string", "environment", name)
     files = table.strings("files", default=())
     for name in files:
         if not name or name.startswith("/") or ".." in name.split("/"):
-            raise PolicyError(f"program.files: got {name[:80]!r}, wanted a path below the document's directory")
+            table.refuse(f"program.files: got {name[:80]!r}, wanted a path below the document's directory", "files")
     command = table.strings("command")
-    if not command[0]:
-        raise PolicyError("program.command: starts with an empty string, wanted a program")
+    if not "".join(command[:1]):
+        table.refuse("program.command: starts with an empty string, wanted a program", "command")
     return Program(command, files, values)
 
 
@@ -235,13 +252,14 @@ def _vault(table: Table) -> VaultRule:
         mount=table.text("mount", default=""),
         access=table.choice("access", _ACCESS),
     )
+    shown = repr(rule.mount[:80])
     if rule.access == "mirror" and rule.mount:
-        raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, and a mirror has none")
+        table.refuse(f"vaults.mount: got {shown}, and a mirror has none", "mount")
     parts = rule.mount.split("/")
     if rule.mount and parts[1:2] and parts[1] in _TAKEN:
-        raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, and /{parts[1]} is the enclave's own")
+        table.refuse(f"vaults.mount: got {shown}, and /{parts[1]} is the enclave's own", "mount")
     if rule.mount and (parts[0] or not all(parts[1:]) or {".", ".."} & set(parts) or not rule.mount.isprintable()):
-        raise PolicyError(f"vaults.mount: got {rule.mount[:80]!r}, wanted an absolute path without '.' and '..'")
+        table.refuse(f"vaults.mount: got {shown}, wanted an absolute path without '.' and '..'", "mount")
     table.finish()
     return rule
 
@@ -249,15 +267,16 @@ def _vault(table: Table) -> VaultRule:
 def _secret(table: Table) -> SecretRule:
     generate = table.take("generate", None)
     if generate is not None and (type(generate) is not int or not 16 <= generate <= 1024):
-        raise PolicyError(f"secrets.generate: got {number(generate)}, wanted 16 to 1024 bytes")
+        table.refuse(f"secrets.generate: got {number(generate)}, wanted 16 to 1024 bytes", "generate")
     rule = SecretRule(table.match("name", _WORD, "a word"), table.text("environment"), generate)
-    _check_variable(rule.environment, "secrets.environment")
+    _check_variable(table, rule.environment, "environment")
     table.finish()
     return rule
 
 
-def _check_variable(name: str, where: str) -> None:
+def _check_variable(table: Table, name: str, *at: str) -> None:
+    where = f"{table.path}.environment"
     if not _VARIABLE.fullmatch(name):
-        raise PolicyError(f"{where}: {name[:80]!r} is not the name of an environment variable")
-    if _RESERVED.fullmatch(name) and name not in _HARMLESS:
-        raise PolicyError(f"{where}: {name} may not be set by a policy")
+        table.refuse(f"{where}: {name[:80]!r} is not the name of an environment variable", *at)
+    elif _RESERVED.fullmatch(name) and name not in _HARMLESS:
+        table.refuse(f"{where}: {name} may not be set by a policy", *at)

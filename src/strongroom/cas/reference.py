@@ -10,7 +10,9 @@ Rules:
 from __future__ import annotations
 
 import re
+from typing import Any
 
+from strongroom.attest.evidence import TEES
 from strongroom.attest.reference import ReferenceValues
 from strongroom.cas.document import FINGERPRINT, Table, number
 from strongroom.errors import PolicyError
@@ -57,32 +59,51 @@ def _values(
     simulated = _allow_simulated(table)
     signers, hardware_ids = table.optional_strings("signers"), table.optional_strings("hardware_ids")
     table.finish()
+    said: dict[str, Any] = {
+        "tees": tees,
+        "measurements": measurements or (),
+        "tcb_statuses": tcb_statuses,
+        "advisories_allowed": advisories,
+        "allow_simulated": simulated,
+        "minimum_tcb": {tee: _versions(minimum.table(tee)) for tee in minimum.value} if minimum else {},
+        "signers": signers,
+        "registers": {name: registers.strings(name) for name in registers.value} if registers else {},
+        "hardware_ids": hardware_ids,
+        "tpm_roots": tpm_roots,
+        "weaknesses_allowed": weaknesses,
+        "maximum_age": age,
+        "devices": devices,
+    }
+    if not table.explains:
+        return _made(table, said)
+    # What is wrong with each key by itself, for these kinds; what is made of the document is thrown away.
+    sound, kinds = dict(_ANY), TEES
+    for key, value in said.items():
+        try:
+            _made(table, _ANY | {"tees": kinds} | {key: value})
+            sound[key] = value
+            kinds = (key == "tees" and value) or kinds
+        except PolicyError as error:
+            at = error.message.removeprefix(f"{table.path}.").partition(":")[0].split(".")
+            table.refuse(error.message, *at, hint=error.hint)
+    return ReferenceValues(**(sound if kinds == sound["tees"] else _ANY))
+
+
+_ANY: dict[str, Any] = {"tees": ("nvidia",), "measurements": ()}  # a kind that may be a device's
+
+
+def _made(table: Table, said: dict[str, Any]) -> ReferenceValues:
     try:
-        return ReferenceValues(
-            tees=tees,
-            measurements=measurements or (),
-            tcb_statuses=tcb_statuses,
-            advisories_allowed=advisories,
-            allow_simulated=simulated,
-            minimum_tcb={tee: _versions(minimum.table(tee)) for tee in minimum.value} if minimum else {},
-            signers=signers,
-            registers={name: registers.strings(name) for name in registers.value} if registers else {},
-            hardware_ids=hardware_ids,
-            tpm_roots=tpm_roots,
-            weaknesses_allowed=weaknesses,
-            maximum_age=age,
-            devices=devices,
-        )
+        return ReferenceValues(**said)
     except PolicyError as error:
-        if error.message.startswith(f"{table.path}."):
-            raise
         raise PolicyError(f"{table.path}.{error.message}", hint=error.hint) from None
 
 
 def _allow_simulated(table: Table) -> str | None:
     if table.value.get("allow_simulated") is True:
-        raise PolicyError(
+        table.refuse(
             f"{table.path}.allow_simulated: got true, wanted the digest of one vendor root",
+            "allow_simulated",
             hint="true would accept anybody's simulation; `strongroom cas status` prints this user's digest",
         )
     pattern = re.compile(f"|{FINGERPRINT.pattern}")
@@ -92,5 +113,5 @@ def _allow_simulated(table: Table) -> str | None:
 def _versions(table: Table) -> dict[str, int]:
     for name, version in table.value.items():
         if type(version) is not int or not 0 <= version < _MAX_VERSION:
-            raise PolicyError(f"{table.path}.{name[:80]}: got {number(version)}, wanted a number, 0 or more")
+            table.refuse(f"{table.path}.{name[:80]}: got {number(version)}, wanted a number, 0 or more", name)
     return dict(table.value)

@@ -18,6 +18,7 @@ from strongroom.errors import (
     StrongroomError,
     UnauthorizedError,
     UnknownPolicyError,
+    from_wire,
 )
 
 RETRY_SECONDS = 10
@@ -46,7 +47,7 @@ class Renewal:
         self._lifetime = lifetime
         self._tell = tell
         self._clock = clock
-        self._refusal: StrongroomError | None = None
+        self._refusal: dict[str, str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
         now = clock()
@@ -60,7 +61,7 @@ class Renewal:
             ExpiredError: it could not be renewed in time.
         """
         if self._refusal is not None:
-            raise self._refusal
+            raise from_wire(self._refusal)
         if self._clock() >= self._expires:
             raise ExpiredError(
                 f"attestation: could not be renewed within {self._lifetime} seconds", hint="is the CAS running?"
@@ -73,8 +74,8 @@ class Renewal:
             try:
                 self._renew()
             except StrongroomError as error:
-                # As it is said to whoever asks from now on, from another thread each time.
-                self._refusal = error if isinstance(error, _REFUSALS) else self._refusal
+                if isinstance(error, _REFUSALS):
+                    self._refusal = error.to_wire()
                 self._due = now + RETRY_SECONDS
                 self._tell(f"attestation not renewed: {error.message}")
             else:

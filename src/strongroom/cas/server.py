@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from strongroom.cas.app import cas_application
 from strongroom.cas.authority import Authority
+from strongroom.cas.completion import Complete
 from strongroom.cas.files import replace
+from strongroom.cas.log_note import WitnessKey
 from strongroom.cas.store import Store
 from strongroom.channel import Server, bind
 from strongroom.errors import FormatError
@@ -42,9 +44,19 @@ class CasAddress:
 
 
 def prepare(
-    directory: Path, *, host: str = "127.0.0.1", port: int = 0, clock: Callable[[], float] = time.time
+    directory: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    witnesses: Sequence[WitnessKey] = (),
+    complete: Complete | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> tuple[Server, CasAddress, Store]:
     """Open the state in `directory` and bind the address; `Server.run` serves.
+
+    Args:
+        witnesses: whose cosignatures of the log's head the CAS keeps.
+        complete: gives evidence its vendor's endorsements; None leaves it with those that it brings.
 
     Raises:
         PortInUseError: the address is taken.
@@ -56,7 +68,8 @@ def prepare(
         undo.callback(store.close)
         now = dt.datetime.fromtimestamp(clock(), dt.UTC)
         authority = Authority(directory, now=now, hosts=sorted({host, "localhost", "127.0.0.1"}))
-        server = Server(cas_application(store, authority, clock=clock), sock, authority.identity)
+        application = cas_application(store, authority, witnesses=witnesses, complete=complete, clock=clock)
+        server = Server(application, sock, authority.identity)
         shown = f"[{host}]" if ":" in host else host
         address = CasAddress(f"https://{shown}:{server.port}", authority.cas_root)
         address.save(directory)
@@ -65,9 +78,15 @@ def prepare(
 
 
 @contextmanager
-def running_cas(directory: Path, *, clock: Callable[[], float] = time.time) -> Iterator[CasAddress]:
+def running_cas(
+    directory: Path,
+    *,
+    witnesses: Sequence[WitnessKey] = (),
+    complete: Complete | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Iterator[CasAddress]:
     """A CAS in a thread of this process, on a free port of the loopback interface: for development and tests."""
-    server, address, store = prepare(directory, clock=clock)
+    server, address, store = prepare(directory, witnesses=witnesses, complete=complete, clock=clock)
     try:
         with server:
             yield address

@@ -8,12 +8,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
+from strongroom.attest.evidence import Evidence
 from strongroom.cas.client import MAX_ANSWER, TIMEOUT, CasAnchor, cas_expectation
+from strongroom.cas.log_head import CasHttp, MemoryHead
 from strongroom.cas.wire import (
     ATTEST_FIRST,
     CONFIGURATION_INFO,
@@ -23,7 +25,7 @@ from strongroom.cas.wire import (
     hex_field,
     text_field,
 )
-from strongroom.channel import HttpClient, Identity, Response, TlsStream
+from strongroom.channel import Identity, Response, TlsStream
 from strongroom.crypto import Certificate, HpkeKey, digest
 from strongroom.errors import CasError, ChannelError
 from strongroom.lineage.statement import Output, Run
@@ -49,13 +51,6 @@ class ServiceResult:
     time_token: str
     result: str
     cas_chain: tuple[bytes, ...]
-
-
-class Exporting(Protocol):
-    """An end of a TLS channel: a `TlsStream`, or a server's `TlsInfo`."""
-
-    def export(self, label: bytes, context: bytes) -> bytes:
-        """32 bytes that only the two ends of this very channel can compute."""
 
 
 class EnclaveSession:
@@ -90,10 +85,12 @@ class EnclaveSession:
         self._lock = threading.RLock()
         self._stream: TlsStream | None = None
         self._provisions: Provisions | None = None
-        self._http = HttpClient(
+        self._endorsed: Evidence | None = None  # what the CAS completed last
+        self._http = CasHttp(
             dial,
             host="cas",
             expect=cas_expectation(cas_root),
+            heads=MemoryHead(),  # for the enclave's life: it has nowhere to keep it that the host could not change
             identity=self._identity,
             max_body=MAX_ANSWER,
             timeout=TIMEOUT,
@@ -200,24 +197,26 @@ class EnclaveSession:
         # Only now: asking may have found a new version of the policy.
         claims = canonical(self._claims(self._provisioned().policy_digest) | {"models": dict(models)})
         bound = report_data(Kind.SERVICE, fresh=digest(token.encode("ascii")), binder=bytes(32), claims=claims)
-        evidence = self._attester.evidence(bound).to_wire()
-        answer = self.post("/v1/service", {"evidence": evidence, "claims": b64(claims), "time_token": token})
+        evidence = self._attester.evidence(bound)
+        body = {"evidence": evidence.to_wire(), "claims": b64(claims), "time_token": token}
+        answer = self.post("/v1/service", body)
+        self._endorsed = _endorsed(evidence, answer.get("evidence"))
         chain = answer.get("cas_chain")
         if not isinstance(chain, list) or len(chain) != 2:
             raise CasError("answer: cas_chain is missing")
         ders = tuple(bytes_field({"cas_chain": der}, "cas_chain") for der in chain)
-        return ServiceResult(evidence, claims, token, text_field(answer, "result"), ders)
+        shown = (self._endorsed or evidence).to_wire()
+        return ServiceResult(shown, claims, token, text_field(answer, "result"), ders)
 
-    def evidence_for(self, claims: Mapping[str, Any], *, nonce: bytes, tls: Exporting) -> dict[str, object]:
+    def evidence_for(self, claims: Mapping[str, Any], *, nonce: bytes, binder: bytes) -> dict[str, object]:
         """Evidence of kind 1 for whoever sent `nonce`, on the channel that it came over.
 
         Args:
-            claims: whose role is the exporter's context.
-            tls: this end of the channel, on which the enclave showed its key.
+            binder: that channel's exporter, whose context is the role in `claims`; the enclave showed its key there.
         """
-        raw, role = canonical(claims), text_field(claims, "role")
-        binder = tls.export(EXPORTER_LABEL, role.encode())
-        return self._attester.evidence(report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=raw)).to_wire()
+        bound = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=canonical(claims))
+        evidence, endorsed = self._attester.evidence(bound), self._endorsed
+        return (_endorsed_like(evidence, endorsed) if endorsed else evidence).to_wire()
 
     def sign_lineage(self, run: Run, outputs: Sequence[Output]) -> list[bytes]:
         """Have the CAS sign where outputs come from: an envelope for each, in order.
@@ -233,6 +232,31 @@ class EnclaveSession:
                 raise CasError(f"answer: wanted {len(some)} envelopes")
             envelopes += [text_field({"envelope": one}, "envelope").encode() for one in signed]
         return envelopes
+
+
+def _endorsed(evidence: Evidence, wire: object) -> Evidence | None:
+    """The same evidence with the endorsements that the CAS got for it; None if it got none.
+
+    Raises:
+        CasError: it sent other evidence.
+    """
+    if wire is None:
+        return None
+    found = Evidence.from_wire(wire) if isinstance(wire, dict) else None
+    if found is None or _endorsed_like(evidence, found) != found:
+        raise CasError("answer: evidence is not what was sent, with endorsements")
+    return found
+
+
+def _endorsed_like(evidence: Evidence, other: Evidence) -> Evidence:
+    """`evidence` with the endorsements of other evidence of the same platform."""
+    if (evidence.tee, len(evidence.devices)) != (other.tee, len(other.devices)):
+        return evidence
+    devices = tuple(
+        replace(each, endorsements=like.endorsements)
+        for each, like in zip(evidence.devices, other.devices, strict=True)
+    )
+    return replace(evidence, endorsements=other.endorsements, devices=devices)
 
 
 def _provisions(opened: bytes, policy_digest: str, certificate: Certificate) -> Provisions:

@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Self
 
 import h11
+from OpenSSL import SSL
 
-from strongroom.channel.tls import Expect, Identity, TlsStream, connect
+from strongroom.channel.plain import MAX_HEAD, Head, read_head, request_head
+from strongroom.channel.tls import Expect, Identity, TlsStream, client_context, connect
 from strongroom.errors import ChannelError, StrongroomError, from_wire
 
 MAX_BODY = 1 << 30
@@ -91,8 +93,8 @@ class HttpClient:
         self._identity = identity
         self._max_body = max_body
         self._timeout = timeout
+        self._context: SSL.Context | None = None
         self._stream: TlsStream | None = None
-        self._http = h11.Connection(our_role=h11.CLIENT)
 
     @classmethod
     def to(
@@ -128,8 +130,8 @@ class HttpClient:
         if self._stream is None:
             sock = self._dial()
             sock.settimeout(self._timeout)
-            self._stream = connect(sock, expect=self._expect, identity=self._identity, host=self._host)
-            self._http = h11.Connection(our_role=h11.CLIENT)
+            self._context = self._context or client_context(self._identity)
+            self._stream = connect(sock, expect=self._expect, host=self._host, context=self._context, hold=True)
         return self._stream
 
     def request(
@@ -178,48 +180,69 @@ class HttpClient:
     def _exchange(
         self, stream: TlsStream, method: str, path: str, pieces: list[bytes], headers: Mapping[str, str]
     ) -> Response:
-        http = self._http
         length = sum(map(len, pieces))
-        head = h11.Request(
-            method=method,
-            target=path,
-            headers=[("host", self._host), ("content-length", str(length)), *headers.items()],
-        )
+        lines = {"host": self._host, "content-length": str(length), **headers}
+        opening = request_head(method, path, lines)
         try:
-            opening = http.send(head) or b""
-            if length:
-                # h11 counts the bytes without their being copied through it.
-                http.send_with_data_passthrough(h11.Data(data=_Length(length)))  # type: ignore[arg-type]
             if length <= _JOINED:
                 stream.send(b"".join([opening, *pieces]))
             else:
                 for piece in [opening, *pieces]:
                     stream.send(piece)
-            http.send(h11.EndOfMessage())
         except ChannelError:
             raise _ClosedBeforeAnswerError from None
-        return self._read(stream)
+        buffer = bytearray()
+        while (end := buffer.find(b"\r\n\r\n")) < 0 and len(buffer) <= MAX_HEAD:
+            try:
+                data = stream.recv()
+            except ChannelError:
+                if buffer:
+                    raise
+                raise _ClosedBeforeAnswerError from None
+            if not data:
+                if not buffer:
+                    raise _ClosedBeforeAnswerError
+                break
+            buffer += data
+        head = read_head(bytes(buffer[:end])) if end >= 0 and method != "HEAD" else None
+        if head is None:
+            return self._read_any(stream, method, path, lines, bytes(buffer))
+        return self._read_body(stream, head, buffer[end + 4 :])
 
-    def _read(self, stream: TlsStream) -> Response:
-        http = self._http
-        status, headers, chunks, size, started = 0, {}, [], 0, False
+    def _read_body(self, stream: TlsStream, head: Head, begun: bytearray) -> Response:
+        if head.length > self._max_body:
+            raise ChannelError(f"answer: longer than the limit of {self._max_body} bytes")
+        chunks: list[bytes | bytearray] = [begun]
+        missing = head.length - len(begun)
+        while missing > 0:
+            data = stream.recv()
+            if not data:
+                raise ChannelError("connection: closed in the middle of an answer")
+            chunks.append(data)
+            missing -= len(data)
+        if missing:
+            raise ChannelError("answer: goes on after its end")
+        return Response(head.status, head.headers, b"".join(chunks))
+
+    def _read_any(self, stream: TlsStream, method: str, path: str, lines: Mapping[str, str], begun: bytes) -> Response:
+        """An answer of whatever form, from its first bytes `begun` on, as h11 reads it."""
+        http = h11.Connection(our_role=h11.CLIENT)
+        length = int(lines["content-length"])
+        http.send(h11.Request(method=method, target=path, headers=list(lines.items())))
+        if length:
+            # h11 counts the bytes, which have been sent.
+            http.send_with_data_passthrough(h11.Data(data=_Length(length)))  # type: ignore[arg-type]
+        http.send(h11.EndOfMessage())
+        http.receive_data(begun)
+        status, answered, chunks, size = 0, {}, [], 0
         try:
             while True:
                 event = http.next_event()
                 if event is h11.NEED_DATA:
-                    try:
-                        data = stream.recv()
-                    except ChannelError:
-                        if started:
-                            raise
-                        raise _ClosedBeforeAnswerError from None
-                    if not data and not started:
-                        raise _ClosedBeforeAnswerError
-                    started = True
-                    http.receive_data(data)
+                    http.receive_data(stream.recv())
                 elif isinstance(event, h11.Response):
                     status = event.status_code
-                    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+                    answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
                 elif isinstance(event, h11.Data):
                     size += len(event.data)
                     if size > self._max_body:
@@ -231,11 +254,9 @@ class HttpClient:
                     raise ChannelError("connection: closed in the middle of an answer")
         except h11.RemoteProtocolError as error:
             raise ChannelError(f"answer: not HTTP/1.1: {error}") from None
-        if http.our_state is h11.DONE and http.their_state is h11.DONE:
-            http.start_next_cycle()
-        else:
+        if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
             self.close()
-        return Response(status, headers, b"".join(chunks))
+        return Response(status, answered, b"".join(chunks))
 
     def close(self) -> None:
         """Close the connection; the next request makes a new one."""
@@ -245,7 +266,7 @@ class HttpClient:
 
 
 class _Length:
-    """Stands for body bytes that are sent past h11."""
+    """Stands for body bytes that h11 has not seen."""
 
     def __init__(self, length: int) -> None:
         self._length = length

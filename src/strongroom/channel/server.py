@@ -111,6 +111,7 @@ class Server:
             ws="none",
             loop="asyncio",  # what is tested, whatever else is installed
             lifespan="off",
+            proxy_headers=False,  # a peer is who its TLS key says it is, whatever a header says
             log_config=None,
             access_log=False,
             server_header=False,
@@ -235,7 +236,8 @@ class _TlsProtocol(asyncio.Protocol):
             while True:
                 self._deliver()
         except SSL.WantReadError:
-            self.flush()
+            # With the answer, if a request that has just arrived is answered at once.
+            self._flush_soon()
         except SSL.ZeroReturnError:
             self.flush()
             self._close()
@@ -264,7 +266,6 @@ class _TlsProtocol(asyncio.Protocol):
         self._secure = True
         if self._deadline is not None:
             self._deadline.cancel()
-        self.flush()
         assert self._transport is not None  # noqa: S101  # data comes after connection_made
         self._http.tls = TlsInfo(self._tls)
         self._http.connection_made(_PlainTransport(self._transport, self))
@@ -289,6 +290,9 @@ class _TlsProtocol(asyncio.Protocol):
                 view = view[self._tls.send(view[:CHUNK]) :]
         except SSL.Error:
             self._close()
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush_later)

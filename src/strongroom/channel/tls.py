@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -87,7 +88,12 @@ def server_context(identity: Identity) -> SSL.Context:
 
 def client_context(identity: Identity | None) -> SSL.Context:
     """A client, with a certificate or without."""
-    return _context(SSL.TLS_CLIENT_METHOD, identity)
+    return _anonymous() if identity is None else _context(SSL.TLS_CLIENT_METHOD, identity)
+
+
+@cache
+def _anonymous() -> SSL.Context:
+    return _context(SSL.TLS_CLIENT_METHOD, None)
 
 
 def _context(method: int, identity: Identity | None) -> SSL.Context:
@@ -95,8 +101,12 @@ def _context(method: int, identity: Identity | None) -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
-    # Accepted here, judged by an Expect or by the application: keys are pinned, not chained to a public authority.
-    context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
+    # Accepted here, judged by an Expect or by the application: keys are pinned, not chained to a public authority. A
+    # server has to ask for a certificate; a client is shown one anyway, whose key TLS 1.3 makes the server prove.
+    if method == SSL.TLS_SERVER_METHOD:
+        context.set_verify(SSL.VERIFY_PEER, lambda *_: True)
+    else:
+        context.set_verify(SSL.VERIFY_NONE)
     if identity is not None:
         context.use_privatekey(identity.key.private_key)
         context.use_certificate(identity.chain[0].native)
@@ -146,8 +156,16 @@ class TlsStream:
     ) -> None:
         self.close()
 
-    def handshake(self, expect: Expect) -> None:
-        """Raises PeerIdentityError unless `expect` accepts the peer, ChannelError if there is no TLS 1.3 at all."""
+    def handshake(self, expect: Expect, *, hold: bool = False) -> None:
+        """Shake hands and check the peer.
+
+        Args:
+            hold: keep the last message of the handshake back until something is sent or awaited.
+
+        Raises:
+            PeerIdentityError: `expect` does not accept the peer.
+            ChannelError: there is no TLS 1.3 at all.
+        """
         while True:
             try:
                 self._tls.do_handshake()
@@ -157,7 +175,8 @@ class TlsStream:
                 self._fill()
             except SSL.Error as error:
                 raise ChannelError(f"TLS handshake: {_reason(error)}") from None
-        self._flush()
+        if not hold:
+            self._flush()
         self.peer = peer_chain(self._tls)
         if not self.peer:
             raise PeerIdentityError("peer certificate: none was shown")
@@ -169,6 +188,7 @@ class TlsStream:
 
     def release(self) -> tuple[SSL.Connection, socket.socket]:
         """The connection and its socket, for whoever goes on with them instead of this stream."""
+        self._flush()
         return self._tls, self._socket
 
     def send(self, data: bytes) -> None:
@@ -238,7 +258,13 @@ class TlsStream:
 
 
 def connect(
-    sock: socket.socket, *, expect: Expect, identity: Identity | None = None, host: str | None = None
+    sock: socket.socket,
+    *,
+    expect: Expect,
+    identity: Identity | None = None,
+    host: str | None = None,
+    context: SSL.Context | None = None,
+    hold: bool = False,
 ) -> TlsStream:
     """Run a handshake as client over a connected socket and check the peer; the socket is closed if that fails.
 
@@ -247,6 +273,8 @@ def connect(
         expect: who the peer must be.
         identity: what to show the server, if anything.
         host: the server's name, sent in clear so that a relay can route by it; it is not what is checked.
+        context: `client_context` of that identity, if it has been made before.
+        hold: keep the last message of the handshake back, to go out together with what the caller sends at once.
 
     Raises:
         PeerIdentityError: the peer is somebody else.
@@ -254,17 +282,17 @@ def connect(
     """
     if sock.family != getattr(socket, "AF_UNIX", None):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection = SSL.Connection(client_context(identity), None)
+    connection = SSL.Connection(context or client_context(identity), None)
     if host and any(c.isalpha() for c in host) and ":" not in host:
         connection.set_tlsext_host_name(host.encode("idna"))
     connection.set_connect_state()
-    return _shake_hands(sock, connection, expect)
+    return _shake_hands(sock, connection, expect, hold=hold)
 
 
-def _shake_hands(sock: socket.socket, connection: SSL.Connection, expect: Expect) -> TlsStream:
+def _shake_hands(sock: socket.socket, connection: SSL.Connection, expect: Expect, *, hold: bool = False) -> TlsStream:
     stream = TlsStream(sock, connection)
     try:
-        stream.handshake(expect)
+        stream.handshake(expect, hold=hold)
     except BaseException:
         sock.close()
         raise

@@ -15,12 +15,20 @@ from strongroom.cas.document import MAX_DOCUMENT, parse_toml
 from strongroom.cas.policy import parse_policy, parse_reference
 from strongroom.cli import attest_draft, output
 from strongroom.cli import attest_reading as reading
-from strongroom.cli.attest_verify import add_sources, claims_wire, verified
+from strongroom.cli.attest_verify import add_sources, claims_wire, show_unchecked, verified
 from strongroom.cli.attest_words import heading, table
-from strongroom.errors import PolicyError, UsageError
+from strongroom.crypto import equal
+from strongroom.errors import AttestationError, PolicyError, UsageError
 
 # Evidence whose report data has 64 bytes, and is padded with zeros where less was put in.
 _PADDED = ("sgx", "tdx", "snp", "simulated")
+
+# The longest field that a nonce may stand in: Nitro's `user_data` and `nonce`.
+MAX_USER_DATA = 1024
+
+_REPORT_DATA = "report data"
+_UNBOUND_MEANS = "it says nothing of whom this evidence was made for, or when"
+_UNBOUND = "the report data (--any-report-data)"
 
 # Characters of a value in the table; errors and --json have them all.
 _MAX_SHOWN = 48
@@ -56,27 +64,56 @@ def run(args: argparse.Namespace) -> int:
     expected = _expected(args)
     reference = None if args.draft_policy else read_reference(args.policy)
     found, now = reading.read(args), reading.now(args)
-    claims = verified(args, found.evidence, now)
+    named = frozenset[str]() if reference is None else reference.anchors.named
+    account, claims = verified(args, found.evidence, now, named=named)
     if reference is None:
-        print(attest_draft.reference_table(claims), end="")
-        return 0
+        return _draft(args, claims, expected, now)
     judged = list(steps(claims, reference, expected=expected, now=now))
     refused = [step for step in judged if step.error]
     if args.json:
-        output.result(_wire(claims, judged, bound=not args.any_report_data))
+        output.result(_wire(claims, judged, compared=not args.any_report_data) | {"not_checked": account.not_checked})
         return next((step.error.exit_code for step in refused if step.error), 0)
     output.stdout.print(f"{claims.tee} evidence: {found.form}", markup=False, soft_wrap=True)
+    show_unchecked((*account.not_checked, *([_UNBOUND] if args.any_report_data else [])))
     heading("appraisal", f"by {args.policy}")
-    table([_row(step) for step in judged], styles=["red" if step.error else "" for step in judged])
+    table(
+        [_row(step, compared=not args.any_report_data) for step in judged],
+        styles=["red" if step.error else "" for step in judged],
+    )
     output.stdout.print()
     if args.any_report_data:
-        output.warn("report data not compared: it says nothing of whom this evidence was made for, or when")
-    for step in refused[1:]:
+        output.warn(f"report data not compared: {_UNBOUND_MEANS}")
+    if refused and refused[0].error:
+        return _refuse(args, refused[0].error, refused[1:])
+    output.stdout.print("the policy wants this enclave", markup=False)
+    return 0
+
+
+def _refuse(args: argparse.Namespace, error: AttestationError, others: list[Step]) -> int:
+    """The first failure is the error; the others are told after it."""
+    if args.debug:
+        raise error
+    output.error(error)
+    for step in others:
         if step.error:
             output.note(f"also refused: {_where(step)}{step.error.message}")
-    if refused and refused[0].error:
-        raise refused[0].error
-    output.stdout.print("the policy wants this enclave", markup=False)
+    return error.exit_code
+
+
+def _draft(args: argparse.Namespace, claims: Claims, expected: Callable[[Claims], bytes | None], now: int) -> int:
+    """Print the draft; not of evidence that was made for something else than what was said."""
+    draft = attest_draft.reference_table(claims)
+    bound = args.report_data is not None or args.nonce is not None
+    if bound:
+        for step in steps(claims, parse_reference(draft), expected=expected, now=now):
+            if step.error and step.name == _REPORT_DATA:
+                raise step.error
+    else:
+        output.warn(f"report data not compared: {_UNBOUND_MEANS}")
+    if args.json:
+        output.result({"policy": draft, "bound": bound, "claims": claims_wire(claims)})
+    else:
+        print(draft, end="")
     return 0
 
 
@@ -92,43 +129,65 @@ def read_reference(path: Path) -> ReferenceValues:
         text = raw.decode()
     except UnicodeDecodeError:
         raise PolicyError(f"policy: {path} is not UTF-8 text") from None
-    if set(parse_toml(text).value) == {"reference"}:
+    tables = set(parse_toml(text).value)
+    if tables == {"reference"}:
         return parse_reference(text)
+    if "reference" not in tables:
+        raise PolicyError(
+            f"policy: {path} has no table [reference]",
+            hint="a whole policy has one, and a file with that table alone will do: --draft-policy writes it",
+        )
     return parse_policy(text).reference
 
 
 def _expected(args: argparse.Namespace) -> Callable[[Claims], bytes | None]:
     """What each evidence has to hold, of an enclave or of a device."""
+    given = reading.bound_bytes(args, MAX_USER_DATA)
     if args.any_report_data:
         return lambda claims: claims.report_data
-    if args.report_data is not None:
-        data = reading.given_bytes("--report-data", f"hex:{args.report_data}")
-        if len(data) != REPORT_DATA_SIZE:
-            raise UsageError(f"--report-data: {len(data)} bytes, wanted {REPORT_DATA_SIZE}")
-        return lambda claims: bound_data(claims.tee, data)
-    if args.nonce is None:
+    if given is None:
         return lambda claims: None
-    nonce = reading.given_bytes("--nonce", args.nonce)
-    return lambda claims: _held(claims, nonce)
+    if args.report_data is not None:
+        return lambda claims: bound_data(claims.tee, given)
+    return lambda claims: _held(claims, given)
 
 
 def _held(claims: Claims, nonce: bytes) -> bytes:
-    """How evidence of that kind holds a nonce that it was asked for."""
+    """How evidence of that kind holds a nonce that it was asked for: as it is, or as `attest here` binds it, which
+    makes report data of it."""
+    padded = nonce.ljust(REPORT_DATA_SIZE, b"\0")
     if claims.tee in _PADDED:
-        return nonce.ljust(REPORT_DATA_SIZE, b"\0")
+        if len(nonce) > REPORT_DATA_SIZE:
+            raise UsageError(f"--nonce: {len(nonce)} bytes, wanted 1 to {REPORT_DATA_SIZE} for {claims.tee}")
+        return padded
     # A Nitro enclave may have put it into the field that is named after it, which is signed as well.
     if claims.tee == "nitro" and claims.attributes.get("nonce") == nonce.hex():
         return claims.report_data
-    return nonce
+    held = bound_data(claims.tee, padded)
+    return held if len(nonce) <= REPORT_DATA_SIZE and equal(held, claims.report_data) else nonce
 
 
-def _row(step: Step) -> tuple[str, str, str, str]:
-    verdict = "refused" if step.error else "holds"
-    if step.error is None and step.got in step.wanted.split(" or "):
+def _row(step: Step, *, compared: bool) -> tuple[str, str, str, str]:
+    name = f"{_where(step)}{step.name}"
+    if step.name == _REPORT_DATA and not compared:
+        return f"{step.number}.", "open", name, f"{_short(step.got)}, not compared"
+    if step.error is None and step.got.partition(": ")[0] in step.wanted.split(" or "):
         told = f"{_short(step.got)}, as wanted"
+    elif step.error is None and step.wanted == "any":
+        told = f"{_short(step.got)}, not asked for"
     else:
-        told = f"got {_short(step.got)}, wanted {_short(step.wanted)}"
-    return f"{step.number}.", verdict, f"{_where(step)}{step.name}", told
+        got, wanted = _apart(step.got, step.wanted)
+        told = f"got {got}, wanted {wanted}"
+    return f"{step.number}.", "refused" if step.error else "holds", name, told
+
+
+def _apart(got: str, wanted: str) -> tuple[str, str]:
+    """Both shortened, and so that they still differ where they do."""
+    if _short(got) != _short(wanted):
+        return _short(got), _short(wanted)
+    start = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+    start = max(start - 8, 0)
+    return f"...{_short(got[start:])}", f"...{_short(wanted[start:])}"
 
 
 def _short(text: str) -> str:
@@ -139,20 +198,21 @@ def _where(step: Step) -> str:
     return "" if step.device is None else f"device {step.device}: "
 
 
-def _wire(claims: Claims, judged: list[Step], *, bound: bool) -> dict[str, object]:
+def _wire(claims: Claims, judged: list[Step], *, compared: bool) -> dict[str, object]:
     told = [
         {
             "step": step.number,
             "name": step.name,
             "device": step.device,
-            "holds": step.error is None,
+            "holds": step.error is None if compared or step.name != _REPORT_DATA else None,
             "got": step.got,
-            "wanted": step.wanted,
+            "wanted": step.wanted if compared or step.name != _REPORT_DATA else None,
             **({} if step.error is None else step.error.to_wire()),
         }
         for step in judged
     ]
     first = next((step.error for step in judged if step.error), None)
+    bound = compared and all(step.error is None for step in judged if step.name == _REPORT_DATA)
     verdict: dict[str, object] = {"accepted": first is None, "bound": bound, "steps": told}
     if first is not None:
         verdict |= first.to_wire() | {"exit_status": first.exit_code}

@@ -1,15 +1,28 @@
 """A table `[reference]` to start a policy from: it accepts the evidence that it was drafted from, and says what each
-line lets in."""
+line lets in. What takes from an enclave's isolation is a comment: somebody has to judge it first."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from strongroom.attest.claims import Claims
 from strongroom.attest.verify import VENDORS
 
 _WITH_STATUS = ("sgx", "tdx", "azure-tdx", "simulated")
+
+# Before each line that allows a flaw.
+_JUDGE = "# REFUSED AS IT IS. Judge this, and take the # off its line if you accept it:"
+# Why each of `words.WEAKNESSES` is one.
+REASONS: Mapping[str, str] = {
+    "migratable": "an agent that is not measured may move it to another machine",
+    "sept-ve": "its host can take pages away unseen (SEPT_VE_DISABLE is 0)",
+    "attribute-bits": "attributes are on whose meaning is unknown here",
+    "vmpl": "other software in the same guest, at VMPL 0, may read and write all of it",
+    "policy-bits": "bits of its guest policy are on whose meaning is unknown here",
+    "pcr-sha1": "only registers of SHA-1 were quoted, for which collisions can be made",
+    "pcr-resettable": "only registers that any software may reset were quoted",
+}
 
 
 def reference_table(claims: Claims) -> str:
@@ -29,8 +42,9 @@ def _lines(claims: Claims) -> Iterator[str]:
     if claims.tee in _WITH_STATUS and not claims.tcb_status:
         yield "# No TCB status, and so refused: verify with Intel's collateral (--endorsements), and draft again."
     elif claims.tee in _WITH_STATUS and claims.tcb_status != "UpToDate":
-        yield "# Judge this before you accept it: a platform that is up to date does not need it."
-        yield f"tcb_statuses = {_list('UpToDate', claims.tcb_status)}"
+        yield _JUDGE
+        yield f"# Intel says {claims.tcb_status} of this platform; one that is up to date does not need it."
+        yield f"# tcb_statuses = {_list('UpToDate', claims.tcb_status)}"
     yield from _minimum("reference", claims)
     if claims.devices:
         first = claims.devices[0]
@@ -48,12 +62,14 @@ def _common(*claims: Claims) -> Iterator[str]:
     yield f"measurements = {_list(*(each.measurement for each in claims))}"
     advisories = [name for each in claims for name in each.advisories]
     if advisories:
-        yield "# Judge these before you accept them."
-        yield f"advisories_allowed = {_list(*advisories)}"
+        yield _JUDGE
+        yield "# Intel's advisories name flaws that this platform has, or that software on it has to work around."
+        yield f"# advisories_allowed = {_list(*advisories)}"
     weaknesses = [name for each in claims for name in (*each.weaknesses, *(["migratable"] if each.migratable else []))]
     if weaknesses:
-        yield "# Judge these before you accept them: each takes from the enclave's isolation."
-        yield f"weaknesses_allowed = {_list(*weaknesses)}"
+        yield _JUDGE
+        yield from (f"# {name}: {REASONS[name]}." for name in dict.fromkeys(weaknesses))
+        yield f"# weaknesses_allowed = {_list(*weaknesses)}"
     if first.signer:
         yield f"# signers = {_list(*(each.signer for each in claims))}"
     if first.hardware_id:

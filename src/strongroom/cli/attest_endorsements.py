@@ -10,6 +10,7 @@ from pathlib import Path
 
 from strongroom.attest.endorsements import (
     Cache,
+    Endorsement,
     HttpTransport,
     Retrying,
     Services,
@@ -21,10 +22,12 @@ from strongroom.attest.endorsements import (
 )
 from strongroom.attest.endorsements.bundle import MAX_BUNDLE
 from strongroom.attest.endorsements.foreign import endorsements_in
+from strongroom.attest.endorsements.gaps import gaps
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.snp import PRODUCTS
 from strongroom.cli import attest_reading as reading
 from strongroom.cli import output
+from strongroom.cli.parser import DEBUG
 from strongroom.errors import UsageError
 
 
@@ -49,10 +52,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="endorsements to put in: another bundle, collateral of dcap-qvl or pccsadmin, AMD's certificates",
+        help="endorsements to put in: another bundle, collateral of dcap-qvl or pccsadmin, AMD's certificates, lists",
     )
     for action in (fetch, gather):
-        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG)
         action.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
         add_services(action)
         output.add_json(action)
@@ -64,7 +67,10 @@ def add_services(parser: argparse.ArgumentParser) -> None:
     services.add_argument("--pccs", metavar="URL", help="a caching service (PCCS) in place of Intel's own")
     services.add_argument("--kds", metavar="URL", help="a mirror of AMD's key distribution service")
     services.add_argument(
-        "--cafile", type=Path, metavar="FILE", help="PEM certificates that such a service's may end at"
+        "--cafile",
+        type=Path,
+        metavar="FILE",
+        help="PEM file of the roots to trust for that service's certificate",
     )
     services.add_argument("--cache", type=Path, metavar="DIR", help=f"default: {Cache.default_directory()}")
     services.add_argument(
@@ -84,6 +90,10 @@ def sources(args: argparse.Namespace) -> Sources:
 def complete(evidence: Evidence, args: argparse.Namespace, now: int) -> Evidence:
     """The evidence with endorsements from a bundle, the cache and the vendors, as --bundle and --fetch say."""
     given = bundle.read(args.bundle) if args.bundle else None
+    unused = [f"--{name}" for name in ("pccs", "kds", "cafile", "cache") if getattr(args, name) and not args.fetch]
+    unused += ["--product"] if args.product and not args.fetch and given is None else []
+    if unused:
+        raise UsageError(f"{', '.join(unused)}: nothing is fetched", hint="add --fetch")
     if not args.fetch:
         return evidence if given is None else endorsements_for(evidence, now=now, bundle=given, product=args.product)
     asked = sources(args)
@@ -115,13 +125,30 @@ def _fetch(args: argparse.Namespace) -> int:
 
 def _bundle(args: argparse.Namespace) -> int:
     asked, now = sources(args), int(time.time())
-    found = [each for name in args.add for each in endorsements_in(reading.read_bytes(name, MAX_BUNDLE), now=now)]
+    found: list[Endorsement] = []
+    for name in args.add:
+        with reading.naming(name):
+            found += endorsements_in(reading.read_bytes(name, MAX_BUNDLE), now=now)
+    kinds = []
     for name in args.files:
-        found += gather(reading.read_plain(name).evidence, asked, now=now, product=args.product)
+        with reading.naming(name):
+            evidence = reading.read_plain(name).evidence
+        kinds.append(evidence.tee)
+        found += gather(evidence, asked, now=now, product=args.product)
+    if not found and kinds:
+        raise UsageError(
+            f"bundle: nothing to put in: {', '.join(dict.fromkeys(kinds))} evidence carries all that there is to fetch",
+            hint="verify it as it is",
+        )
     if not found:
         raise UsageError("bundle: nothing to put in", hint="name evidence, or endorsements with --add")
     bundle.write(args.out, found)
-    _told(args, {"file": str(args.out), "endorsements": list(dict.fromkeys(each.name for each in found))})
+    missing = gaps(found)
+    told: dict[str, object] = {"file": str(args.out), "endorsements": list(dict.fromkeys(each.name for each in found))}
+    _told(args, told | {"missing": {each.name: each.means for each in missing}})
+    if not args.json:
+        for each in missing:
+            output.warn(f"{each.name} is missing: {each.means}")
     return 0
 
 

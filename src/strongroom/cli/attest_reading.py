@@ -6,15 +6,18 @@ import argparse
 import datetime as dt
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from strongroom.attest.binding import REPORT_DATA_SIZE
 from strongroom.attest.files import MAX_FILE, Found, TpmFiles, read_evidence
-from strongroom.attest.files.endorsements import certificates_in
+from strongroom.attest.files.endorsements import certificates_in, read_endorsements
 from strongroom.attest.files.tpm import read_key
 from strongroom.attest.verify import VENDORS, Anchors
 from strongroom.crypto.chains import VendorCertificate
-from strongroom.errors import UsageError
+from strongroom.errors import FormatError, UsageError
 
 
 def add_evidence(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +51,50 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def read(args: argparse.Namespace) -> Found:
-    """The evidence that the arguments of `add_evidence` name."""
+    """The evidence that the arguments of `add_evidence` name.
+
+    Raises:
+        FormatError: a file is of no form that is known; of endorsements it is named.
+        UsageError: a file or a device that this evidence has no use for.
+    """
+    names = (args.file, args.signature, args.tpm_key, args.pcrs, args.event_log, *args.endorsements)
+    if names.count("-") > 1:
+        raise UsageError("-: standard input is one file, and was named more than once")
     tpm = TpmFiles(*(_optional(name) for name in (args.signature, args.tpm_key, args.pcrs, args.event_log)))
-    endorsements = [read_bytes(name) for name in args.endorsements]
-    return read_evidence(read_bytes(args.file), endorsements, tpm_files=tpm, device=args.device)
+    found = read_evidence(read_bytes(args.file), tpm_files=tpm, device=args.device)
+    if not args.endorsements:
+        return found
+    files = {name: read_bytes(name) for name in args.endorsements}
+    tee = found.evidence.tee
+    for name, raw in files.items():
+        with naming(name):
+            read_endorsements(tee, [raw])
+    endorsements = read_endorsements(tee, list(files.values()))
+    return Found(replace(found.evidence, endorsements=endorsements), found.form)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Says in errors of what was in a file which file that was."""
+    try:
+        yield
+    except FormatError as error:
+        raise type(error)(f"{name}: {error.message}", hint=error.hint) from None
+
+
+def bound_bytes(args: argparse.Namespace, most: int) -> bytes | None:
+    """What --report-data (64 bytes) or --nonce (1 to `most`) says; None if neither is there."""
+    if args.report_data is not None:
+        data = given_bytes("--report-data", f"hex:{args.report_data}")
+        if len(data) != REPORT_DATA_SIZE:
+            raise UsageError(f"--report-data: {len(data)} bytes, wanted {REPORT_DATA_SIZE}")
+        return data
+    if args.nonce is None:
+        return None
+    nonce = given_bytes("--nonce", args.nonce)
+    if not 0 < len(nonce) <= most:
+        raise UsageError(f"--nonce: {len(nonce)} bytes, wanted 1 to {most}")
+    return nonce
 
 
 def read_plain(name: str) -> Found:
@@ -69,12 +112,12 @@ def given_bytes(option: str, text: str) -> bytes:
         raise UsageError(f"{option}: got {text[:40]!r}, wanted hexadecimal digits") from None
 
 
-def anchors(args: argparse.Namespace, tee: str) -> Anchors:
-    """Whom `verify` trusts: the vendors, but for what --root and --tpm-key say."""
+def anchors(args: argparse.Namespace, tee: str, named: frozenset[str] = frozenset()) -> Anchors:
+    """Whom `verify` trusts: the vendors, but for what --root and --tpm-key say, and whom a policy names by digest."""
     if args.tpm_key and tee != "tpm":
         raise UsageError(f"--tpm-key: the evidence is of {tee}, and not a TPM's")
     keys = (read_key(read_bytes(args.tpm_key)).key,) if args.tpm_key else ()
-    trusted = replace(VENDORS, tpm_keys=keys)
+    trusted = replace(VENDORS, tpm_keys=keys, named=named)
     if args.root is None:
         return trusted
     root = _root(args.root)
@@ -101,10 +144,13 @@ def moment(text: str) -> int:
             given = dt.datetime.fromtimestamp(int(text), dt.UTC)
         else:
             given = dt.datetime.fromisoformat(text)
-        return max(int((given if given.tzinfo else given.replace(tzinfo=dt.UTC)).timestamp()), 0)
+        seconds = int((given if given.tzinfo else given.replace(tzinfo=dt.UTC)).timestamp())
+        if seconds < 0:
+            raise ValueError
+        return seconds
     except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(
-            f"got {text[:40]!r}, wanted a date, a date and time, or seconds since 1970"
+            f"got {text[:40]!r}, wanted a date, a date and time, or seconds, of 1970 or later"
         ) from None
 
 
@@ -125,7 +171,8 @@ def _optional(name: str | None) -> bytes:
 
 
 def _root(name: str) -> VendorCertificate:
-    certificates = certificates_in(read_bytes(name)).certificates
+    with naming(name):
+        certificates = certificates_in(read_bytes(name)).certificates
     if len(certificates) != 1:
         raise UsageError(f"--root: got {len(certificates)} certificates in {name}, wanted one")
     return certificates[0]

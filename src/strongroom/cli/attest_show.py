@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 
 from strongroom.attest.explain import Field, Section, explain
+from strongroom.attest.explain.tpm import quote_section
+from strongroom.attest.files.tpm import bare_quote
 from strongroom.cli import output
-from strongroom.cli.attest_reading import add_evidence, read
+from strongroom.cli.attest_reading import add_evidence, read, read_bytes
 from strongroom.cli.attest_words import heading, octets, table
 
 UNVERIFIED = "not verified: anybody can write such a file; `strongroom attest verify` says who vouches for it"
@@ -19,20 +21,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = read(args)
-    sections = explain(found.evidence)
+    tee, form, sections = _explained(args)
     if args.json:
-        told = {"verified": False, "tee": found.evidence.tee, "form": found.form}
+        told = {"verified": False, "tee": tee, "form": form}
         output.result(told | {"sections": [_wire(section) for section in sections]})
         return 0
     output.warn(UNVERIFIED)
-    if found.evidence.tee == "simulated":
+    if tee == "simulated":
         output.warn(output.SIMULATED_BANNER)
-    output.stdout.print(f"{found.evidence.tee} evidence: {found.form}", markup=False, soft_wrap=True)
+    output.stdout.print(f"{tee} evidence: {form}", markup=False, soft_wrap=True)
     for section in sections:
         heading(section.title, section.note)
         table([_row(field, full=args.full) for field in section.fields])
     return 0
+
+
+def _explained(args: argparse.Namespace) -> tuple[str, str, tuple[Section, ...]]:
+    """Kind and form of the evidence, and what it says. A TPM's quote needs no other files to be shown."""
+    if not (args.signature or args.tpm_key or args.pcrs or args.event_log):
+        alone = bare_quote(read_bytes(args.file)) if args.file != "-" else None
+        if alone is not None:
+            return "tpm", "TPM quote, without signature, key and registers", (quote_section(alone),)
+    found = read(args)
+    return found.evidence.tee, found.form, explain(found.evidence)
 
 
 def _row(field: Field, *, full: bool) -> tuple[str, str, str]:

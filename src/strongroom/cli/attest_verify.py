@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.explain.fields import moment
-from strongroom.attest.verify import steps_of, verify
+from strongroom.attest.explain.intel import collateral
+from strongroom.attest.parse.endorsements import parse_endorsements
+from strongroom.attest.verify import Held, held, verify
 from strongroom.cli import attest_reading as reading
 from strongroom.cli import output
 from strongroom.cli.attest_endorsements import add_services, complete
@@ -22,16 +25,36 @@ from strongroom.errors import (
     VerificationError,
 )
 
+_APPRAISE = "whether you want what runs there, and for whom and when this was made: `appraise` compares"
+
+# In the words of claims: what is a time, and what may be digits of any length.
+_MOMENTS = ("_expire", "_expires")
+_DIGITS = re.compile(r"(?:[0-9a-f]{2})*")
+_MAX_BYTES = 64
+
 # What a refusal means for who reads it, by class.
 _MEANING: dict[type[StrongroomError], str] = {
     FormatError: "these bytes are not what they look like, or lack what verifying needs: nothing was verified",
-    ExpiredError: "out of its time at that moment: fetch fresh endorsements, or verify --at the time of the evidence",
+    ExpiredError: "out of its time at that moment",
     DebugEnclaveError: "the enclave may be genuine, but whoever runs it can read its memory",
     VerificationError: "no vendor that is trusted here vouches for it as it is: rely on nothing that it says",
 }
 
 # What evidence of a kind never carries itself, or only where somebody put it in; and how to get it.
 _COLLATERAL = ("Intel's collateral", "give it with --endorsements FILE, or have it fetched with --fetch")
+_FRESH = "--fetch gets endorsements that are in force"
+# How to get what is in force, by kind; looking back is always possible.
+_RENEWED = {
+    "sgx": _FRESH,
+    "tdx": _FRESH,
+    "azure-tdx": _FRESH,
+    "snp": _FRESH,
+    "azure-snp": _FRESH,
+    "nitro": "a Nitro document holds for three hours, and only the enclave can make another",
+    "nvidia": "the device hands out its certificates anew",
+    "tpm": "whoever certified the TPM's key has to certify it anew",
+    "simulated": "make the evidence anew",
+}
 _NEEDED = {
     "sgx": _COLLATERAL,
     "tdx": _COLLATERAL,
@@ -49,13 +72,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found, now = reading.read(args), reading.now(args)
     evidence = found.evidence
-    claims = verified(args, evidence, now)
-    held = steps_of(evidence.tee)
+    account, claims = verified(args, evidence, now)
+    unchecked = (*account.not_checked, _APPRAISE)
     if args.json:
-        output.result({"verified": True, "form": found.form, "at": now, "steps": held, "claims": claims_wire(claims)})
+        told = {"verified": True, "form": found.form, "at": now, "steps": account.steps, "not_checked": unchecked}
+        output.result(told | {"claims": claims_wire(claims)})
         return 0
     output.stdout.print(f"{evidence.tee} evidence: {found.form}", markup=False, soft_wrap=True)
-    show_held(held, now)
+    heading("held", f"every step that this evidence allows, at {moment(now)}")
+    table([(f"{number}.", step) for number, step in enumerate(account.steps, 1)])
+    show_unchecked(unchecked)
     show_claims(claims)
     output.note(
         "verified, not appraised: authentic claims are not yet wanted ones; `strongroom attest appraise` compares"
@@ -72,28 +98,47 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fetch", action="store_true", help="fetch endorsements from the vendors, through the cache")
 
 
-def verified(args: argparse.Namespace, evidence: Evidence, now: int) -> Claims:
-    """The claims; a refusal gets a line that says what it means."""
+def verified(
+    args: argparse.Namespace, evidence: Evidence, now: int, *, named: frozenset[str] = frozenset()
+) -> tuple[Held, Claims]:
+    """What held, and the claims; a refusal gets a line that says what it means.
+
+    Args:
+        named: digests of what may vouch too (`Anchors.named`).
+    """
     if evidence.tee == "simulated":
         output.warn(output.SIMULATED_BANNER)
-    completed = complete(evidence, args, now)
+    completed, trusted = complete(evidence, args, now), reading.anchors(args, evidence.tee, named)
     try:
-        return verify(completed, now=now, anchors=reading.anchors(args, evidence.tee))
+        claims = verify(completed, now=now, anchors=trusted)
     except StrongroomError as error:
         if isinstance(error, FormatError) and not completed.endorsements and evidence.tee in _NEEDED:
             wanted, how = _NEEDED[evidence.tee]
             raise FormatError(f"endorsements: none, wanted {wanted}", hint=how) from None
         meaning = next((text for kind, text in _MEANING.items() if isinstance(error, kind)), None)
-        if meaning and error.hint is None:
-            error.hint = meaning
-        elif meaning and not args.json:
+        if meaning and not args.json:
             output.note(f"refused: {meaning}")
+        if error.hint is None and isinstance(error, ExpiredError):
+            error.hint = f"{_renewed(completed)}; --at verifies as of another time"
         raise
+    return held(completed, claims), claims
 
 
-def show_held(held: Sequence[str], now: int) -> None:
-    heading("held", f"every step, at {moment(now)}")
-    table([(f"{number}.", step) for number, step in enumerate(held, 1)])
+def _renewed(evidence: Evidence) -> str:
+    """Where something in force comes from. A provider's key (VLEK) is nothing that AMD's service hands out."""
+    how = _RENEWED[evidence.tee]
+    if evidence.tee in ("sgx", "tdx", "azure-tdx") and evidence.endorsements:
+        told = {field.name: str(field.value) for field in collateral(evidence.endorsements).fields}
+        return f"the TCB information given holds from {told.get('TCB information', 'no time that it tells')}; {how}"
+    leaves = parse_endorsements(evidence.endorsements).certificates if evidence.tee in ("snp", "azure-snp") else ()
+    return "the host hands out the VLEK's certificate anew" if any("VLEK" in each.subject for each in leaves) else how
+
+
+def show_unchecked(unchecked: Sequence[str]) -> None:
+    """What nobody has looked at; nothing if there is no such thing."""
+    if unchecked:
+        heading("not checked")
+        table([(each,) for each in unchecked], styles=["yellow"] * len(unchecked))
 
 
 def show_claims(claims: Claims, title: str = "claims") -> None:
@@ -102,11 +147,11 @@ def show_claims(claims: Claims, title: str = "claims") -> None:
     rows = [
         ("measurement", claims.measurement),
         ("signer", claims.signer or "none"),
-        ("report data", claims.report_data.hex() or "none"),
+        ("report data", cut(claims.report_data.hex()) or "none"),
         ("debug", "ON: its memory can be read" if claims.debug else "off"),
         ("migratable", "YES" if claims.migratable else "no"),
         ("weaknesses", ", ".join(claims.weaknesses) or "none"),
-        ("tcb status", claims.tcb_status or "no word of the vendor's"),
+        ("tcb status", claims.tcb_status or _no_status(claims.tee)),
         ("advisories", ", ".join(claims.advisories) or "none"),
         ("tcb", ", ".join(f"{name} {version}" for name, version in claims.tcb.items()) or "none"),
         ("product", claims.product or "not told"),
@@ -120,7 +165,7 @@ def show_claims(claims: Claims, title: str = "claims") -> None:
         table(list(claims.registers.items()))
     if claims.attributes:
         heading("attributes" if title == "claims" else f"{title}: attributes")
-        table([(name, _word(value)) for name, value in claims.attributes.items()])
+        table([(name, _word(name, value)) for name, value in claims.attributes.items()])
     for index, device in enumerate(claims.devices):
         show_claims(device, f"device {index}")
 
@@ -148,5 +193,21 @@ def claims_wire(claims: Claims) -> dict[str, object]:
     }
 
 
-def _word(value: str | int | bool) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+def cut(digits: str) -> str:
+    """Hexadecimal digits, shortened where no field of fixed size is so long; --json has all."""
+    size = len(digits) // 2
+    return digits if size <= _MAX_BYTES else f"{digits[: 2 * _MAX_BYTES]}... ({size:,} bytes)"
+
+
+def _no_status(tee: str) -> str:
+    return "not checked: Intel's collateral is not there" if tee == "azure-tdx" else "the vendor has no word for it"
+
+
+def _word(name: str, value: str | int | bool) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.endswith(_MOMENTS):
+        return moment(value)
+    if isinstance(value, int) and name == "clock":  # milliseconds (TPM 2.0 part 2, section 10.11.1)
+        return f"{value / 1000:,.1f} s that the TPM has been on"
+    return cut(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else str(value)

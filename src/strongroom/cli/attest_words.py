@@ -17,6 +17,7 @@ _DIGITS = 16  # of a byte string that is shortened
 _GAP = "  "
 # Lines that go on stand under their column, or further left where it would be narrower than this.
 _LEAST, _SHORT_HANG = 24, 28
+_WIDEST = 34  # of a column, as a shortened byte string is wide: longer cells stick out
 
 
 def octets(value: bytes, *, full: bool) -> str:
@@ -38,15 +39,23 @@ def heading(text: str, note: str = "") -> None:
 
 
 def table(rows: Sequence[Sequence[str]], *, styles: Sequence[str] | None = None) -> None:
-    """Rows of equally many cells; the last cell of each wraps. `styles` are colours of whole rows."""
+    """Rows of equally many cells; the last cell of each wraps. `styles` are colours of whole rows.
+
+    A cell that is longer than its column gets no column of that width for all rows: what follows it stands on the next
+    line, under its own column, or in a pipe right after it.
+    """
     cells = [[_printable(cell) for cell in row] for row in rows]
     columns = len(cells[0]) if cells else 0
-    widths = [max(len(row[i]) for row in cells) for i in range(columns - 1)]
+    widths = [max((len(row[i]) for row in cells if len(row[i]) <= _WIDEST), default=0) for i in range(columns - 1)]
+    column = len(_GAP) + sum(width + len(_GAP) for width in widths)
     for index, row in enumerate(cells):
         start = _GAP + "".join(cell.ljust(width) + _GAP for cell, width in zip(row[:-1], widths, strict=True))
-        hang = len(start) if output.stdout.width - len(start) >= _LEAST else _SHORT_HANG
-        lines = _wrapped(row[-1], len(start), hang)
+        hang = column if output.stdout.width - column >= _LEAST else _SHORT_HANG
         style = styles[index] if styles else ""
+        if len(start) > column and row[-1] and output.stdout.is_terminal:
+            output.stdout.print(Text(start.rstrip(), style=style), soft_wrap=True)
+            start = " " * hang
+        lines = _wrapped(row[-1], len(start), hang)
         for number, line in enumerate(lines):
             text = (start + line if number == 0 else line).rstrip()
             output.stdout.print(Text(text, style=style), soft_wrap=True)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
-import time
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from strongroom.cas.client import OwnerClient
+from strongroom.cas.log_note import WitnessKey
 from strongroom.cas.policy import POLICY_NAME
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, prepare
-from strongroom.cli import output
+from strongroom.cli import cas_audit, cas_endorsements, cas_witness, output
+from strongroom.cli.cas_audit import entry_table
+from strongroom.cli.policy_apply import apply
 from strongroom.cli.serve import local_url
-from strongroom.cli.workspace import Home, SealedVault, entrust, read_policy
+from strongroom.cli.workspace import Home, SealedVault, entrust
 from strongroom.crypto import SigningKey
-from strongroom.errors import UsageError, printable
-
-_DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
+from strongroom.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--state", type=Path, metavar="DIR", help="its state (default: this user's development CAS)")
     start.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     start.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
+    start.add_argument(
+        "--witness",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="keep this witness's cosignatures of the log's head, and show them; may be given again",
+    )
+    cas_endorsements.configure(start)
     start.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     output.add_json(start)
 
@@ -41,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("entrust", "give it a vault's key, and the root that the vault has now"),
         ("secret", "store a secret that a policy names, read from standard input"),
         ("log", "print the audit log of one's policies"),
+        ("audit", "show, verify or export that log with its proofs, offline too"),
+        ("witness", "cosign the head of its log, for others to trust"),
     ):
         action = actions.add_parser(name, help=summary)
         action.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
@@ -48,6 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--owner", type=Path, metavar="FILE", help="the owner's key (default: this user's)")
         action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
         output.add_json(action)
+        if name == "audit":
+            cas_audit.configure(action)
+        if name == "witness":
+            cas_witness.configure(action)
         if name == "apply":
             action.add_argument("policy", type=Path, metavar="FILE")
         if name in ("show", "entrust", "secret"):
@@ -69,21 +78,26 @@ def run(args: argparse.Namespace) -> int:
     home = Home.open()
     if args.action == "start":
         return _start(args, home)
+    if args.action == "audit" and cas_audit.offline(args):
+        return cas_audit.run_offline(args, home)
+    if args.action == "witness" and args.key_only:
+        return cas_witness.run_offline(args)
     if bool(args.cas) != bool(args.cas_root):
         raise UsageError(
             "--cas, --cas-root: one is useless without the other",
             hint="give both; `strongroom cas start` prints them",
         )
-    owner = SigningKey.load(args.owner) if args.owner else home.owner()
     if args.cas:
-        return _deal(args, CasAddress(args.cas, args.cas_root), owner)
+        return _deal(args, CasAddress(args.cas, args.cas_root), home)
     with home.cas() as address:
-        return _deal(args, address, owner)
+        return _deal(args, address, home)
 
 
 def _start(args: argparse.Namespace, home: Home) -> int:
     directory = args.state or home.path / "cas"
-    server, address, store = prepare(directory, host=args.host, port=args.port)
+    witnesses = [WitnessKey.parse(vkey) for vkey in args.witness]
+    complete = cas_endorsements.completer(args, directory)
+    server, address, store = prepare(directory, host=args.host, port=args.port, witnesses=witnesses, complete=complete)
     # A CAS that listens everywhere is shown as this machine reaches it.
     url = local_url(args.host, server.port)
     if args.json:
@@ -100,20 +114,23 @@ def _start(args: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _deal(args: argparse.Namespace, address: CasAddress, owner: SigningKey) -> int:
-    with OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+def _deal(args: argparse.Namespace, address: CasAddress, home: Home) -> int:
+    if args.action == "witness":
+        return cas_witness.run(args, address.url, address.cas_root)
+    owner = SigningKey.load(args.owner) if args.owner else home.owner()
+    with home.owner_client(address, owner) as client:
         match args.action:
             case "status":
                 status = client.describe() | {"url": address.url, "owner": owner.public.fingerprint}
                 status["simulated_vendor"] = Home.open().vendor().root_digest
                 _print(args, status)
             case "apply":
-                policy = client.apply(read_policy(args.policy).text)
-                _print(args, {"policy": policy.name, "version": policy.version, "digest": policy.digest})
+                _print(args, apply(client, args.policy))
             case "show":
                 policy = client.policy(args.policy)
                 if args.json:
-                    output.result({"policy": policy.name, "version": policy.version, "text": policy.text})
+                    told = {"policy": policy.name, "version": policy.version, "digest": policy.digest}
+                    output.result(told | {"text": policy.text})
                 else:
                     sys.stdout.write(policy.text)
             case "entrust":
@@ -136,6 +153,8 @@ def _deal(args: argparse.Namespace, address: CasAddress, owner: SigningKey) -> i
                 _print(args, {"policy": args.policy, "secret": args.name})
             case "log":
                 _log(args, client)
+            case "audit":
+                return cas_audit.run(args, client, address.cas_root)
     return 0
 
 
@@ -152,24 +171,4 @@ def _log(args: argparse.Namespace, client: OwnerClient) -> None:
     if args.json:
         output.result(entries)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    # 80 columns: number, time and event stay whole; long policy names and details fold.
-    for name in ("number", "time", "event"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "number" else "left")
-    table.add_column("policy", overflow="fold", max_width=22)
-    table.add_column("detail", overflow="fold", ratio=1)
-    for entry in entries:
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(entry["time"])))
-        # A refused enclave can put text into a detail: it is shown as it is, not as markup.
-        row = (entry["number"], stamp, entry["event"], entry["policy"], _shown(entry["detail"]))
-        table.add_row(*(Text(printable(value)) for value in row))
-    output.stdout.print(table)
-
-
-def _shown(detail: object) -> str:
-    """A detail of the log for a narrow table: `name value` pairs, digests cut short."""
-    if isinstance(detail, dict):
-        text = ", ".join(f"{name} {value}" for name, value in detail.items())
-    else:
-        text = json.dumps(detail)
-    return _DIGEST.sub(lambda match: match[1] + "...", text)
+    output.stdout.print(entry_table(entries))

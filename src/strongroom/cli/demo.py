@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from strongroom import vault
-from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy, Program, VaultRule
 from strongroom.cas.server import CasAddress
 from strongroom.channel import bind
@@ -123,7 +122,7 @@ class _Story:
             size = sum(part.size for part in measured.parts)
             self.show.fact(f"measured {files:,} files, {size / 2**20:,.0f} MiB: {measured.value[:32]}...")
             owner, vendor = self.home.owner(), self.home.vendor()
-            with OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+            with self.home.owner_client(address, owner) as client:
                 self.policy = apply_development_policy(
                     client,
                     name=self.name,
@@ -167,7 +166,7 @@ class _Story:
 
     def _train(self, address: CasAddress) -> None:
         with self.show.act("c", f"{_SCRIPT}, an unmodified PyTorch script, trains in an enclave") as act:
-            with OwnerClient(address.url, cas_root=address.cas_root, owner=self.home.owner()) as client:
+            with self.home.owner_client(address) as client:
                 entrust(client, self.policy, {"data": self.data, "out": self.out})
                 self.show.doing("a tampered script tries first")
                 tampered = self.work / "tampered" / _SCRIPT

@@ -7,11 +7,13 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Protocol
 
 from strongroom import __version__
 from strongroom.cli import output
+from strongroom.cli.parser import DEBUG, Parser
 from strongroom.errors import MissingDependencyError, StrongroomError, UsageError
 
 # In the order of the story that `strongroom --help` tells. A verb's module is imported only when it is called.
@@ -29,6 +31,7 @@ VERBS = {
     "predict": "appraise a service, then send it inputs",
     "verify": "walk a model back to the program, policy and data that it was made from",
     "attest": "say what evidence is, whether its vendor vouches for it, and whether a policy wants it",
+    "policy": "write, check, sign, compare and apply the document that says what may run",
     "cas": "run a configuration and attestation service, or talk to one",
     "mpc": "compute on secrets: two servers that do not collude, and a dealer that sees no data",
     "measure": "print the measurement of a program and its parts",
@@ -39,7 +42,7 @@ VERBS = {
 class Verb(Protocol):
     """What a module of this package offers to `main`."""
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
+    def configure(self, parser: Parser) -> None:
         """Add the verb's arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
@@ -48,8 +51,15 @@ class Verb(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (`errors.py` lists those of failures)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # also while modules are imported and arguments read
+        return 128 + signal.SIGINT
+
+
+def _main(argv: list[str]) -> int:
+    Parser.as_json = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
+    parser = Parser(
         prog="strongroom",
         description="Train and serve machine-learning models on machines their owners do not trust.",
         epilog="`strongroom VERB --help` explains one verb.  Start with `strongroom demo`.",
@@ -62,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.set_defaults(parser=sub)
         if name == chosen:
             verb: Verb = importlib.import_module(f"strongroom.cli.{name}")
-            sub.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+            sub.add_argument("--debug", action="store_true", help=DEBUG)
             verb.configure(sub)
     args, unknown = parser.parse_known_args(argv)
     if unknown:  # the verb's own usage is the one that helps
@@ -92,8 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe left, as `head` does; say nothing and let the interpreter's last flush go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except Terminated:
         return 128 + signal.SIGTERM
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -117,6 +125,12 @@ def _describe(error: OSError) -> str:
 
 def _fail(error: StrongroomError, args: argparse.Namespace) -> int:
     if args.debug:
-        raise error
-    output.error(error, as_json=getattr(args, "json", False))
+        traceback.print_exception(error)
+    as_json = getattr(args, "json", False)
+    try:
+        sys.stdout.flush()
+        output.error(error, as_json=as_json)
+    except OSError:  # standard output is what fails, as on a full disk: what it holds is lost
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.error(error)
     return error.exit_code

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from argparse import ArgumentParser
+from typing import Literal
 
 from rich.console import Console
 
@@ -27,8 +28,10 @@ class _Console(Console):
         os.close(nowhere)
 
 
-stdout = _Console(highlight=False)
-stderr = _Console(stderr=True, highlight=False)
+# https://no-color.org; rich would keep bold type then.
+_COLOURS: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+stdout = _Console(highlight=False, color_system=_COLOURS)
+stderr = _Console(stderr=True, highlight=False, color_system=_COLOURS)
 
 SIMULATED_BANNER = (
     "simulated enclave: isolates like a sandbox and attests like hardware, "
@@ -48,7 +51,11 @@ def result(value: object) -> None:
 
 
 def note(message: str) -> None:
-    """Tell the person at the terminal something that is not the result."""
+    """Tell the person at the terminal something that is not the result.
+
+    What of the result was printed before comes before it, where both go to one place.
+    """
+    sys.stdout.flush()
     stderr.print(f"strongroom: {printable(message)}", markup=False, soft_wrap=True)
 
 
@@ -72,13 +79,15 @@ def set_log_handler(handler: logging.Handler) -> None:
 
 def warn(message: str) -> None:
     """A note that must not be overlooked."""
+    sys.stdout.flush()
     stderr.print(f"strongroom: warning: {printable(message)}", markup=False, style="yellow", soft_wrap=True)
 
 
 def error(problem: StrongroomError, *, as_json: bool = False) -> None:
-    """One line for the error, one for the hint."""
+    """One line for the error, one for the hint; as JSON it is the result."""
     if as_json:
         result(problem.to_wire() | {"exit_status": problem.exit_code})
+        sys.stdout.flush()
         return
     stderr.print(f"strongroom: error: {printable(problem.message)}", markup=False, style="red", soft_wrap=True)
     if problem.hint:

@@ -91,7 +91,8 @@ def _expected(args: argparse.Namespace) -> tuple[str, Policy]:
             f"policy: {args.policy} is no file, and not NAMESPACE/NAME",
             hint="`strongroom serve` prints its policy's name",
         )
-    with OwnerClient(address.url, cas_root=address.cas_root) as client:
+    heads = Home.open().heads(address.cas_root)
+    with OwnerClient(address.url, cas_root=address.cas_root, heads=heads) as client:
         return address.cas_root, client.policy(args.policy)
 
 

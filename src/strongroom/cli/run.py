@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import CasAddress
 from strongroom.cli import output
@@ -121,7 +120,7 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
             return _launch(args, home, address, policy, policy.program, files, vaults)
         finally:
             written = [rule.name for rule in policy.vaults if rule.access != "read-only"]
-            with OwnerClient(address.url, cas_root=address.cas_root, owner=home.owner()) as client:
+            with home.owner_client(address) as client:
                 for name in written:
                     take_back(client, policy, name, SealedVault.at(vaults[name]))
 
@@ -159,7 +158,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     keys = [mirror_key(vault) if name == MIRROR else vault.key() for name, vault in sealed.items()]
     label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
     name = policy_name(label, keys)
-    with home.cas() as address, OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+    with home.cas() as address, home.owner_client(address, owner) as client:
         config = boot_config(name, address, program, rules)
         measured = measure(config, files)
         policy = apply_development_policy(

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
-from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy, Program, VaultRule
 from strongroom.cas.server import CasAddress
 from strongroom.channel import bind
@@ -132,7 +131,7 @@ def start_service(
     program = Program((*([lineage.to_word()] if lineage else []), *models))
     name = policy_name("serve-" + PurePosixPath(models[0]).stem, [sealed.key()])
     config = boot_config(name, address, program, (rule,), role="service")
-    with OwnerClient(address.url, cas_root=address.cas_root, owner=owner) as client:
+    with home.owner_client(address, owner) as client:
         policy = apply_development_policy(
             client,
             name=name,

@@ -23,6 +23,8 @@ from strongroom import vault
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.files import create_once
+from strongroom.cas.log_head import FileHead
+from strongroom.cas.log_note import origin_of
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
 from strongroom.cli.mirror_directory import mirror_key
@@ -64,6 +66,15 @@ class Home:
     def vendor(self) -> SimulatedVendor:
         """The simulated vendor of this home, made on first use."""
         return SimulatedVendor.open(self.path / "simulated-vendor", now=int(time.time()))
+
+    def heads(self, cas_root: str) -> FileHead:
+        """Where the highest head seen of that CAS's log is remembered."""
+        return FileHead(self.path / "heads" / origin_of(cas_root).rpartition("/")[2])
+
+    def owner_client(self, address: CasAddress, owner: SigningKey | None = None) -> OwnerClient:
+        """An owner's client of a CAS that holds it to the head that this user has seen; `owner` is this user's key."""
+        heads = self.heads(address.cas_root)
+        return OwnerClient(address.url, cas_root=address.cas_root, owner=owner or self.owner(), heads=heads)
 
     @contextmanager
     def cas(self) -> Iterator[CasAddress]:

@@ -20,7 +20,9 @@ import binascii
 import datetime as dt
 import itertools
 import re
+import warnings
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -58,6 +60,10 @@ _UNREADABLE = (
     x509.UnsupportedGeneralNameType,
     Warning,
 )
+# What strangers' bytes make it warn of (lengths of names, serial numbers, keys that are no longer in use) is nothing
+# that a program's user can mend, and would print a path of this machine. Once for all: `catch_warnings` is for one
+# thread alone.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"strongroom\.crypto\.(?:chains|vendor_key)\Z")
 
 
 class _Signed:
@@ -166,6 +172,12 @@ class VendorCertificate:
         """Whether its key usage allows signatures over other things than certificates and revocation lists."""
         return self._may("digital_signature")
 
+    @property
+    def only_signs(self) -> bool:
+        """Whether it has a key usage, and that allows signatures and nothing else to do with keys."""
+        encrypts = ("key_encipherment", "data_encipherment", "key_agreement")
+        return _KEY_USAGE in self._extensions and self.may_sign and not any(map(self._may, encrypts))
+
     def pem(self) -> str:
         lines = re.findall(".{1,64}", base64.b64encode(self.der).decode())
         return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
@@ -188,7 +200,7 @@ class VendorCertificate:
         Raises:
             VerificationError: it did not, or not with SHA-2.
         """
-        if self._cert.issuer != issuer._cert.subject or not self._signed.matches(issuer.key):
+        if not _issued(self, issuer):
             raise VerificationError(f"certificate {self.subject!r:.120}: not signed by {issuer.subject!r:.120}")
 
     def _check_may_issue(self, below: int) -> None:
@@ -223,6 +235,12 @@ class VendorCertificate:
 
     def __repr__(self) -> str:
         return f"VendorCertificate({self.subject!r:.120}, {self.fingerprint})"
+
+
+@lru_cache(maxsize=256)  # a machine shows the same chain each time, and what is true of two certificates stays so
+def _issued(certificate: VendorCertificate, issuer: VendorCertificate) -> bool:
+    """Whether `issuer` has the name of that certificate's issuer, and signed it; dates and powers are no part of it."""
+    return certificate._cert.issuer == issuer._cert.subject and certificate._signed.matches(issuer.key)
 
 
 class RevocationList:
@@ -261,8 +279,13 @@ class RevocationList:
         if self._unknown():
             raise VerificationError(f"revocation list of {self.issuer!r:.120}: partial, or with critical extensions")
         start, end = self.valid
-        if end is None or not start <= now <= end:
-            raise ExpiredError(f"revocation list of {self.issuer!r:.120}: not in force at {_moment(now)}")
+        if end is None:
+            raise ExpiredError(f"revocation list of {self.issuer!r:.120}: does not say until when it is in force")
+        if not start <= now <= end:
+            raise ExpiredError(
+                f"revocation list of {self.issuer!r:.120}: not in force at {_moment(now)}, "
+                f"but from {_moment(start)} to {_moment(end)}"
+            )
 
     def check(self, certificate: VendorCertificate) -> None:
         """Raises VerificationError if this list revokes `certificate`."""
@@ -323,7 +346,10 @@ def verify_chain(
     for certificate in links:
         start, end = certificate.valid
         if not start <= now <= end:
-            raise ExpiredError(f"certificate {certificate.subject!r:.120}: not valid at {_moment(now)}")
+            raise ExpiredError(
+                f"certificate {certificate.subject!r:.120}: not valid at {_moment(now)}, "
+                f"but from {_moment(start)} to {_moment(end)}"
+            )
     # 4
     for revocation_list in revocation_lists:
         issuers = [issuer for issuer in links[1:] if issuer._cert.subject == revocation_list._crl.issuer]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -48,7 +49,7 @@ class Certificate:
     @classmethod
     def from_native(cls, certificate: x509.Certificate) -> Certificate:
         """Wrap what the TLS layer hands out. Raises FormatError as the constructor does."""
-        return cls(certificate.public_bytes(serialization.Encoding.DER))
+        return _parsed(certificate.public_bytes(serialization.Encoding.DER))
 
     @property
     def native(self) -> x509.Certificate:
@@ -78,18 +79,34 @@ class Certificate:
             VerificationError: the signature does not match, or `root` may not issue.
             ExpiredError: one of them is not valid at `now`.
         """
-        try:
-            constraints = root._cert.extensions.get_extension_for_class(x509.BasicConstraints)
-            if not constraints.value.ca:
-                raise VerificationError("issuer: is not a CA certificate")
-            self._cert.verify_directly_issued_by(root._cert)
-        except x509.ExtensionNotFound:
-            raise VerificationError("issuer: has no basic constraints") from None
-        except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, x509.DuplicateExtension):
-            raise VerificationError("certificate: not issued by the expected authority") from None
+        _check_issued(self, root)
         for name, cert in (("certificate", self._cert), ("issuer", root._cert)):
             if not cert.not_valid_before_utc <= now <= cert.not_valid_after_utc:
                 raise ExpiredError(f"{name}: not valid at {now:%Y-%m-%d %H:%M:%SZ}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Certificate) and self.der == other.der
+
+    def __hash__(self) -> int:
+        return hash(self.der)
+
+
+# A peer shows the same certificates on every connection.
+_parsed = lru_cache(maxsize=64)(Certificate)
+
+
+@lru_cache(maxsize=256)  # what two certificates say of each other stays so; a refusal is no result, and not kept
+def _check_issued(certificate: Certificate, root: Certificate) -> None:
+    """`Certificate.verify_issued_by`, but for the dates."""
+    try:
+        constraints = root._cert.extensions.get_extension_for_class(x509.BasicConstraints)
+        if not constraints.value.ca:
+            raise VerificationError("issuer: is not a CA certificate")
+        certificate._cert.verify_directly_issued_by(root._cert)
+    except x509.ExtensionNotFound:
+        raise VerificationError("issuer: has no basic constraints") from None
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, x509.DuplicateExtension):
+        raise VerificationError("certificate: not issued by the expected authority") from None
 
 
 class CertificateAuthority:
@@ -120,18 +137,19 @@ class CertificateAuthority:
         hosts: list[str] | None = None,
     ) -> Certificate:
         """A leaf for TLS servers and clients; `hosts` are DNS names and IP addresses."""
-        issuer = x509.load_der_x509_certificate(self.certificate.der).subject
+        issuer = self.certificate.native.subject
         builder = _builder(_name(name), issuer, public, now, lifetime)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(ca=False), critical=True)
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
+        builder = builder.add_extension(_TLS_USES, critical=False)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris or []]
         names += [_host(host) for host in hosts or []]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return _sign(builder, self.key)
+
+
+_TLS_USES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
 def self_signed(
@@ -151,6 +169,7 @@ def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
 
 
+@lru_cache(maxsize=64)
 def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
@@ -161,9 +180,8 @@ def _host(host: str) -> x509.GeneralName:
 def _builder(
     subject: x509.Name, issuer: x509.Name, public: PublicKey, now: dt.datetime, lifetime: dt.timedelta
 ) -> x509.CertificateBuilder:
-    key = serialization.load_der_public_key(public.spki)
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
-    builder = builder.public_key(key)  # type: ignore[arg-type]  # a PublicKey is on P-256
+    builder = builder.public_key(public._key)
     builder = builder.serial_number(x509.random_serial_number())
     return builder.not_valid_before(now - _SKEW).not_valid_after(now + lifetime)
 

@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strongroom import __version__, channel
+from strongroom.attest.binding import EXPORTER_LABEL
 from strongroom.errors import FormatError, ServeError, StrongroomError
-from strongroom.serve.attestation import ATTESTATION_PATH, VERSION
+from strongroom.serve.attestation import ATTESTATION_PATH, SESSION_ROLE, VERSION
 from strongroom.serve.stage import Stage
 from strongroom.serve.tensors import HEADER, InferResponse, header_length, parse_request, write_response
 from strongroom.serve.wire import an_object, read_json, show
@@ -46,7 +47,7 @@ _log = logging.getLogger("strongroom.serve")
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
-Session = Callable[[bytes, "channel.TlsInfo"], Mapping[str, object]]
+Session = Callable[[bytes, bytes], Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class ServiceApp:
         stages: by the name under which each is served.
         attestation: gives the attestation document (`ServiceAttestation.to_wire`); called for every request for it, on
             the event loop, so it must not wait. Raises StrongroomError when there is none: the service is not ready.
-        session: gives evidence for a client's nonce and channel (`EnclaveSession.evidence_for`); called one at a time
-            in a thread of its own. Without it, there is none to be had.
+        session: gives evidence for a client's nonce and the exporter of its channel, in the role `SESSION_ROLE`; called
+            one at a time in a thread of its own. Without it, there is none to be had.
         workers: how many inferences run at once.
         queue: how many more may wait.
         max_body: the longest request body in bytes.
@@ -161,7 +162,8 @@ class ServiceApp:
 
     async def _session_evidence(self, session: Session, scope: Event, receive: Receive) -> _Answer:
         """Evidence of kind 1 over a client's nonce and the channel that it came over."""
-        tls = channel.tls_info(scope)
+        # Here, since the connection is this thread's.
+        binder = channel.tls_info(scope).export(EXPORTER_LABEL, SESSION_ROLE.encode())
         body, more = b"", True
         async with asyncio.timeout(_BODY_SECONDS):
             while more:
@@ -178,7 +180,7 @@ class ServiceApp:
             raise _busy(f"{self._nonces} clients wait for evidence")
         self._nonces += 1
         try:
-            make = functools.partial(session, bytes.fromhex(nonce), tls)
+            make = functools.partial(session, bytes.fromhex(nonce), binder)
             evidence = await asyncio.get_running_loop().run_in_executor(self._attesting, make)
         except StrongroomError as error:
             raise _RefusedError(503, error) from None

@@ -16,7 +16,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.cas.renewal import Renewal
 from strongroom.cas.session import EnclaveSession
 from strongroom.cas.wire import RESULT_LIFETIME
-from strongroom.channel import Server, TlsInfo
+from strongroom.channel import Server
 from strongroom.crypto import Certificate
 from strongroom.enclave.boot import Booted, main
 from strongroom.errors import UsageError
@@ -64,10 +64,10 @@ class Attestation:
         self.renewal.check()
         return self._document.to_wire()
 
-    def session(self, nonce: bytes, tls: TlsInfo) -> Mapping[str, object]:
+    def session(self, nonce: bytes, binder: bytes) -> Mapping[str, object]:
         """Evidence for one client's nonce, on its own channel: `ServiceApp`'s `session`."""
         self.renewal.check()
-        return self._session.evidence_for(session_claims(self._document.claims), nonce=nonce, tls=tls)
+        return self._session.evidence_for(session_claims(self._document.claims), nonce=nonce, binder=binder)
 
     def _renew(self) -> None:
         result = self._session.certify_service(self._models)

@@ -4,7 +4,8 @@
         with Tpm.open(swtpm.tcti) as tpm: ...
 
 It needs the programs swtpm and swtpm_setup, and tpm2-pytss to talk to it; `lacking` names what is not there. It runs as
-any user, on Unix sockets in a directory of its own, since their paths may be short only.
+any user, on Unix sockets in a directory of its own, since their paths may be short only. It ends with the process that
+started it, however that ends.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pathlib import Path
 from types import TracebackType
 
 from strongroom.crypto.chains import VendorCertificate, pem_certificates
-from strongroom.errors import EnclaveError, MissingDependencyError
+from strongroom.errors import EnclaveError, MissingDependencyError, printable
 
 _DEADLINE = 60.0
+# swtpm's control channel, CMD_GET_CAPABILITY (its `tpm_ioctl.h`): answered once the TPM runs.
+_GET_CAPABILITY = (1).to_bytes(4, "big")
 _PROGRAMS = {"swtpm": "swtpm", "swtpm_setup": "swtpm-tools", "swtpm_localca": "swtpm-tools"}
 
 
@@ -30,6 +33,18 @@ def lacking() -> str | None:
         if shutil.which(program) is None:
             return package
     return None if importlib.util.find_spec("tpm2_pytss") else "tpm2-pytss"
+
+
+# swtpm as a child that is ended when standard input is: a pipe that nobody but its starter holds, so that it does not
+# outlive a starter that was killed. Then somebody else could not use its state.
+_WATCHED = """
+exec 3<&0 0</dev/null
+"$@" 3<&- & tpm=$!
+{ read -r _ <&3; kill "$tpm"; } 2>/dev/null & watch=$!
+wait "$tpm"; status=$?
+kill "$watch" 2>/dev/null
+exit "$status"
+"""
 
 
 class SoftwareTpm:
@@ -71,11 +86,15 @@ class SoftwareTpm:
             *("--server", f"type=unixio,path={sockets / 'tpm'}", "--ctrl", f"type=unixio,path={sockets / 'tpm.ctrl'}"),
             *("--flags", "not-need-init,startup-clear"),
         ]
-        process = subprocess.Popen(  # noqa: S603 - no shell, our own arguments
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with (sockets / "errors").open("wb") as errors:
+            process = subprocess.Popen(  # noqa: S603 - a script and arguments of our own
+                ["/bin/sh", "-c", _WATCHED, "sh", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
         try:
-            _await(process, sockets / "tpm.ctrl")
+            _await(process, sockets, state)
             return cls(process, sockets, maker)
         except BaseException:
             _end(process, sockets)
@@ -127,25 +146,34 @@ def _make(maker: Path, state: Path) -> None:
         raise EnclaveError(f"software TPM: swtpm_setup fails: {' '.join((done.stdout + done.stderr).split())[-300:]}")
 
 
-def _await(process: subprocess.Popen[bytes], path: Path) -> None:
+def _await(process: subprocess.Popen[bytes], sockets: Path, state: Path) -> None:
     """Return once somebody answers at the socket."""
+    path = sockets / "tpm.ctrl"
     for _ in range(int(_DEADLINE / 0.02)):
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_DEADLINE)
             try:
                 probe.connect(str(path))
+                probe.sendall(_GET_CAPABILITY)
+                # It listens before it has its state, and may yet end for want of it.
+                if probe.recv(8):
+                    return
             except OSError:
                 pass
-            else:
-                return
         try:
             process.wait(0.02)
         except subprocess.TimeoutExpired:
             continue
-        raise EnclaveError(f"software TPM: swtpm ends at once, exit status {process.returncode}")
+        said = " ".join((sockets / "errors").read_text(errors="replace").split())[-300:]
+        raise EnclaveError(
+            f"software TPM: swtpm ends at once, exit status {process.returncode}: {printable(said) or 'says nothing'}",
+            hint=f"if its state is locked, another swtpm runs on {state}: end it, or name another directory",
+        )
     raise EnclaveError(f"software TPM: swtpm does not answer at {path}")
 
 
 def _end(process: subprocess.Popen[bytes], sockets: Path) -> None:
-    process.terminate()
+    if process.stdin is not None:
+        process.stdin.close()
     process.wait()
     shutil.rmtree(sockets, ignore_errors=True)

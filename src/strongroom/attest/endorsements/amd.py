@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -108,10 +108,11 @@ def issuer_wants(product: str, key: Key, *, service: str = KDS) -> tuple[Want, W
     return Want(f"{name}/chain", f"{url}/cert_chain"), Want(f"{name}/crl", f"{url}/crl")
 
 
-def compose(leaf: VendorCertificate, chain: Endorsement, revocation_list: Endorsement) -> bytes:
-    """Endorsements as evidence carries them (`parse/endorsements.py`): leaf first, without the root."""
-    issuers = [each for each in pem_certificates(chain.body) if each.subject != each.issuer]
-    return Endorsements((leaf, *issuers), (RevocationList(revocation_list.body),)).to_bytes()
+def compose(leaf: VendorCertificate, chain: Endorsement | None, lists: Sequence[RevocationList]) -> bytes:
+    """Endorsements as evidence carries them (`parse/endorsements.py`): leaf first, without the root. `verify` has AMD's
+    issuers at hand where there is no chain."""
+    issuers = [each for each in pem_certificates(chain.body) if each.subject != each.issuer] if chain else []
+    return Endorsements((leaf, *issuers), tuple(lists)).to_bytes()
 
 
 def product_of(leaf: VendorCertificate) -> str | None:

@@ -21,11 +21,11 @@ MAX_BUNDLE = 64 * 1024 * 1024
 
 
 class Bundle:
-    """Endorsements by name. Of two of one name the one that was fetched later is kept."""
+    """Endorsements by name. Of two of one name the one that was fetched later is kept, or else signed later."""
 
     def __init__(self, endorsements: Iterable[Endorsement] = ()) -> None:
         self._endorsements: dict[str, Endorsement] = {}
-        for each in sorted(endorsements, key=lambda each: each.fetched):
+        for each in sorted(endorsements, key=lambda each: (each.fetched, each.valid[0])):
             self._endorsements[each.name] = each
 
     def get(self, name: str) -> Endorsement | None:

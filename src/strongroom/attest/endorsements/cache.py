@@ -100,12 +100,21 @@ class Cache:
         return iter(sorted(found, key=lambda each: each.name))
 
     def prune(self, now: int) -> int:
-        """Remove what no longer holds at `now`, or cannot be read; how many files that were."""
+        """Remove what no longer holds at `now`, or cannot be read; how many files that were. A directory is left alone.
+
+        Raises:
+            UsageError: the cache's directory cannot be written to.
+        """
         removed = 0
         for path in self.directory.glob(f"*{_SUFFIX}") if self.directory.is_dir() else ():
             entry = self._read(path, None)
             if entry is None or self._path(entry.name) != path or now > entry.valid[1]:
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    continue
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise self._unusable(error) from None
                 removed += 1
         return removed
 
@@ -152,7 +161,7 @@ class Cache:
     def _unusable(self, error: OSError) -> UsageError:
         return UsageError(
             f"cache of endorsements, {self.directory}: {(error.strerror or str(error)).lower()}",
-            hint="name another directory for the cache, or none",
+            hint="name another directory for it: --cache DIR",
         )
 
     def _path(self, name: str) -> Path:

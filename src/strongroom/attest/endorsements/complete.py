@@ -11,6 +11,9 @@ For each endorsement, the first of these that there is:
 What evidence carries itself counts for little: an old TCB information still holds for weeks after Intel has published
 a new one, and whoever shows evidence chooses which to send. So Intel's endorsements are always replaced. An AMD chip's
 certificate cannot be chosen like that, and is kept if it is for the report's chip and TCB.
+
+Where nothing may be fetched, two things of AMD's may be lacking: the issuers, whom `verify` has at hand, and the
+revocation list, as where evidence is verified with what it carries. The claims then say that nobody has checked it.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from strongroom.attest.endorsements.nvidia import SERVICE as NVIDIA
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.azure import parse_azure, parse_hcl_report
 from strongroom.attest.parse.endorsements import parse_endorsements
-from strongroom.crypto.chains import VendorCertificate
-from strongroom.errors import ChannelError, ExpiredError, UsageError, VerificationError
+from strongroom.crypto.chains import RevocationList, VendorCertificate
+from strongroom.errors import ChannelError, ExpiredError, FormatError, UsageError, VerificationError
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Sources:
         """What `want` names; None if its vendor's service has no such thing.
 
         Raises:
-            VerificationError: no source has it, and nothing may be fetched.
+            FormatError: no source has it, and nothing may be fetched.
             ExpiredError: what there is does not hold at `now`.
             ChannelError: it could not be fetched.
         """
@@ -108,6 +111,11 @@ class Sources:
             if each.covers(now):
                 return each
         return self._expired(want, found, now, failure) if is_known else None
+
+    def lacks(self, want: Want) -> bool:
+        """Whether neither the bundle nor the cache has it, and nothing may be fetched."""
+        kept = (source for source in (self.bundle, self.cache) if source is not None)
+        return self.transport is None and all(source.get(want.name) is None for source in kept)
 
     def _refresh(self, want: Want, transport: Transport, now: int) -> Endorsement | None:
         if self.cache is None:
@@ -136,9 +144,9 @@ class Sources:
         if not found:
             if failure is not None:
                 raise failure
-            raise VerificationError(
+            raise FormatError(
                 f"endorsement {want.name}: neither in the bundle nor in the cache, and nothing may be fetched",
-                hint=f"fetch it where there is a network, into a bundle: {want.url}",
+                hint=f"fetch it with --fetch, or into a bundle where there is a network: {want.url}",
             )
         best = max(found, key=lambda each: each.valid[1])
         start, end = map(_moment, best.valid)
@@ -204,8 +212,8 @@ def endorsements_for(
         product: AMD's product (`amd.PRODUCTS`), for reports of version 2, which do not tell it; else it is tried.
 
     Raises:
-        FormatError: the evidence does not parse.
-        VerificationError: an endorsement is to be had from nowhere.
+        FormatError: the evidence does not parse, or an endorsement is in none of the sources.
+        VerificationError: the vendor's service has none for what the evidence says of its platform.
         ExpiredError: one does not hold at `now`.
         ChannelError: one could not be fetched.
     """
@@ -214,8 +222,8 @@ def endorsements_for(
     def obtain(want: Want) -> Endorsement | None:
         return sources.obtain(want, now=now)
 
-    devices = tuple(replace(each, endorsements=_endorsements(each, obtain, services)) for each in evidence.devices)
-    return replace(evidence, endorsements=_endorsements(evidence, obtain, services, product), devices=devices)
+    devices = tuple(replace(each, endorsements=_endorsements(each, obtain, sources)) for each in evidence.devices)
+    return replace(evidence, endorsements=_endorsements(evidence, obtain, sources, product), devices=devices)
 
 
 def gather(evidence: Evidence, sources: Sources, *, now: int, product: str | None = None) -> tuple[Endorsement, ...]:
@@ -232,24 +240,28 @@ def gather(evidence: Evidence, sources: Sources, *, now: int, product: str | Non
         return found
 
     for each in evidence.devices:
-        _endorsements(each, obtain, sources.services)
-    _endorsements(evidence, obtain, sources.services, product)
+        _endorsements(each, obtain, sources)
+    _endorsements(evidence, obtain, sources, product)
     return tuple(gathered)
 
 
 _Obtain = Callable[[Want], Endorsement | None]
 
 
-def _endorsements(evidence: Evidence, obtain: _Obtain, services: Services, product: str | None = None) -> bytes:
-    hardware = _hardware(evidence)
+def _endorsements(evidence: Evidence, obtain: _Obtain, sources: Sources, product: str | None = None) -> bytes:
+    hardware, services = _hardware(evidence), sources.services
     if hardware.tee in ("sgx", "tdx"):
         platform = intel.Platform.of_quote(hardware.quote)
         return intel.compose([_must(obtain, want) for want in _intel_wants(platform, services)])
     if hardware.tee == "snp":
         processor, carried = _processor(hardware, product)
         named, leaf = (processor.products[0], carried) if carried else _leaf(processor, obtain, services)
-        chain, crl = (_must(obtain, want) for want in amd.issuer_wants(named, processor.key, service=services.amd))
-        return amd.compose(leaf, chain, crl)
+        chain, crl = (
+            None if sources.lacks(want) else _must(obtain, want)
+            for want in amd.issuer_wants(named, processor.key, service=services.amd)
+        )
+        carried_lists = parse_endorsements(hardware.endorsements).revocation_lists
+        return amd.compose(leaf, chain, [RevocationList(crl.body)] if crl else carried_lists)
     if hardware.tee == "nvidia":
         lists = nvidia.wants(hardware.endorsements, service=services.nvidia)
         return nvidia.compose(hardware.endorsements, [_must(obtain, want) for want in lists])
@@ -289,7 +301,7 @@ def _processor(evidence: Evidence, product: str | None) -> tuple[amd.Processor, 
 def _leaf(processor: amd.Processor, obtain: _Obtain, services: Services) -> tuple[str, VendorCertificate]:
     """The product, and the certificate of the key."""
     if processor.key == "vlek":
-        raise VerificationError(
+        raise FormatError(
             "SNP report: signed with a provider's key (VLEK), whose certificate did not come with it",
             hint="AMD gives it to the provider alone: let the host hand it to its guests (extended report)",
         )
@@ -297,7 +309,7 @@ def _leaf(processor: amd.Processor, obtain: _Obtain, services: Services) -> tupl
         want = amd.certificate_want(product, processor.chip, processor.tcb, service=services.amd)
         try:
             found = obtain(want)
-        except VerificationError:
+        except FormatError:
             # Without a network: the bundle may have it as the next product's.
             if product == processor.products[-1]:
                 raise
@@ -306,7 +318,7 @@ def _leaf(processor: amd.Processor, obtain: _Obtain, services: Services) -> tupl
             return product, VendorCertificate(found.body)
     raise VerificationError(
         f"SNP report: AMD has no certificate of this chip at this TCB for {' or '.join(processor.products)}",
-        hint="the host may claim a TCB that it does not have, or hide which product it is (give that as an argument)",
+        hint="the host may claim a TCB that it does not have, or hide which product it is: --product",
     )
 
 

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from strongroom.crypto.chains import RevocationList, VendorCertificate, pem_certificates
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, printable
 
 MAX_BODY = 512 * 1024
 MAX_CHAIN_TEXT = 64 * 1024
@@ -91,7 +91,9 @@ class Endorsement:
                 platform.
         """
         if len(body) > MAX_BODY or len(chain) > MAX_CHAIN_TEXT:
-            raise FormatError(f"{name[:200]}: {len(body)} bytes, and {len(chain)} of its signer's chain: too much")
+            raise FormatError(
+                f"{printable(name[:200])}: {len(body)} bytes, and {len(chain)} of its signer's chain: too much"
+            )
         form, parts = _form(name)
         try:
             if bool(chain) != form.chained:
@@ -126,16 +128,18 @@ class Endorsement:
             FormatError: another set of members, or what `read` refuses.
         """
         if not isinstance(wire, Mapping) or set(wire) - {"chain"} != {"body", "fetched"}:
-            raise FormatError(f"{name[:200]}: wanted an object of body, fetched, and chain if there is one")
+            raise FormatError(f"{printable(name[:200])}: wanted an object of body, fetched, and chain if there is one")
         body, chain, fetched = wire["body"], wire.get("chain", ""), wire["fetched"]
         if not isinstance(body, str) or not isinstance(chain, str) or type(fetched) is not int or fetched < 0:
-            raise FormatError(f"{name[:200]}: body and chain: wanted strings; fetched: wanted seconds since 1970")
+            raise FormatError(
+                f"{printable(name[:200])}: body and chain: wanted strings; fetched: wanted seconds since 1970"
+            )
         if len(body) > (MAX_BODY + 2) // 3 * 4:
-            raise FormatError(f"{name[:200]}: {len(body)} characters, wanted at most {MAX_BODY} bytes")
+            raise FormatError(f"{printable(name[:200])}: {len(body)} characters, wanted at most {MAX_BODY} bytes")
         try:
             raw = base64.b64decode(body, validate=True)
         except (binascii.Error, ValueError):
-            raise FormatError(f"{name[:200]}: body: not base64") from None
+            raise FormatError(f"{printable(name[:200])}: body: not base64") from None
         return cls.read(name, raw, chain=chain, fetched=fetched)
 
 

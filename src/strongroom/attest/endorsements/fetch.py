@@ -103,12 +103,12 @@ class HttpTransport:
         except ssl.SSLCertVerificationError as error:
             raise ChannelError(
                 f"{host}:{port}: its certificate does not hold: {printable(error.verify_message)}",
-                hint="for a caching service with a CA of its own, name that CA's file",
+                hint="for a caching service with a CA of its own, name that CA's file: --cafile",
             ) from None
         except socket.gaierror as error:
             raise ChannelError(
                 f"{host}:{port}: {printable(error.strerror or 'no such host').lower()}",
-                hint="without a network, take endorsements from a bundle",
+                hint="without a network, take endorsements from a bundle: --bundle",
             ) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             if late.is_set():

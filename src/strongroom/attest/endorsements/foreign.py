@@ -6,8 +6,10 @@
 | JSON with `collaterals`: platform collateral, as ``pccsadmin fetch`` writes it for an offline PCCS | Intel |
 | JSON with `tcb_info`: the collateral of one quote, as `dcap-qvl` and the tools around it write it | Intel |
 | certificates of chips or of issuers, PEM or DER; the answer of Azure's THIM service; `sev`'s table | AMD |
+| revocation lists, PEM or DER, with certificates or by themselves | AMD |
 
-A revocation list of AMD's or NVIDIA's does not say of which file it is a copy: those are fetched, or come in a bundle.
+AMD's root signs the lists for both kinds of key, so one of its lists stands for both. A list of Intel's belongs with
+its signer's chain, and one of NVIDIA's does not say of which file it is a copy: those are fetched, or come in a bundle.
 """
 
 from __future__ import annotations
@@ -136,11 +138,9 @@ def _hex(name: str, read: Mapping[str, str]) -> bytes:
 
 def _certificates(raw: bytes, now: int) -> Iterator[Endorsement]:
     found = certificates_in(raw)
-    if found.revocation_lists:
-        raise FormatError(
-            "endorsements: a revocation list by itself",
-            hint="fetch it into a bundle: a list does not say whose copy it is",
-        )
+    for each in found.revocation_lists:
+        for name in _names_of(each):
+            yield Endorsement.read(name, each.der, fetched=now)
     issuers: dict[str, list[VendorCertificate]] = {}
     for certificate in found.certificates:
         product, key = _issuer_of(certificate)
@@ -161,6 +161,23 @@ def _issuer_of(certificate: VendorCertificate) -> tuple[str | None, str]:
         if name in (f"CN=SEV-{product}", f"CN=SEV-VLEK-{product}"):
             return product, "vlek" if "VLEK" in name else "vcek"
     return None, ""
+
+
+def _names_of(revocation_list: RevocationList) -> tuple[str, ...]:
+    """The names, as endorsements, of a list of AMD's: of what its issuer issues."""
+    common = revocation_list.issuer.partition(",")[0]
+    for product in PRODUCTS:
+        keys = {
+            f"CN=ARK-{product}": ("vcek", "vlek"),
+            f"CN=SEV-{product}": ("vcek",),
+            f"CN=SEV-VLEK-{product}": ("vlek",),
+        }
+        if common in keys:
+            return tuple(f"amd/{product}/{key}/crl" for key in keys[common])
+    raise FormatError(
+        f"endorsements: a revocation list of {revocation_list.issuer!r:.120} by itself, wanted one of AMD's",
+        hint="Intel's come with a quote's or a platform's collateral; NVIDIA's are fetched into a bundle",
+    )
 
 
 def _text(value: object) -> str:

@@ -47,7 +47,14 @@ _SIGNERS = {0: "VCEK: the key of this chip", 1: "VLEK: a key that AMD gave to a 
 
 def explain_snp(evidence: Evidence) -> tuple[Section, ...]:
     """The report of an SNP guest and the endorsements that came with it."""
-    return (*report_sections(evidence.quote), endorsements(evidence.endorsements, "AMD's key service has the VCEK"))
+    return (*report_sections(evidence.quote), endorsements(evidence.endorsements, whence(evidence.quote)))
+
+
+def whence(report: bytes) -> str:
+    """Where the certificate of the key that signed a report comes from."""
+    if signing_key(report) == 1:
+        return "the host hands out the VLEK's: AMD's key service has it for the cloud provider alone"
+    return "AMD's key service has the VCEK's: --fetch gets it"
 
 
 def report_sections(report: bytes) -> tuple[Section, ...]:
@@ -109,9 +116,14 @@ def _policy(raw: bytes) -> tuple[bytes, str]:
     return raw, f"{words}; ABI {major}.{minor} or later"
 
 
+def signing_key(report: bytes) -> int:
+    """Bits 2 to 4 of the key flags."""
+    return int.from_bytes(report[0x48:0x4C], "little") >> 2 & 7
+
+
 def _key_flags(report: bytes) -> Field:
     value = int.from_bytes(report[0x48:0x4C], "little")
-    words = [f"signed by {_SIGNERS.get(value >> 2 & 7, 'an unknown kind of key')}"]
+    words = [f"signed by {_SIGNERS.get(signing_key(report), 'an unknown kind of key')}"]
     words += ["author key given"] if value & 1 else []
     words += ["chip id masked"] if value & 2 else []
     return Field("key flags", report[0x48:0x4C], ", ".join(words))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from strongroom.attest.claims import REGISTERS, layers_measurement, pcrs_measurement, registers_measurement
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.explain.amd import report_sections
-from strongroom.attest.explain.fields import Field, Section, endorsements
+from strongroom.attest.explain.amd import report_sections, whence
+from strongroom.attest.explain.fields import MEASUREMENT, Field, Section, endorsements
 from strongroom.attest.explain.intel import collateral, quote_sections
 from strongroom.attest.explain.tpm import quote_section, registers
 from strongroom.attest.parse.azure import HclReport, parse_azure, parse_hcl_report
+from strongroom.attest.parse.dcap import parse_quote as parse_quote_of_td
 from strongroom.attest.parse.tpm import parse_quote
 from strongroom.crypto import digest
 
@@ -18,14 +20,24 @@ def explain_azure(evidence: Evidence) -> tuple[Section, ...]:
     report = parse_hcl_report(shown.hcl_report)
     if evidence.tee == "azure-snp":
         hardware = report_sections(report.report)
-        below = endorsements(evidence.endorsements, "AMD's key service has the VCEK")
+        below = endorsements(evidence.endorsements, whence(report.report))
+        layer = report.report[0x90:0xC0].hex()
     else:
         hardware = quote_sections(shown.td_quote)
         below = collateral(evidence.endorsements)
+        body = parse_quote_of_td(shown.td_quote).report
+        layer = registers_measurement({name: body.registers[name] for name in REGISTERS})
+    guest = pcrs_measurement("sha256", shown.pcrs)
+    measured = (
+        Field("measurement", layers_measurement(layer, guest), f"{MEASUREMENT}: of the next two"),
+        Field("paravisor", layer, "as the hardware measured it"),
+        Field("guest", guest, "of the vTPM's registers"),
+    )
     return (
         quote_section(parse_quote(shown.message)),
         registers({"sha256": shown.pcrs}),
         _paravisor(report),
+        Section("measurement", measured, "computed from the registers and the hardware's"),
         *(Section(f"hardware: {each.title}", each.fields, each.note) for each in hardware),
         below,
     )

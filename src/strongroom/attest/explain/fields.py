@@ -15,6 +15,8 @@ from strongroom.errors import FormatError
 # The common name in a name of RFC 4514, where a backslash escapes what follows it.
 _COMMON_NAME = re.compile(r"(?:^|[,+])CN=((?:[^\\,+]|\\.)+)")
 
+MEASUREMENT = "what a policy's measurements list"
+
 
 @dataclass(frozen=True)
 class Field:
@@ -117,10 +119,10 @@ def list_fields(lists: Sequence[RevocationList]) -> Iterator[Field]:
 
 
 def endorsements(raw: bytes, missing: str) -> Section:
-    """The section on endorsements of every vendor but Intel."""
+    """The section on endorsements of every vendor but Intel: those of the evidence, or given beside it."""
     found = parse_endorsements(raw)
     given = (*certificate_fields(found.certificates), *list_fields(found.revocation_lists))
-    return Section("endorsements", given or (Field("certificates", "none", missing),), "came along with the evidence")
+    return Section("endorsements", given or (Field("certificates", "none", missing),), "`verify` follows them")
 
 
 def chain(ders: Sequence[bytes]) -> tuple[Field, ...]:

@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.explain.fields import Field, Section, certificate_fields, common_name, flags
+from strongroom.attest.explain.fields import MEASUREMENT, Field, Section, certificate_fields, common_name, flags
 from strongroom.attest.parse.dcap import Quote, parse_quote
 from strongroom.attest.parse.dcap_body import SgxReport, TdReport
 from strongroom.attest.parse.pck import parse_platform
@@ -140,6 +141,8 @@ def _td(report: TdReport) -> Iterator[Field]:
         else:
             yield Field(name.upper(), value, _REGISTERS[name])
     yield Field("REPORTDATA", report.report_data, "what the trust domain bound the quote to")
+    measured = {name: report.registers[name] for name in REGISTERS}
+    yield Field("measurement", registers_measurement(measured), f"{MEASUREMENT}: of MRTD and RTMR0 to 3")
 
 
 def _td_attributes(value: bytes) -> str:
@@ -208,7 +211,7 @@ def _malleable(quote: Quote, raw: bytes) -> Section:
 
 def collateral(raw: bytes) -> Section:
     """Intel's endorsements in `dcap-qvl`'s form."""
-    note = "came along with the evidence; Intel signs TCB information, QE identity and revocation lists"
+    note = "Intel signs TCB information, QE identity and revocation lists"
     if not raw:
         return Section("endorsements", (Field("collateral", "none", "`verify` needs Intel's collateral"),), note)
     try:

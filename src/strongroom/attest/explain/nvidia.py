@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from strongroom.attest.claims import pcrs_measurement
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.explain.fields import Field, Section, endorsements
+from strongroom.attest.explain.fields import MEASUREMENT, Field, Section, endorsements
 from strongroom.attest.parse.nvidia import NvidiaExchange, parse_nvidia
+from strongroom.attest.verify.nvidia import BANK, device_attributes
 
-# Types of the vendor's data that hold text, and others by what is in them (parse/nvidia.py names the source).
-_TEXTS = {3: "driver version", 15: "chip SKU", 16: "chip SKU modifier", 17: "project", 18: "project SKU"}
-_OTHERS = {
-    6: "VBIOS version",
-    11: "NVDEC0",
-    14: "board id",
-    20: "firmware id",
-    21: "protected PCIe",
-    34: "data version",
-    36: "feature",
+# Types of the vendor's data (parse/nvidia.py names the source): as whom `device_attributes` reads them, and a name.
+_TYPES = {
+    3: ("driver_version", "driver version", ""),
+    6: ("vbios_version", "VBIOS version", ""),
+    11: ("nvdec0", "NVDEC0", "the video decoder"),
+    14: ("board_id", "board id", ""),
+    15: ("chip_sku", "chip SKU", ""),
+    16: ("chip_sku_mod", "chip SKU modifier", ""),
+    17: ("project", "project", ""),
+    18: ("project_sku", "project SKU", ""),
+    20: ("", "firmware id", "the device's certificate has to name the same"),
+    21: ("protected_pcie", "protected PCIe", ""),
+    34: ("data_version", "data version", "of this list's form"),
+    36: ("feature", "feature", "how many GPUs work together, and how"),
 }
 
 
@@ -28,7 +34,10 @@ def explain_nvidia(evidence: Evidence) -> tuple[Section, ...]:
         Field("nonce", exchange.nonce, "of who asked: what the evidence is bound to"),
         Field("device nonce", exchange.device_nonce, "drawn by the device"),
     )
-    blocks = tuple(Field(f"block {index}", value) for index, value in exchange.blocks.items())
+    blocks = (
+        *(Field(f"block {index}", value) for index, value in exchange.blocks.items()),
+        Field("measurement", pcrs_measurement(BANK, exchange.blocks), f"{MEASUREMENT}: of all blocks"),
+    )
     signed = "signed by the device's key, request and response together"
     return (
         Section("exchange", asked, signed),
@@ -44,11 +53,9 @@ def explain_nvidia(evidence: Evidence) -> tuple[Section, ...]:
 
 
 def _data(exchange: NvidiaExchange) -> Iterator[Field]:
+    read = device_attributes(exchange)
     for kind, value in exchange.fields.items():
-        if kind in _TEXTS:
-            text = value.rstrip(b"\0")
-            yield Field(_TEXTS[kind], text.decode("ascii", "backslashreplace"))
-        elif kind in _OTHERS:
-            yield Field(_OTHERS[kind], value)
-        elif any(value):
-            yield Field(f"type {kind}", value)
+        attribute, name, meaning = _TYPES.get(kind, ("", f"type {kind}", "no meaning is known here"))
+        word = read.get(attribute, value)
+        if kind in _TYPES or any(value):
+            yield Field(name, word, meaning)

@@ -4,12 +4,15 @@ Specification", version 1.06, section 3.3.4, and for 8 to 15 what GRUB and syste
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
+from strongroom.attest.claims import pcrs_measurement
 from strongroom.attest.evidence import Evidence
-from strongroom.attest.explain.fields import Field, Section, endorsements
+from strongroom.attest.explain.fields import MEASUREMENT, Field, Section, endorsements
 from strongroom.attest.parse.event_log import parse_event_log
 from strongroom.attest.parse.tpm import TpmEvidence, TpmQuote, parse_quote, parse_signature, parse_tpm
 from strongroom.attest.parse.tpm_key import parse_public
+from strongroom.attest.verify.tpm import BANKS
 from strongroom.crypto.chains import VendorKey
 from strongroom.errors import FormatError, printable
 
@@ -46,7 +49,7 @@ def explain_tpm(evidence: Evidence) -> tuple[Section, ...]:
     shown = parse_tpm(evidence.quote)
     sections = [
         quote_section(parse_quote(shown.message)),
-        registers(shown.pcrs),
+        _measured(registers(shown.pcrs), shown.pcrs),
         Section("key", tuple(_key(shown)), "trusted only if certified, or enrolled (--tpm-key)"),
     ]
     if shown.event_log:
@@ -62,10 +65,14 @@ def quote_section(quote: TpmQuote) -> Section:
         Field("registers", selected or "none", "those that the quote covers"),
         Field("PCR digest", quote.pcr_digest, "over their values"),
         Field("signer", quote.signer, "qualified name of the key"),
-        Field("clock", f"{quote.clock / 1000:,.0f} s", "the TPM has been on" + ("" if quote.safe else "; not safe")),
+        Field("clock", f"{quote.clock / 1000:,.1f} s", "the TPM has been on" + ("" if quote.safe else "; not safe")),
         Field("resets", quote.reset_count, "obscured for keys outside of the endorsement hierarchy, as the next two"),
         Field("restarts", quote.restart_count),
-        Field("firmware", f"{quote.firmware_version:016x}", "as its maker counts"),
+        Field(
+            "firmware",
+            f"{quote.firmware_version:016x}",
+            f"as its maker counts; {quote.firmware_version >> 32} in a policy's minimum_tcb",
+        ),
     )
     return Section("quote", fields, "signed by the attestation key")
 
@@ -78,6 +85,15 @@ def registers(pcrs: Mapping[str, Mapping[int, bytes]]) -> Section:
         for index, value in sorted(values.items())
     )
     return Section("registers", fields, "only their digest is signed; `verify` compares it")
+
+
+def _measured(section: Section, pcrs: Mapping[str, Mapping[int, bytes]]) -> Section:
+    """The registers, and what they are measured as: by their strongest bank."""
+    bank = next((bank for bank in BANKS if pcrs.get(bank)), None)
+    if bank is None:
+        return section
+    field = Field("measurement", pcrs_measurement(bank, pcrs[bank]), f"{MEASUREMENT}: of bank {bank}")
+    return replace(section, fields=(*section.fields, field))
 
 
 def _key(shown: TpmEvidence) -> Iterator[Field]:
@@ -98,7 +114,7 @@ def _key(shown: TpmEvidence) -> Iterator[Field]:
 
 def log_section(raw: bytes, bank: str) -> Section:
     """An event log: the words of an event are shown where they are what was digested into that bank."""
-    note = "written by the host; only its digests are compared, with the registers"
+    note = "written by the host: digests are compared with the registers; nobody signs what events are called"
     try:
         events = parse_event_log(raw)
     except FormatError as error:

@@ -7,7 +7,7 @@
 | PEM or DER, certificates and revocation lists | all others |
 | a table of certificates by GUID (`parse/certificate_table.py`) | AMD |
 | JSON with `vcekCert` and `certificateChain`: the answer of Azure's THIM service | AMD |
-| a JSON list of `cert_type` and `data`: the `sev` crate's table | AMD |
+| a JSON list of `cert_type` and `data`: the `sev` crate's table; within evidence also an object by kind | AMD |
 
 Nothing of it is trusted, so what comes twice or in another order does no harm: `Endorsements` gets it leaf first.
 """
@@ -18,16 +18,21 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from strongroom.attest.parse.certificate_table import parse_certificate_table
 from strongroom.attest.parse.endorsements import MAX_REVOCATION_LISTS, Endorsements, parse_endorsements
 from strongroom.crypto.chains import RevocationList, VendorCertificate, pem_certificates
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, printable
 
 _PEM_LIST = re.compile(rb"-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]+)-----END X509 CRL-----")
 _MAX_CERTIFICATES = 16
+_KNOWN = (
+    "known are: certificates and revocation lists in PEM or DER, AMD's certificate table, and the JSON of this "
+    "project, of Azure's THIM and of the sev crate"
+)
+_AMD_NAMES = ("vcek", "vlek", "ask", "asvk", "ark")
 _INTEL = ("sgx", "tdx", "azure-tdx", "simulated")
 
 
@@ -64,6 +69,8 @@ def certificates_in(raw: bytes) -> Endorsements:
     Raises:
         FormatError: it is of none of them.
     """
+    if not raw.strip():
+        raise FormatError("endorsements: the file is empty", hint=_KNOWN)
     document = _json(raw)
     if isinstance(document, dict) and "certificates" in document:
         return parse_endorsements(raw.strip())
@@ -77,12 +84,20 @@ def certificates_in(raw: bytes) -> Endorsements:
     if _is_collateral(document):
         raise FormatError("endorsements: Intel's collateral, which endorses sgx and tdx only")
     if document is not None:
-        raise FormatError("endorsements: JSON, but of no form that is known here")
+        raise FormatError("endorsements: JSON, but of no form that is known here", hint=_KNOWN)
     if b"-----BEGIN" in raw:
         return _pem(raw)
     if raw[:1] == b"\x30":
         return _der(raw)
-    return parse_certificate_table(raw)
+    try:
+        return parse_certificate_table(raw)
+    except FormatError as error:
+        # Such a table has no mark of its own: it is what nothing else looks like.
+        raise FormatError(
+            f"endorsements: got {len(raw)} bytes, which start with {raw[:16].hex()} and are of no form that is known "
+            f"here ({error.message})",
+            hint=_KNOWN,
+        ) from None
 
 
 def certificates_in_table(entries: list[Any]) -> Endorsements:
@@ -94,6 +109,21 @@ def certificates_in_table(entries: list[Any]) -> Endorsements:
     if len(entries) > _MAX_CERTIFICATES:
         raise FormatError(f"endorsements: {len(entries)} certificates, wanted at most {_MAX_CERTIFICATES}")
     return Endorsements(leaf_first([_entry(each) for each in entries]))
+
+
+def certificates_by_name(entries: Mapping[str, Any]) -> Endorsements:
+    """The certificates of an object of them, such as ``{"vcek": ...}``: PEM, base64 of DER, or a list of bytes.
+
+    Raises:
+        FormatError: a name is of no kind of AMD's certificates, or an entry is none.
+    """
+    for name in entries:
+        if name.lower() not in _AMD_NAMES:
+            raise FormatError(
+                f"endorsements: got {printable(name[:40])!r}, wanted certificates named {', '.join(_AMD_NAMES)}"
+            )
+    given = [each for each in entries.values() if each is not None]
+    return Endorsements(leaf_first([_entry({"data": each}) for each in given]))
 
 
 def leaf_first(certificates: Sequence[VendorCertificate]) -> tuple[VendorCertificate, ...]:
@@ -131,12 +161,17 @@ def _der(raw: bytes) -> Endorsements:
 
 def _entry(entry: Any) -> VendorCertificate:
     data = entry.get("data") if isinstance(entry, dict) else None
+    if isinstance(data, str) and data.lstrip().startswith("-----BEGIN"):
+        (certificate, *more) = pem_certificates(data.encode("ascii", "replace"))
+        if more:
+            raise FormatError(f"endorsements: {len(more) + 1} certificates in one entry, wanted one")
+        return certificate
     if isinstance(data, str):
         return VendorCertificate(_base64(data.encode("ascii", "replace")))
     try:
         return VendorCertificate(bytes(data if isinstance(data, list) else ()))
     except (ValueError, TypeError):
-        raise FormatError("endorsements: data of a certificate: wanted a list of bytes, or base64") from None
+        raise FormatError("endorsements: data of a certificate: wanted a list of bytes, base64 or PEM") from None
 
 
 def _base64(text: bytes) -> bytes:

@@ -21,18 +21,19 @@ from typing import Any
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.files import tpm
-from strongroom.attest.files.endorsements import certificates_in_table, read_endorsements
+from strongroom.attest.files.endorsements import certificates_by_name, certificates_in_table, read_endorsements
 from strongroom.attest.files.sev import report_of_fields
 from strongroom.attest.parse import azure
 from strongroom.attest.parse.certificate_table import parse_certificate_table
 from strongroom.attest.parse.dcap import INTEL_QE_VENDOR, unpadded
 from strongroom.attest.parse.nvidia import from_nvtrust
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, UsageError, printable
 
 MAX_FILE = 4 * 1024 * 1024
 
 _HEX = re.compile(rb"(?:0[xX])?((?:[0-9a-fA-F]{2})+)")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]+={0,2}")
+_TABLE = re.compile(rb"\[[A-Za-z_.]{1,40}\]\s")  # TOML starts like a JSON list
 _SNP_REPORT = 1184
 # An SNP report: version u32, and at 0x34 the signature's algorithm, 1: ECDSA P-384 with SHA-384.
 _SNP_ALGORITHM = slice(0x34, 0x38)
@@ -43,6 +44,7 @@ _COSE_STARTS = (b"\xd2\x84\x44\xa1", b"\x84\x44\xa1")
 _SPDM_REQUEST = b"\x11\xe0"
 _HCL = b"HCLA"
 _DEVICE_LISTS = ("evidences", "evidence_list", "device_evidence_list")
+_TPM_FILES, _NVTRUST = "TPM quote, as tpm2-tools write it", "NVIDIA's JSON"
 _URL_SAFE = str.maketrans("-_", "+/")
 _KNOWN = (
     "known are: this project's JSON, DCAP quotes of SGX and TDX, SNP reports, Nitro documents, NVIDIA reports, TPM "
@@ -81,15 +83,39 @@ def read_evidence(
 
     Raises:
         FormatError: the file is of no form that is known, or not quite of the form that it looks like.
+        UsageError: there is no such device, or evidence of that form has its own of what `tpm_files` has.
     """
     if len(raw) > MAX_FILE:
         raise FormatError(f"evidence: {len(raw)} bytes, wanted at most {MAX_FILE}")
+    if not raw.strip():
+        raise FormatError("evidence: the file is empty")
     found = _found(raw, tpm_files, device)
+    _check_used(found, tpm_files, device)
     if not endorsements:
         return found
     evidence = found.evidence
     given = read_endorsements(evidence.tee, endorsements)
     return Found(replace(evidence, endorsements=given), found.form)
+
+
+def _check_used(found: Found, files: TpmFiles, device: int | None) -> None:
+    """Nothing that was named is left aside silently."""
+    tee = found.evidence.tee
+    if device is not None and tee != "nvidia":
+        raise UsageError(f"device: got {device}, but the evidence is of {tee}, which has none to choose")
+    if device not in (None, 0) and found.form != _NVTRUST:
+        raise UsageError(f"device: got {device}, but the file is of one GPU, device 0")
+    if found.form == _TPM_FILES:
+        return
+    # A key is of use for any TPM's evidence: the caller trusts it.
+    names = ["signature", "registers", "event_log", *([] if tee == "tpm" else ["key"])]
+    given = [name.replace("_", " ") for name in names if getattr(files, name)]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: got a file, but the evidence is {found.form}"
+            + (", which has its own" if tee == "tpm" else ", and not a TPM's"),
+            hint="--signature, --pcrs, --event-log and --tpm-key belong to a TPM's quote as tpm2-tools write it",
+        )
 
 
 def _found(raw: bytes, tpm_files: TpmFiles, device: int | None) -> Found:
@@ -117,7 +143,7 @@ def _from_tpm(message: bytes, files: TpmFiles) -> Found:
         )
     key = tpm.read_key(files.key)
     evidence = tpm.quote_of_files(message, files.signature, key, files.registers, event_log=files.event_log)
-    return Found(evidence, "TPM quote, as tpm2-tools write it")
+    return Found(evidence, _TPM_FILES)
 
 
 def _binary(raw: bytes) -> tuple[bytes, str]:
@@ -147,7 +173,14 @@ def _from_binary(raw: bytes) -> Found | None:
     if len(raw) >= _SNP_REPORT and raw[_SNP_ALGORITHM] == b"\1\0\0\0" and 0 < version < 16 and not any(raw[2:4]):
         table = raw[_SNP_REPORT:]
         form = f"SNP report, version {version}" + (", with a certificate table" if table else "")
-        return Found(Evidence("snp", raw[:_SNP_REPORT], parse_certificate_table(table).to_bytes()), form)
+        try:
+            endorsements = parse_certificate_table(table)
+        except FormatError as error:
+            raise FormatError(
+                f"evidence: an SNP report of {_SNP_REPORT} bytes, and {len(table)} more: {error.message}",
+                hint="nothing may follow a report but the certificate table of an extended one",
+            ) from None
+        return Found(Evidence("snp", raw[:_SNP_REPORT], endorsements.to_bytes()), form)
     return None
 
 
@@ -155,6 +188,8 @@ def _from_json(raw: bytes, device: int | None) -> Found:
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError):
+        if _TABLE.match(raw.lstrip()):
+            raise FormatError("evidence: got TOML", hint="a policy goes to --policy, beside evidence") from None
         raise FormatError("evidence: looks like JSON, and does not parse") from None
     devices = _devices(document)
     if devices is not None:
@@ -165,7 +200,7 @@ def _from_json(raw: bytes, device: int | None) -> Found:
     if {"primary_evidence", "additional_evidence"} <= keys:
         return _composite(document)
     if {"tee", "quote", "endorsements"} <= keys:
-        return Found(Evidence.from_wire(document), "wire form")
+        return Found(Evidence.from_wire(document), "this project's JSON")
     if keys & {"hcl_report", "report"} and keys & {"tpm_quote", "quote"}:
         return Found(azure.from_coco(document), "Confidential Containers' JSON, of an Azure vTPM")
     if {"tpm_quote", "ak_public"} <= keys:
@@ -176,7 +211,7 @@ def _from_json(raw: bytes, device: int | None) -> Found:
         return _quote_in_json(document["quote"])
     if keys & {"tcb_info", "certificates", "vcekCert"}:
         raise FormatError("evidence: these are endorsements", hint="give them with --endorsements, beside evidence")
-    raise _unknown(f"a JSON object of {', '.join(sorted(document))[:120] or 'nothing'}")
+    raise _unknown(f"a JSON object of {printable(', '.join(sorted(document))[:120]) or 'nothing'}")
 
 
 def _quote_in_json(text: str) -> Found:
@@ -195,7 +230,12 @@ def _snp_in_json(document: Mapping[str, Any]) -> Found:
         raw, _ = _binary(report.encode("utf-8", "replace"))
     else:
         raw = report_of_fields(report)
-    endorsements = certificates_in_table(chain).to_bytes() if isinstance(chain, list) and chain else b""
+    if isinstance(chain, dict):
+        endorsements = certificates_by_name(chain).to_bytes()
+    elif chain is None or isinstance(chain, list):
+        endorsements = certificates_in_table(chain).to_bytes() if chain else b""
+    else:
+        raise FormatError("evidence: cert_chain: wanted a list of cert_type and data, or an object of certificates")
     return Found(Evidence("snp", raw, endorsements), "Confidential Containers' JSON, of SNP")
 
 
@@ -209,7 +249,9 @@ def _composite(document: Mapping[str, Any]) -> Found:
     if not isinstance(primary, dict) or "primary_evidence" in primary or not isinstance(others, dict):
         raise FormatError("evidence: primary_evidence, additional_evidence: wanted an object each")
     if set(others) - {"nvidia"}:
-        raise FormatError(f"evidence: additional_evidence: got {', '.join(others)[:80]}, wanted nvidia alone")
+        raise FormatError(
+            f"evidence: additional_evidence: got {printable(', '.join(others)[:80])}, wanted nvidia alone"
+        )
     found = _from_json(json.dumps(primary).encode(), None)
     devices = (_devices(others["nvidia"]) or [None]) if others else []
     return Found(
@@ -232,9 +274,9 @@ def _one_device(devices: list[Any], index: int | None) -> Found:
     if index is None and len(devices) > 1:
         raise FormatError(f"evidence: of {len(devices)} GPUs", hint="--device N names one of them, counted from 0")
     if not 0 <= (index or 0) < len(devices):
-        raise FormatError(f"device: got {index}, wanted 0 to {len(devices) - 1}")
+        raise UsageError(f"device: got {index}, wanted 0 to {len(devices) - 1}")
     (evidence,) = from_nvtrust(devices[index or 0])
-    return Found(evidence, "NVIDIA's JSON")
+    return Found(evidence, _NVTRUST)
 
 
 def _from_base64(text: str) -> bytes:

@@ -18,7 +18,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.tpm import DIGEST_SIZES, MAX_PUBLIC, TpmEvidence, TpmQuote, parse_quote
 from strongroom.attest.parse.tpm_key import parse_public
 from strongroom.crypto.vendor_key import VendorKey
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, printable
 
 MAGIC = b"\xffTCG"
 _PEM_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z")
@@ -103,6 +103,16 @@ def from_coco(document: Mapping[str, Any]) -> Evidence:
     return Evidence("tpm", evidence.to_bytes(), b"")
 
 
+def bare_quote(raw: bytes) -> TpmQuote | None:
+    """What a TPMS_ATTEST or TPM2B_ATTEST alone says; None if it is something else.
+
+    Raises:
+        FormatError: it starts like one, and does not parse.
+    """
+    message = without_length(raw)
+    return parse_quote(message) if message.startswith(MAGIC) else None
+
+
 def without_length(message: bytes) -> bytes:
     """A TPMS_ATTEST, also from a TPM2B_ATTEST."""
     wrapped = message[2:6] == MAGIC and int.from_bytes(message[:2]) == len(message) - 2
@@ -147,7 +157,11 @@ def _named(raw: bytes, quote: TpmQuote) -> dict[str, dict[int, bytes]] | None:
         if isinstance(document.get("pcrs"), dict):
             document = {str(document.get("bank", next(iter(quote.selection), ""))): document["pcrs"]}
         return {
-            bank: {int(index): _hex(f"{bank}:{index}", value) for index, value in values.items() if _is_index(index)}
+            bank: {
+                int(index): _hex(printable(f"{bank}:{index}"[:80]), value)
+                for index, value in values.items()
+                if _is_index(index)
+            }
             for bank, values in document.items()
             if isinstance(values, dict)
         }

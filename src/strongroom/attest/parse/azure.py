@@ -26,7 +26,7 @@ from strongroom.attest.parse.endorsements import Endorsements
 from strongroom.attest.parse.tpm import parse_quote
 from strongroom.crypto.chains import VendorCertificate, VendorKey, pem_certificates
 from strongroom.crypto.tpm import rsa_key
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, printable
 
 _MAX_HCL_REPORT = 16 * 1024
 _MAX_TD_QUOTE = 32 * 1024
@@ -113,7 +113,7 @@ def parse_azure(tee: str, quote: bytes) -> AzureEvidence:
     wanted = {"hcl_report", "message", "signature", "pcrs"} | ({"td_quote"} if tee == "azure-tdx" else set())
     if set(wire) != wanted:
         raise FormatError(
-            f"{tee} evidence: got {', '.join(wire)[:120] or 'nothing'}, wanted {', '.join(sorted(wanted))}"
+            f"{tee} evidence: got {printable(', '.join(wire)[:120]) or 'nothing'}, wanted {', '.join(sorted(wanted))}"
         )
     pcrs = wire["pcrs"]
     if not isinstance(pcrs, Mapping) or not 1 <= len(pcrs) <= 32:
@@ -219,7 +219,7 @@ def from_coco(document: Mapping[str, Any]) -> Evidence:
     """
     version = document.get("version", 0)
     if type(version) is not int or version not in (0, 1, 2):
-        raise FormatError(f"coco evidence: got version {str(version)[:20]}, wanted 0, 1 or 2")
+        raise FormatError(f"coco evidence: got version {printable(version)[:20]}, wanted 0, 1 or 2")
     tpm, report = document.get("tpm_quote", document.get("quote")), document.get("hcl_report", document.get("report"))
     if not isinstance(tpm, Mapping) or not isinstance(tpm.get("pcrs"), list):
         raise FormatError("coco evidence: wanted an object tpm_quote, with a list of pcrs")

@@ -16,10 +16,12 @@ from functools import lru_cache
 from typing import Any
 
 from strongroom.attest.evidence import MAX_ENDORSEMENTS
+from strongroom.crypto.chains import pem_certificates
 from strongroom.errors import FormatError
 
 _COMPONENTS = 16
 _MAX_LEVELS = 256
+_MAX_WORD = 40
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,17 @@ class QeIdentity:
     identity: Identity
 
 
+@lru_cache(maxsize=8)
 def parse_collateral(endorsements: bytes) -> Collateral:
     """Read the JSON form. Raises FormatError if it is none."""
     if len(endorsements) > MAX_ENDORSEMENTS:
         raise FormatError(f"endorsements: {len(endorsements)} bytes, wanted at most {MAX_ENDORSEMENTS}")
     members = _Members("endorsements", _object("endorsements", endorsements))
     return Collateral(
-        pck_crl_issuer_chain=members.text("pck_crl_issuer_chain"),
-        tcb_info_issuer_chain=members.text("tcb_info_issuer_chain"),
+        pck_crl_issuer_chain=members.chain("pck_crl_issuer_chain"),
+        tcb_info_issuer_chain=members.chain("tcb_info_issuer_chain"),
         tcb_info=members.text("tcb_info"),
-        qe_identity_issuer_chain=members.text("qe_identity_issuer_chain"),
+        qe_identity_issuer_chain=members.chain("qe_identity_issuer_chain"),
         qe_identity=members.text("qe_identity"),
         root_ca_crl=members.octets("root_ca_crl"),
         pck_crl=members.octets("pck_crl"),
@@ -164,6 +167,18 @@ class _Members:
         # Intel's are ASCII; what JSON can spell and UTF-8 cannot, a lone surrogate, goes no further.
         return value if isinstance(value, str) and value.isascii() else self._refuse(name, "a string in ASCII")
 
+    def word(self, name: str) -> str:
+        value = self.text(name)
+        return value if _is_word(value) else str(self._refuse(name, "a word"))
+
+    def chain(self, name: str) -> str:
+        text = self.text(name)
+        try:
+            pem_certificates(text.encode())
+        except FormatError as error:
+            raise FormatError(f"{self._name}: {name}: {error.message}") from None
+        return text
+
     def number(self, name: str) -> int:
         value = self._members.get(name)
         return value if type(value) is int and 0 <= value < 2**32 else self._refuse(name, "a number")
@@ -199,12 +214,17 @@ class _Members:
 
     def texts(self, name: str) -> tuple[str, ...]:
         values = self._members.get(name, [])
-        if not isinstance(values, list) or not all(isinstance(each, str) and len(each) <= 40 for each in values):
-            self._refuse(name, "a list of short strings")
+        if not isinstance(values, list) or not all(isinstance(each, str) and _is_word(each) for each in values):
+            self._refuse(name, "a list of words")
         return tuple(values)
 
     def _refuse(self, name: str, wanted: str) -> Any:
         raise FormatError(f"{self._name}: {name}: wanted {wanted}")
+
+
+def _is_word(text: str) -> bool:
+    """Whether it can be shown as it is."""
+    return len(text) <= _MAX_WORD and text.isascii() and text.isprintable()
 
 
 def _object(name: str, raw: bytes | str) -> dict[str, Any]:
@@ -238,13 +258,13 @@ def _module(members: _Members) -> Identity:
 
 def _enclave_level(members: _Members) -> Level:
     isvsvn = members.member("tcb").number("isvsvn")
-    return Level(members.text("tcbStatus"), members.texts("advisoryIDs"), isvsvn=isvsvn)
+    return Level(members.word("tcbStatus"), members.texts("advisoryIDs"), isvsvn=isvsvn)
 
 
 def _platform_level(members: _Members, kind: str) -> Level:
     tcb = members.member("tcb")
     return Level(
-        members.text("tcbStatus"),
+        members.word("tcbStatus"),
         members.texts("advisoryIDs"),
         pcesvn=tcb.number("pcesvn"),
         sgx=_components(tcb, "sgxtcbcomponents"),

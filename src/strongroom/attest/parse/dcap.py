@@ -30,6 +30,7 @@ from strongroom.attest.parse.dcap_body import (
     TdReport,
     parse_sgx_report,
     parse_td_report,
+    report_data_at,
 )
 from strongroom.crypto.chains import MAX_CHAIN, VendorCertificate
 from strongroom.errors import FormatError
@@ -91,6 +92,12 @@ class Quote:
     qe_authentication: bytes
     certificates: tuple[VendorCertificate, ...]
     raw: bytes
+
+    def without_report_data(self) -> tuple[bytes, bytes, bytes]:
+        """The three parts of `raw` around its report data and its signature."""
+        start = len(self.signed) - len(self.body) + report_data_at(self.report)
+        signature = len(self.signed) + 4
+        return self.raw[:start], self.raw[start + 64 : signature], self.raw[signature + _POINT :]
 
 
 def parse_quote(quote: bytes) -> Quote:
@@ -216,5 +223,5 @@ def _sized(data: bytes, start: int, name: str) -> bytes:
 def _part(data: bytes, start: int, size: int, name: str) -> bytes:
     part = data[start : start + size]
     if len(part) != size:
-        raise FormatError(f"quote: {len(part)} bytes of {name}, wanted {size}")
+        raise FormatError(f"quote: cut off: {len(part)} bytes of {name}, wanted {size}")
     return part

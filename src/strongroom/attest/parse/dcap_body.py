@@ -56,6 +56,7 @@ TD_FLAGS: Mapping[str, int] = {
     "perf_profiling": 5,
     "pmt_profiling": 6,
     "icssd": 16,
+    "servtd_ext": 17,
     "lass": 27,
     "sept_ve_disable": 28,
     "migratable": 29,
@@ -83,6 +84,11 @@ class SgxReport:
         return _flags(self.registers["attributes"][:8], SGX_FLAGS)
 
     @property
+    def has_unknown_flags(self) -> bool:
+        """Whether ATTRIBUTES has a flag that is not in `SGX_FLAGS`."""
+        return _has_others(self.registers["attributes"][:8], SGX_FLAGS)
+
+    @property
     def debug(self) -> bool:
         """Whether ATTRIBUTES.DEBUG is set: a debugger can read and write the enclave."""
         return self.flags["debug"]
@@ -106,14 +112,27 @@ class TdReport:
         return _flags(self.registers["tdattributes"], TD_FLAGS)
 
     @property
+    def has_unknown_flags(self) -> bool:
+        """Whether TDATTRIBUTES has a bit that is not in `TD_FLAGS`."""
+        return _has_others(self.registers["tdattributes"], TD_FLAGS)
+
+    @property
     def debug(self) -> bool:
         """Whether a bit of TDATTRIBUTES.TUD ("TD under debug", bits 0 to 7) is set: any of them voids all trust."""
         return bool(int.from_bytes(self.registers["tdattributes"], "little") & _TUD)
 
     @property
     def migratable(self) -> bool:
-        """Whether a migration TD may move it: TDATTRIBUTES.MIGRATABLE, or a service TD is bound to it."""
-        return self.flags["migratable"] or any(self.registers.get("mrservicetd", b""))
+        """Whether a migration TD may move it: TDATTRIBUTES.MIGRATABLE, or a service TD is bound to it, now or later.
+
+        MRSERVICETD is the one that is bound; with SERVTD_EXT the module keeps more of them, which no quote shows.
+        """
+        return self.flags["migratable"] or self.flags["servtd_ext"] or any(self.registers.get("mrservicetd", b""))
+
+
+def report_data_at(report: SgxReport | TdReport) -> int:
+    """Where in a report its report data are."""
+    return _SGX.size - 64 if isinstance(report, SgxReport) else _TD10.size - 64
 
 
 def parse_sgx_report(raw: bytes) -> SgxReport:
@@ -149,3 +168,7 @@ def parse_td_report(raw: bytes) -> TdReport:
 def _flags(raw: bytes, names: Mapping[str, int]) -> dict[str, bool]:
     value = int.from_bytes(raw, "little")
     return {name: bool(value >> bit & 1) for name, bit in names.items()}
+
+
+def _has_others(raw: bytes, names: Mapping[str, int]) -> bool:
+    return bool(int.from_bytes(raw, "little") & ~sum(1 << bit for bit in names.values()))

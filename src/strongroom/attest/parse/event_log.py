@@ -1,7 +1,8 @@
 """Parse the log in which a PC's firmware and boot loader say what they measured into a TPM, and replay it.
 
 The log is the host's to write: only its digests can be checked, by replaying them to the values that a TPM quotes. So
-what an event says in words counts only where the words are what was digested (`Event.said`).
+what an event says in words counts only where the words are what was digested (`Event.said`), and nothing vouches for
+an event's type, and so for its `name`.
 
 Invariants:
 
@@ -77,7 +78,9 @@ EVENT_TYPES: Mapping[int, str] = {
     0x800000E3: "EV_EFI_SPDM_DEVICE_POLICY",
     0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
-_SEPARATOR, _VARIABLE_DRIVER_CONFIG = 0x4, 0x80000001
+_SEPARATOR = 0x4
+# 10.4.1, EV_SEPARATOR: what the firmware digests when it hands over, the last two after an error.
+_SEPARATORS = (bytes(4), b"\xff" * 4, b"\1\0\0\0")
 # UEFI_VARIABLE_DATA (10.2.6): GUID[16], length of the name u64 in characters, length of the value u64.
 _VARIABLE = struct.Struct("<16sQQ")
 # UEFI 2.10, section 3.3: EFI_GLOBAL_VARIABLE.
@@ -228,13 +231,17 @@ def replay(events: Sequence[Event], bank: str) -> dict[int, bytes]:
 def secure_boot(events: Sequence[Event], bank: str) -> bool | None:
     """Whether the firmware measured Secure Boot as on, into PCR 7; None if it did not say, or not in digested words.
 
-    Only what stands before PCR 7's separator is the firmware's word: what it starts then can extend PCR 7 too.
+    Only what stands before PCR 7's separator is the firmware's word: what it starts then can extend PCR 7 too. The
+    separator is known by its digest, as a host may write any type; so is what says how Secure Boot is set.
     """
     states = set()
+    ends = {digest(each, algorithm=bank) for each in _SEPARATORS}
     for event in events:
-        if event.pcr == 7 and event.kind == _SEPARATOR:
+        if event.pcr != 7:
+            continue
+        if event.kind == _SEPARATOR or event.digests[bank] in ends:
             break
-        if event.pcr == 7 and event.kind == _VARIABLE_DRIVER_CONFIG and event.said(bank) == event.data:
+        if event.said(bank) == event.data:
             variable = _variable(event.data)
             if variable and variable[0] == "SecureBoot":
                 states.add(variable[1] == b"\1")

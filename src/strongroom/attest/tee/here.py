@@ -8,8 +8,10 @@ nothing weaker is taken in its place.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 
 from strongroom.attest.attester import Attester
+from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.configfs import ConfigfsAttester
 from strongroom.attest.tee.gramine import GramineAttester, attestation_type
 from strongroom.attest.tee.nitro import NitroAttester, nsm_is_here
@@ -40,12 +42,30 @@ def here(*, system: System = os) -> Attester:
     if nsm_is_here(system):
         return NitroAttester(system=system)
     if _tpm_is_here(system):
-        return TpmAttester(Tpm.open(), event_log=_event_log())
+        Tpm.open().close()  # whether it can be used is said now
+        return OpeningTpm()
     raise UnsupportedPlatformError(
         "no attester on this machine: no /dev/attestation of Gramine, no provider of configfs-tsm, no /dev/nsm, no "
         + _TPM_DEVICE,
-        hint="`strongroom doctor` says what is missing; the simulated TEE runs everywhere, and protects nothing",
+        hint="`strongroom doctor` says what is missing; `strongroom attest here --simulated` makes evidence to try "
+        "things with, which proves nothing",
     )
+
+
+@dataclass(frozen=True)
+class OpeningTpm:
+    """Makes evidence of kind `tpm`, and opens the TPM for each.
+
+    So no key is left in it when the process ends: not every TPM has a resource manager that takes it out again, and
+    there is room for three.
+    """
+
+    tee: str = field(default="tpm", init=False)
+
+    def evidence(self, report_data: bytes) -> Evidence:
+        """As `TpmAttester.evidence`, over the registers of the boot and with the firmware's log."""
+        with Tpm.open() as tpm:
+            return TpmAttester(tpm, event_log=_event_log()).evidence(report_data)
 
 
 def _tpm_is_here(system: System) -> bool:

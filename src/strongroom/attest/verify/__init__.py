@@ -10,13 +10,12 @@ make a vendor root, so verifying simulated evidence proves nothing until `apprai
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.verify.account import Held, held
 from strongroom.attest.verify.anchors import VENDORS, Anchors
 from strongroom.attest.verify.azure import verify_azure
 from strongroom.attest.verify.dcap import verify_dcap
@@ -26,7 +25,7 @@ from strongroom.attest.verify.snp import verify_snp
 from strongroom.attest.verify.tpm import verify_tpm
 from strongroom.errors import UsageError, VerificationError
 
-__all__ = ["VENDORS", "Anchors", "steps_of", "verify"]
+__all__ = ["VENDORS", "Anchors", "Held", "held", "verify"]
 
 _LAST_MOMENT = 253402300799  # the end of the year 9999, where X.509's dates end
 
@@ -52,7 +51,8 @@ def verify(evidence: Evidence, *, now: int, anchors: Anchors = VENDORS) -> Claim
         anchors: where chains may end.
 
     Raises:
-        FormatError: evidence or endorsements do not parse.
+        FormatError: evidence or endorsements do not parse, or these are not of its platform.
+        TcbError: Intel lists no level for a platform so old.
         ExpiredError: an endorsement or a certificate is not valid at `now`.
         VerificationError: anything else that does not hold.
         UsageError: `now` is no moment before the year 10000.
@@ -66,10 +66,3 @@ def verify(evidence: Evidence, *, now: int, anchors: Anchors = VENDORS) -> Claim
         told = ", ".join(each.hardware_id or "one without an id" for each in devices)
         raise VerificationError(f"devices: got {told}, wanted different ones")
     return replace(claims, devices=devices) if devices else claims
-
-
-def steps_of(tee: str) -> tuple[str, ...]:
-    """What verifying evidence of that kind takes, step by step: the numbered list at the top of its verifier's file."""
-    text = sys.modules[_VERIFIERS[tee].__module__].__doc__ or ""
-    found = re.findall(r"^[0-9]+\. (.+(?:\n   .+)*)", text, re.MULTILINE)
-    return tuple(" ".join(step.split()).replace("`", "") for step in found)

@@ -23,19 +23,30 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.azure import AzureEvidence, HclReport, parse_azure, parse_hcl_report
 from strongroom.attest.parse.collateral import parse_collateral
 from strongroom.attest.parse.dcap import Quote, parse_quote
-from strongroom.attest.parse.dcap_body import TdReport
+from strongroom.attest.parse.dcap_body import TD10_SIZE, TdReport
 from strongroom.attest.verify.anchors import Anchors
 from strongroom.attest.verify.dcap import refuse_debug
 from strongroom.attest.verify.dcap_chain import follow
 from strongroom.attest.verify.dcap_claims import TcbLevel, dcap_claims
 from strongroom.attest.verify.dcap_tcb import follow_with
 from strongroom.attest.verify.snp import verify_snp
-from strongroom.attest.verify.tpm import check_pcrs, verify_bare_quote
+from strongroom.attest.verify.tpm import check_pcrs, verify_bare_quote, weaknesses
 from strongroom.crypto import digest, equal
 from strongroom.errors import FormatError, VerificationError
 
 _BANK = "sha256"
-_REPORT_DATA = 64
+_REPORT_DATA_SIZE = 64
+
+# TDREPORT_STRUCT ("Intel TDX Module ABI Reference Specification"): REPORTMACSTRUCT, TEE_TCB_INFO, TDINFO_STRUCT.
+_TYPE = slice(0, 4)  # REPORTTYPE: TDX's, subtype 0, version 0 or (with service TDs) 1, reserved
+_TYPES = (b"\x81\0\0\0", b"\x81\0\1\0")
+_TCB_INFO_HASH, _TD_INFO_HASH = slice(32, 80), slice(80, 128)
+_REPORT_DATA = slice(128, 192)
+_TCB_INFO, _TD_INFO = slice(256, 495), slice(512, 1024)
+# After VALID, 8 bytes, TEE_TCB_INFO starts as a quote's body does; TDINFO_STRUCT is what follows there.
+_TCB_INFO_OF_BODY, _TD_INFO_OF_BODY = slice(264, 384), slice(512, 912)
+_TCB_SVN_2, _SERVICE_TDS = slice(384, 400), slice(912, 960)
+_RESERVED = (slice(4, 16), slice(192, 224), slice(400, 512), slice(960, 1024))
 
 
 def verify_azure(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
@@ -49,7 +60,7 @@ def verify_azure(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     layer = _verify_snp if hcl.hardware == "snp" else _verify_tdx
     hardware = layer(evidence, shown, hcl, anchors, now)
     runtime_digest = digest(hcl.runtime, algorithm=hcl.digest)
-    if not equal(hardware.report_data, runtime_digest + bytes(_REPORT_DATA - len(runtime_digest))):
+    if not equal(hardware.report_data, runtime_digest + bytes(_REPORT_DATA_SIZE - len(runtime_digest))):
         raise VerificationError("runtime claims: the hardware vouches for others")
     # 3
     quote = verify_bare_quote(shown.message, shown.signature, hcl.key)
@@ -62,6 +73,7 @@ def verify_azure(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         measurement=layers_measurement(hardware.measurement, guest),
         registers={**hardware.registers, **{f"pcr{index}": value.hex() for index, value in sorted(shown.pcrs.items())}},
         report_data=quote.extra_data,
+        weaknesses=(*hardware.weaknesses, *weaknesses(_BANK, shown.pcrs)),
         attributes={
             **hardware.attributes,
             "paravisor_measurement": hardware.measurement,
@@ -96,12 +108,23 @@ def _verify_tdx(evidence: Evidence, shown: AzureEvidence, hcl: HclReport, anchor
 
 
 def _check_same_report(quote: Quote, raw: bytes) -> None:
-    """Compare a TDREPORT with the TD quote made of it.
+    """Compare a TDREPORT with the TD quote made of it, and with itself.
 
-    Source: "Intel TDX Module ABI Reference Specification", TDREPORT_STRUCT. Its REPORTDATA is at 128; TEE_TCB_INFO at
-    256, from whose byte 8 on it is like a quote's body; TDINFO at 512.
+    Signed by nobody and in no quote, and so anybody's word: CPUSVN, MAC, VALID, and with a quote of a report 1.0
+    TEE_TCB_SVN_2. No claim is made of them.
     """
-    seam, td = slice(0, 120), slice(120, 520)
-    pairs = ((raw[128:192], quote.body[520:584]), (raw[264:384], quote.body[seam]), (raw[512:912], quote.body[td]))
+    if raw[_TYPE] not in _TYPES or any(any(raw[each]) for each in _RESERVED):
+        raise FormatError(f"TDREPORT: type {raw[_TYPE].hex()}, or reserved bytes other than zero: not one of TDX's")
+    body = quote.body
+    later = body[TD10_SIZE:]  # of a report 1.5: TEE_TCB_SVN_2 and MRSERVICETD
+    pairs = (
+        (raw[_REPORT_DATA], body[520:584]),
+        (raw[_TCB_INFO_OF_BODY], body[:120]),
+        (raw[_TD_INFO_OF_BODY], body[120:520]),
+        (raw[_TCB_SVN_2], later[:16] or raw[_TCB_SVN_2]),
+        (raw[_SERVICE_TDS], later[16:] or bytes(48)),
+        (raw[_TCB_INFO_HASH], digest(raw[_TCB_INFO], algorithm="sha384")),
+        (raw[_TD_INFO_HASH], digest(raw[_TD_INFO], algorithm="sha384")),
+    )
     if not all(equal(mine, theirs) for mine, theirs in pairs):
         raise VerificationError("HCL report: its TDREPORT is not the one that the TD quote is of")

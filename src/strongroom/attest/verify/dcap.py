@@ -3,10 +3,11 @@
 1. Parse the quote; a debug enclave is refused before anything else, whoever signed it.
 2. Find the vendor root: Intel's for `tdx` and `sgx`, the one that the endorsements carry for `simulated`.
 3. Let `dcap-qvl` follow every signature from that root to the quote at `now`, with the revocation lists, and find the
-   platform's TCB level.
+   platform's TCB level. Its answer is kept for the enclave's next quote (`dcap_kept`).
 4. Follow the quote's own signatures in our own code too (`dcap_chain`).
 5. Compare its reading of the report and the platform with ours, so that no two parsers ever disagree about what was
-   signed; and judge the platform too (`dcap_tcb.judge`): `dcap-qvl` takes TCB information of any version and PCE.
+   signed; and judge the platform too (`dcap_tcb.judge`): `dcap-qvl` takes TCB information of any version and PCE, and
+   by any signer under the root. Of two levels the worse counts (`dcap_tcb.worse`).
 
 `dcap-qvl` enforces no policy here: status, advisories and what it would else decide about (hyperthreading, platforms to
 which processors may be added) go into the claims, for `appraise`. It reads SGX quotes of version 3 only: for later ones
@@ -21,6 +22,7 @@ import datetime as dt
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import dcap_qvl
@@ -34,14 +36,55 @@ from strongroom.attest.parse.pck import Platform
 from strongroom.attest.verify.anchors import INTEL_ROOT, Anchors
 from strongroom.attest.verify.dcap_chain import follow
 from strongroom.attest.verify.dcap_claims import TcbLevel, dcap_claims
-from strongroom.attest.verify.dcap_tcb import follow_with, judge
+from strongroom.attest.verify.dcap_kept import Answer, Answers, key_of
+from strongroom.attest.verify.dcap_tcb import follow_with, judge, worse
 from strongroom.crypto.chains import VendorCertificate
-from strongroom.errors import DebugEnclaveError, ExpiredError, FormatError, VerificationError
+from strongroom.errors import (
+    DebugEnclaveError,
+    ExpiredError,
+    FormatError,
+    StrongroomError,
+    TcbError,
+    VerificationError,
+)
 
-_UP_TO_DATE = "UpToDate"
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n([A-Za-z0-9+/=\n]+)-----END CERTIFICATE-----\n?\0?\Z")
+_answers = Answers()
+
 # How dcap-qvl says that a date is out of its window; a reason that this misses is still a VerificationError.
 _OUT_OF_TIME = re.compile(r"expired|in the future|not ?yet ?valid|not ?valid ?yet", re.IGNORECASE)
+
+_MAX_REASON = 1000
+
+# The names of webpki's errors, which it passes on, in words.
+_WORDS = {
+    "CertExpired": "a certificate has expired",
+    "CertNotValidYet": "a certificate is not valid yet",
+    "CrlExpired": "a revocation list has expired",
+    "CertRevoked": "a certificate is revoked",
+    "UnknownIssuer": "a certificate is not by the issuer that its chain shows",
+    "UnknownRevocationStatus": "no revocation list tells of a certificate",
+    "InvalidSignatureForPublicKey": "a certificate's signature does not hold",
+    "InvalidCrlSignatureForPublicKey": "a revocation list's signature does not hold",
+    "UnsupportedSignatureAlgorithmForPublicKeyContext": "a certificate is signed otherwise than its issuer's key can",
+    "UnsupportedCrlSignatureAlgorithmForPublicKeyContext": "a revocation list is signed otherwise than its issuer's "
+    "key can",
+    "BadDer": "a certificate or a revocation list is no DER",
+}
+
+# What dcap-qvl says of evidence that nobody forged: the error that it is, and what to do about it. Everything else that
+# it says is a VerificationError.
+_WRONG_ENDORSEMENTS = re.compile(r"Fmspc mismatch|non-(?:TDX|SGX) TCB info|Unsupported QE Identity id")
+_NO_LEVEL = re.compile(
+    r"No matching TCB level|No TCB levels|is below minimum required|No TDX module identity|TCB status is invalid"
+)
+_HINTS = {
+    "SEPT_VE_DISABLE": "Intel vouches for it, but its host can take pages away unseen (SEPT_VE_DISABLE is 0), which no "
+    "policy can allow for tdx: start the trust domain with it; Azure's are verified as azure-tdx, with their vTPM",
+    "TD migration": "an agent that is not measured may move it: start the trust domain without migration",
+    "Invalid MR service TD": "a service TD that is not measured is bound to it: start the trust domain without one",
+    "TD profiling": "its host can watch it: start the trust domain without profiling",
+}
 
 # What `dcap-qvl` calls the fields that both read.
 _SGX_NAMES = {"mr_enclave": "mrenclave", "mr_signer": "mrsigner", "attributes": "attributes", "cpu_svn": "cpusvn"}
@@ -70,6 +113,7 @@ def verify_dcap(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     if evidence.tee != kind and evidence.tee != "simulated":
         raise FormatError(f"quote: got one of {kind}, wanted one of {evidence.tee}")
     refuse_debug(evidence.tee, quote)
+    _refuse_unborn(quote)
     # 2
     collateral = _collateral(evidence.endorsements)
     root = _root(evidence.tee, collateral.pck_crl_issuer_chain, anchors)
@@ -79,15 +123,19 @@ def verify_dcap(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         platform, level = follow_with(parse_collateral(evidence.endorsements), quote, root, now=now, intel=intel)
     else:
         # 3
-        verified = _let_follow(evidence.tee, quote, collateral, root, now)
-        level = _level(evidence.tee, verified, now)
+        key = key_of(quote, evidence.endorsements, root)
+        answer, verified = _answers.get(key, now=now), None
+        if answer is None:
+            verified = _let_follow(evidence.tee, quote, collateral, root, now)
+            answer = _answer(evidence.tee, verified, now)
+        level = answer.level
         # 4
         platform = follow(quote, root, now=now, intel=intel)
         # 5
-        _same_reading(verified, quote, platform)
-        ours = judge(quote, platform, parse_collateral(evidence.endorsements), now=now)
-        if level.status == _UP_TO_DATE != ours.status:
-            raise VerificationError(f"tcb status: dcap-qvl says {level.status}, our own code {ours.status}")
+        if verified is not None:
+            _same_reading(verified, quote, platform)
+        level = worse(level, judge(quote, platform, parse_collateral(evidence.endorsements), root, now=now))
+        _answers.keep(key, answer)
     return dcap_claims(evidence.tee, quote, platform, level, root.fingerprint)
 
 
@@ -100,6 +148,13 @@ def refuse_debug(tee: str, quote: Quote) -> None:
         )
 
 
+def _refuse_unborn(quote: Quote) -> None:
+    # SDM volume 3D, section 38.7.1: EINIT sets it once the enclave is complete; before, nothing can run in it.
+    if isinstance(quote.report, SgxReport) and not quote.report.flags["init"]:
+        raise VerificationError("sgx enclave: ATTRIBUTES.INIT is 0, wanted 1")
+
+
+@lru_cache(maxsize=8)  # the same for months, from every enclave of a platform
 def _collateral(endorsements: bytes) -> dcap_qvl.QuoteCollateralV3:
     if not endorsements:
         raise FormatError(
@@ -115,12 +170,15 @@ def _collateral(endorsements: bytes) -> dcap_qvl.QuoteCollateralV3:
 def _root(tee: str, chain: str, anchors: Anchors) -> VendorCertificate:
     if tee != "simulated":
         return anchors.intel
-    root = VendorCertificate(_carried_root(chain))
+    root = _certificate(_carried_root(chain))
     if root.fingerprint == INTEL_ROOT:
         raise VerificationError(f"simulated evidence: got Intel's vendor root, {INTEL_ROOT}, wanted a simulated one")
     if anchors.simulated is not None and root != anchors.simulated:
         raise VerificationError(f"vendor root: got {root.fingerprint}, wanted {anchors.simulated.fingerprint}")
     return root
+
+
+_certificate = lru_cache(maxsize=16)(VendorCertificate)
 
 
 def _carried_root(chain: str) -> bytes:
@@ -153,7 +211,22 @@ def _let_follow(
         reason = str(refused)
     if _OUT_OF_TIME.search(reason):
         raise _expired(tee, now, reason)
-    raise VerificationError(f"{tee} evidence: {reason}")
+    raise _refused(tee, reason)
+
+
+def _refused(tee: str, reason: str) -> StrongroomError:
+    if _WRONG_ENDORSEMENTS.search(reason):
+        return FormatError(
+            f"endorsements: got those of another platform or kind, wanted those of this {tee} evidence: {reason}",
+            hint="get the ones that belong to it: --fetch, or a bundle made with this platform's evidence",
+        )
+    if _NO_LEVEL.search(reason):
+        return TcbError(
+            f"{tee} evidence: {reason}",
+            hint="Intel lists no such TCB, being too old, or has revoked it: update the platform's firmware",
+        )
+    hint = next((hint for word, hint in _HINTS.items() if reason.startswith(word)), None)
+    return VerificationError(f"{tee} evidence: {reason}", hint=hint)
 
 
 class _RefusalError(Exception):
@@ -173,14 +246,18 @@ def _ask(question: Callable[[], Any]) -> Any:
         raise _RefusalError("the verifier could not read it") from None
 
 
-def _level(tee: str, verified: dict[str, Any], now: int) -> TcbLevel:
-    """The platform's level; dcap-qvl takes revocation lists before they are in force, so dates are looked at again."""
+def _answer(tee: str, verified: dict[str, Any], now: int) -> Answer:
+    """The platform's level, and when it holds.
+
+    dcap-qvl takes revocation lists before they are in force, so dates are looked at again.
+    """
     starts = max(verified["latest_issue_date"], verified["qe_iden_latest_issue_date"])
     expires = min(verified["earliest_expiration_date"], verified["qe_iden_earliest_expiration_date"])
     if not starts <= now <= expires:
         raise _expired(tee, now, f"an endorsement is of {starts}, or ends at {expires}")
     tcb = verified["tcb"]
-    return TcbLevel(tcb["status"], tuple(tcb["advisory_ids"]), tcb["eval_data_number"], expires)
+    level = TcbLevel(tcb["status"], tuple(tcb["advisory_ids"]), tcb["eval_data_number"], expires)
+    return Answer(level, starts, expires)
 
 
 def _expired(tee: str, now: int, reason: str) -> ExpiredError:
@@ -206,6 +283,8 @@ def _same_reading(verified: dict[str, Any], quote: Quote, platform: Platform) ->
 
 def _reason(error: BaseException) -> str:
     """One printable line of what dcap-qvl says."""
-    text = str(error).removeprefix("Verification failed: ").removeprefix("Failed to parse JSON: ")
+    # It may quote all of what it could not read: cut first, as what follows takes time by the square.
+    text = str(error)[:_MAX_REASON].removeprefix("Verification failed: ").removeprefix("Failed to parse JSON: ")
     text = re.sub(r" ?\{[^}]*\}", "", " ".join(text.split()))
+    text = _WORDS.get(text.partition("(")[0].strip(), text)
     return "".join(c if c.isprintable() else " " for c in text)[:300]

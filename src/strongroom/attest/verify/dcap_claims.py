@@ -14,7 +14,8 @@ number: how new the endorsements are); attributes `fmspc`, `cpusvn`, `pce_id`, `
 `dynamic_platform` and `cached_keys`, where Intel says them, and
 `endorsements_expire`; of a TD report 1.5 `current_tcb_svn`, TEE_TCB_SVN_2.
 
-Weaknesses: `sept-ve` if TDATTRIBUTES.SEPT_VE_DISABLE is 0, so that the host can inject exceptions by unmapping memory.
+Weaknesses: `sept-ve` if TDATTRIBUTES.SEPT_VE_DISABLE is 0, so that the host can inject exceptions by unmapping memory;
+`attribute-bits` if ATTRIBUTES or TDATTRIBUTES has a bit that is unknown here.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def dcap_claims(tee: str, quote: Quote, platform: Platform, level: TcbLevel, ven
             hardware_id=platform.ppid.hex(),
             signer=registers["mrsigner"],
             tcb={"isvsvn": report.isvsvn, "configsvn": report.configsvn} | common,
+            weaknesses=_weaknesses(report),
             attributes=_attributes(report, platform, level),
         )
     module, module_major, seam_patch = report.tee_tcb_svn[:3]
@@ -73,9 +75,15 @@ def dcap_claims(tee: str, quote: Quote, platform: Platform, level: TcbLevel, ven
         hardware_id=platform.ppid.hex(),
         tcb={"module": module, "module_major": module_major, "seam_patch": seam_patch} | common,
         migratable=report.migratable,
-        weaknesses=() if report.flags["sept_ve_disable"] else ("sept-ve",),
+        weaknesses=_weaknesses(report),
         attributes=_attributes(report, platform, level),
     )
+
+
+def _weaknesses(report: SgxReport | TdReport) -> tuple[str, ...]:
+    exposed = isinstance(report, TdReport) and not report.flags["sept_ve_disable"]
+    found = {"sept-ve": exposed, "attribute-bits": report.has_unknown_flags}
+    return tuple(name for name, there in found.items() if there)
 
 
 def _common(quote: Quote, platform: Platform, level: TcbLevel) -> dict[str, int]:

@@ -3,9 +3,11 @@
 1. Parse the exchange and the endorsements: the device's certificate chain, leaf first, and perhaps revocation lists.
 2. Follow the chain from its leaf to NVIDIA's root at `now`.
 3. The leaf's key, on P-384 and for signatures, signed the exchange: ECDSA with SHA-384 over request and response.
-4. If the report names its firmware, the leaf names the same: that key lives only while that firmware runs.
+4. Report and leaf name the same firmware, or neither names one: that key lives only while that firmware runs, and other
+   firmware, which has a key of its own, measures what it likes.
 
 The measurement is `pcrs_measurement("nvidia-sha384", blocks)`, each block a register ``block1``, ``block2`` and so on.
+The leaf's firmware is the register ``firmware_id``, so that a policy can ask for it.
 
 What is not covered:
 
@@ -72,24 +74,30 @@ def verify_nvidia(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     r, s = (int.from_bytes(part) for part in (exchange.signature[:half], exchange.signature[half:]))
     leaf.key.verify_ecdsa(r, s, exchange.signed, algorithm="sha384")
     # 4
-    firmware = exchange.fields.get(_FWID, b"")
-    if firmware and firmware != _firmware(leaf):
+    firmware, named = exchange.fields.get(_FWID, b""), _firmware(leaf)
+    if firmware != named:
         raise VerificationError(
-            f"gpu report: got firmware id {firmware.hex()[:32]}..., wanted that of the device's certificate, "
-            f"{_firmware(leaf).hex()[:32] or 'none'}..."
+            f"gpu report: got firmware id {_short(firmware)}, wanted that of the device's certificate, {_short(named)}"
         )
     product, serial = _device(leaf)
     return Claims(
         tee="nvidia",
         measurement=pcrs_measurement(BANK, exchange.blocks),
-        registers={f"block{index}": value.hex() for index, value in exchange.blocks.items()},
+        registers={
+            **{f"block{index}": value.hex() for index, value in exchange.blocks.items()},
+            **({"firmware_id": named.hex()} if named else {}),
+        },
         report_data=exchange.nonce,
         debug=False,
         vendor_root=root.fingerprint,
         hardware_id=serial,
         product=product,
-        attributes=_attributes(exchange) | {"firmware_id": firmware.hex(), "revocation": _revocation(endorsements)},
+        attributes=device_attributes(exchange) | {"revocation": _revocation(endorsements)},
     )
+
+
+def _short(firmware: bytes) -> str:
+    return f"{firmware.hex()[:32]}..." if firmware else "none"
 
 
 def _firmware(leaf: VendorCertificate) -> bytes:
@@ -113,7 +121,7 @@ def _revocation(endorsements: Endorsements) -> str:
     return f"lists of {len(lists)} of {len(issuers)} issuers" if lists else "not checked"
 
 
-def _attributes(exchange: NvidiaExchange) -> dict[str, str | int | bool]:
+def device_attributes(exchange: NvidiaExchange) -> dict[str, str | int | bool]:
     """What the report says of itself besides its blocks, where it says it in a way that is known."""
     fields, told = exchange.fields, dict[str, str | int | bool]()
     for kind, name in _TEXTS.items():

@@ -26,7 +26,7 @@ Decisions:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import Evidence
@@ -80,7 +80,10 @@ def verify_snp(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     tcb = tcb_components(report.reported_tcb, product)
     certified = {name: _number(leaf, _TCB[name]) for name in tcb}
     if certified != tcb:
-        raise VerificationError(f"{report.signing_key}: certified for TCB {certified}, but the report says {tcb}")
+        raise VerificationError(
+            f"{report.signing_key}: certified for {_versions(certified)}, but the report says {_versions(tcb)}",
+            hint="a key is certified for one TCB: get the certificate for the report's",
+        )
     hardware_id = _chip(leaf, report, product)
     # 5
     if leaf.key.kind != "P-384":
@@ -105,12 +108,18 @@ def verify_snp(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     )
 
 
+def _versions(tcb: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in tcb.items())
+
+
 def _leaf(certificates: Sequence[VendorCertificate], report: SnpReport) -> VendorCertificate:
     """The first that says that it is of the kind of key which signed the report."""
     if not certificates:
         raise FormatError(
             f"endorsements: no certificates, wanted that of the {report.signing_key} which signed the report",
-            hint="`strongroom attest endorsements` asks AMD for it",
+            hint="give it with --endorsements FILE, or have it fetched from AMD with --fetch"
+            if report.signing_key == "VCEK"
+            else "give it with --endorsements FILE: AMD gives a VLEK's to the cloud provider, whose hosts hand it out",
         )
     named = [each for each in certificates if re.match(rf"CN=SEV-{report.signing_key}(,|\Z)", each.subject)]
     return (*named, *certificates)[0]

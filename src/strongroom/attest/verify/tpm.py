@@ -2,10 +2,12 @@
 
 1. Parse it. The attestation key's public area, where it is shown, is of a key that stays in its TPM and signs only
    what the TPM itself says.
-2. Trust that key: the caller enrolled it, or has a root that certified it as an attestation key.
+2. Trust that key: the caller enrolled it, or has a root that certified it as an attestation key: by an extended key
+   usage that says so; where there is none at all, as a key that makes signatures and does nothing else.
 3. The key signed the quote.
 4. The registers shown are those quoted, by their digest. The strongest bank is what is measured.
-5. The event log, if there is one, replays to every quoted register that it mentions, in that bank.
+5. The event log, if there is one, replays to every quoted register that it mentions, in that bank. The names of its
+   events are what the host wrote: nobody signs them.
 
 Nobody signs a public area. That the key is what it says, enrolment made sure (`attest.enrolment`): by then no other
 public area can belong to the same key, and here the key alone counts.
@@ -40,8 +42,9 @@ from strongroom.errors import AttestationError, VerificationError
 SHA1_BANK, RESETTABLE = "pcr-sha1", "pcr-resettable"
 """Weaknesses: the registers are SHA-1 digests alone; all of them are such as any program can reset."""
 
-# Strongest first. SM3 is not there: not every OpenSSL has it.
-_BANKS = ("sha512", "sha384", "sha256", "sha3_512", "sha3_384", "sha3_256", "sha1")
+BANKS = ("sha512", "sha384", "sha256", "sha3_512", "sha3_384", "sha3_256", "sha1")
+"""Strongest first: the first that is there is measured. SM3 is not there: not every OpenSSL has it."""
+
 # Part 2, section 7.4: TPM_RH_ENDORSEMENT and TPM_RH_PLATFORM.
 _HIERARCHIES = {"endorsement": bytes.fromhex("4000000b"), "platform": bytes.fromhex("4000000c")}
 _AK_HAS = frozenset({"fixedTPM", "fixedParent", "sensitiveDataOrigin", "restricted", "sign"})
@@ -69,9 +72,9 @@ def verify_tpm(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     quote = verify_quote(shown.message, shown.signature, key)
     # 4
     check_pcrs(quote, shown.pcrs)
-    bank = next((bank for bank in _BANKS if shown.pcrs.get(bank)), None)
+    bank = next((bank for bank in BANKS if shown.pcrs.get(bank)), None)
     if bank is None:
-        raise VerificationError(f"pcrs: got banks {', '.join(shown.pcrs)}, wanted one of {', '.join(_BANKS)}")
+        raise VerificationError(f"pcrs: got banks {', '.join(shown.pcrs)}, wanted one of {', '.join(BANKS)}")
     # 5
     events = check_event_log(shown.event_log, bank, shown.pcrs[bank]) if shown.event_log else ()
     hierarchy = _hierarchy(public, quote)
@@ -84,7 +87,7 @@ def verify_tpm(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         vendor_root=vendor_root,
         hardware_id=key.fingerprint.removeprefix("sha256:"),
         tcb={"firmware": quote.firmware_version >> 32} if hierarchy else {},
-        weaknesses=_weaknesses(bank, shown.pcrs[bank]),
+        weaknesses=weaknesses(bank, shown.pcrs[bank]),
         attributes={
             "bank": bank,
             "ak_public_area": public is not None,
@@ -122,12 +125,17 @@ def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: in
     if not chain:
         raise VerificationError(
             f"attestation key: got {key.fingerprint}, which is not enrolled, and no certificate for it",
-            hint="enrol the TPM, or show the certificate of its attestation key with the evidence",
+            hint="name that key (--tpm-key, or its digest in a policy's tpm_roots), or give its certificate with "
+            "--endorsements and the root of that with --root or tpm_roots",
         )
     if chain[0].key != key:
         raise VerificationError("attestation key: the certificate shown is for another key")
-    if AK_USAGE not in (chain[0].usages or {AK_USAGE}):
-        raise VerificationError("attestation key: its certificate is not for attestation keys")
+    usages = chain[0].usages
+    if not (chain[0].only_signs if usages is None else AK_USAGE in usages and chain[0].may_sign):
+        raise VerificationError(
+            f"attestation key: its certificate is not for attestation keys, wanted the usage {AK_USAGE}, or none and a "
+            "key for signatures alone"
+        )
     root = follow(endorsements, (*anchors.tpm, *anchors.brought(chain)), now)
     return root.fingerprint
 
@@ -157,7 +165,7 @@ def follow(endorsements: Endorsements, roots: tuple[VendorCertificate, ...], now
                 return root
     raise failure or VerificationError(
         f"certificate chain: ends at {last.issuer!r:.120}, wanted one of {len(roots)} roots of TPMs",
-        hint="name the root of those who make the TPM, or of those who certify its key",
+        hint="name the root of those who make the TPM, or who certify its key: --root, or tpm_roots in a policy",
     )
 
 
@@ -168,7 +176,8 @@ def _hierarchy(public: TpmPublic | None, quote: TpmQuote) -> str | None:
     return None
 
 
-def _weaknesses(bank: str, pcrs: Mapping[int, bytes]) -> tuple[str, ...]:
+def weaknesses(bank: str, pcrs: Mapping[int, bytes]) -> tuple[str, ...]:
+    """Those of a quote of these registers, by index."""
     found = {SHA1_BANK: bank == "sha1", RESETTABLE: not pcrs.keys() - _RESETTABLE}
     return tuple(name for name, there in found.items() if there)
 

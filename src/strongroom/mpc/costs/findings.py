@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from strongroom.mpc.costs.dry import DryMeter, DryParty
 from strongroom.mpc.costs.figures import Place, count, table
 from strongroom.mpc.costs.where import Modules
-from strongroom.mpc.functions.normalisation import LOWEST
+from strongroom.mpc.functions.roots import LOWEST
 from strongroom.mpc.party import P0
 from strongroom.mpc.protocols.compare import is_negative
 from strongroom.mpc.protocols.relu import relu
@@ -193,7 +193,7 @@ class Report:
         """The smallest bound that leaves `margin` times the largest value seen, for these inputs.
 
         Others may have larger values, and the ranges of functions depend on the bound: run it again with them, on more
-        inputs. Where functions are used the bound stays at 2^12, which norms need.
+        inputs. Where functions are used the bound stays at 2^12, which roots need.
 
         Args:
             margin: at least 1.

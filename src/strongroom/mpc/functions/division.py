@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import ceil, log2
 
 import numpy as np
 
 from strongroom.errors import UsageError
 from strongroom.mpc.functions.fixed import drop, inner_frac, polynomial, product, raised, require
+from strongroom.mpc.party import Party
 from strongroom.mpc.protocols.compare import is_negative
 from strongroom.mpc.protocols.linear import multiply
+from strongroom.mpc.ring import WIDTH
 from strongroom.mpc.shared import Shared, concatenate
 
 # Of ((t + 3) / 4)^(-1/2) on [-1, 1], for the least relative error: 4.8e-04, of which Newton's step leaves 3e-07.
@@ -39,7 +42,7 @@ def rsqrt(x: Shared, *, low: int = -8, high: int | None = None, frac: int | None
         low, high, frac: as of `reciprocal`.
     """
     result, inner = x.party.settings.frac if frac is None else frac, inner_frac(x.party)
-    powers, reached = _leading(x, low, high)
+    powers, reached = _leading(x, low, high, least=root_room(x.party))
     z = drop(multiply(x, _chosen([2.0 ** -(j + 1) for j in powers], reached, x, inner)), inner)
     y = polynomial(z.shifted(2, inner) - 3.0, _ROOT)
     half = product(z, product(y, y, inner, bits=2), inner, bits=2).shifted(0, inner + 1)
@@ -48,15 +51,23 @@ def rsqrt(x: Shared, *, low: int = -8, high: int | None = None, frac: int | None
     return drop(multiply(y, scale), result, bits=1 - low // 2)
 
 
-def _leading(x: Shared, low: int, high: int | None) -> tuple[range, Shared | None]:
+def root_room(party: Party) -> int:
+    """The least `low` of `rsqrt` by the settings: its result, at twice the inner fractional bits, has to fit."""
+    return min(-party.settings.bound, -2 * (WIDTH - 3 - 2 * inner_frac(party)))
+
+
+def _leading(x: Shared, low: int, high: int | None, *, least: int = 0) -> tuple[range, Shared | None]:
     """The powers j that 2^j <= x < 2^(j+1) may hold for, and for all but the first whether x >= 2^j, along a new axis.
 
     The bits have no fractional bits; there are none if there is one power. Four rounds.
+
+    Args:
+        least: what `low` may be as far as x has fractional bits; by default as the bound has it for 1 / x.
     """
     require(x.party, "a quotient, a root or a logarithm", 2)
     settings = x.party.settings
     top = settings.bound if high is None else high
-    least, most = -min(x.frac, settings.bound), min(settings.bound, inner_frac(x.party))
+    least, most = max(-x.frac, least or -settings.bound), min(settings.bound, inner_frac(x.party))
     if not least <= low < top <= most:
         raise UsageError(
             f"range: got 2^{low} to 2^{top}, wanted one within 2^{least} and 2^{most}, "
@@ -72,12 +83,17 @@ def _leading(x: Shared, low: int, high: int | None) -> tuple[range, Shared | Non
 
 
 def _chosen(values: Sequence[float], reached: Shared | None, x: Shared, frac: int) -> Shared:
-    """Of public values, one for each power, that of x's leading power; no round."""
-    result = Shared.public(x.party, np.full(x.shape, values[0]), frac)
-    for i, (before, value) in enumerate(pairwise(values)):
+    """Of public values, one for each power, that of x's leading power; no round.
+
+    One may leave the settings' bound if what it is multiplied by brings it back.
+    """
+    beyond = max(0, ceil(log2(max(map(abs, values)))) + 1 - x.party.settings.bound)
+    smaller, more = [value * 2.0**-beyond for value in values], frac + beyond
+    result = Shared.public(x.party, np.full(x.shape, smaller[0]), more)
+    for i, (before, value) in enumerate(pairwise(smaller)):
         assert reached is not None  # noqa: S101  # there are several
-        result = result + reached[i].times_public(value - before, frac=frac)
-    return result
+        result = result + reached[i].times_public(value - before, frac=more)
+    return result.shifted(0, frac) if beyond else result
 
 
 def _inverse(z: Shared) -> Shared:

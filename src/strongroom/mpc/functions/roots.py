@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from strongroom.mpc.functions.division import reciprocal, rsqrt
+from strongroom.mpc.functions.division import reciprocal, root_room, rsqrt
 from strongroom.mpc.functions.fixed import drop, inner_frac
 from strongroom.mpc.protocols.compare import is_negative
 from strongroom.mpc.protocols.linear import multiply
 from strongroom.mpc.shared import Shared
 
 LOWEST = -12  # power of two that what a root is taken of reaches
+_SMALLEST = -20  # the same of what a root divides: a mean of squares, and an epsilon of 1e-6, is as small
+_MOST = 28  # fractional bits to take of it
 
 
 def sqrt(x: Shared, *, low: int = LOWEST, frac: int | None = None) -> Shared:
@@ -25,10 +27,14 @@ def sqrt(x: Shared, *, low: int = LOWEST, frac: int | None = None) -> Shared:
     return drop(root, settings.frac if frac is None else frac, bits=settings.bound)
 
 
-def inverse_root(x: Shared, *, low: int = LOWEST) -> Shared:
-    """x^(-1/2) as `rsqrt`, to 3e-5 of it: of any number of fractional bits, with as many as there is room for."""
-    inner = inner_frac(x.party)
-    return rsqrt(drop(x, inner, bits=x.party.settings.bound), low=low, frac=inner)
+def inverse_root(x: Shared) -> Shared:
+    """x^(-1/2) as `rsqrt`, of any number of fractional bits, with as many as there is room for.
+
+    For x of 2^-20 and more, with an error of at most 3e-5 of it, or 2^-28 / x of it where x has more fractional bits.
+    """
+    x = drop(x, min(x.frac, _MOST), bits=x.party.settings.bound)
+    low = max(_SMALLEST, -x.frac, min(root_room(x.party), LOWEST))
+    return rsqrt(x, low=low, frac=inner_frac(x.party))
 
 
 def signed_reciprocal(x: Shared, *, frac: int | None = None) -> Shared:

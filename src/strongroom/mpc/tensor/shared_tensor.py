@@ -90,6 +90,10 @@ class SharedTensor(torch.Tensor):
         cls, storage: Storage, place: Place, dtype: torch.dtype, view: torch.Tensor | None = None
     ) -> SharedTensor:
         """A tensor that lies at `place`: all of a storage, or what `view`, a tensor without elements, shows of it."""
+        if torch.is_inference_mode_enabled():
+            # A secret is never an inference tensor: torch refuses views of those, and writes, outside of that mode.
+            with torch.inference_mode(False):
+                return SharedTensor(storage, place, dtype, view)
         made: SharedTensor = torch.Tensor._make_wrapper_subclass(
             cls, place.size, strides=place.stride, storage_offset=place.offset, dtype=dtype, device=_CPU
         )
@@ -153,7 +157,10 @@ class SharedTensor(torch.Tensor):
         return self._turned
 
     def rows(self) -> Shared:
-        """The value as it is kept: an index with its axis of classes, a number with any fractional bits."""
+        """The value as it is kept: an index with its axis of classes, a number with any fractional bits.
+
+        Of all of a storage it is the same object until the next write, and in copies.
+        """
         return self._storage.read(self.place, raw=True)
 
     def as_rows(self) -> SharedTensor:
@@ -187,6 +194,9 @@ class SharedTensor(torch.Tensor):
             # To torch, which knows no name of a device but the CPU's, this is no move.
             wanted = _CPU if function is torch.Tensor.cpu else torch._C._nn._parse_to(*args[1:], **(kwargs or {}))[0]
             args = (args[0].on(_CPU), *args[1:]) if wanted == _CPU else args
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.__torch_function__(function, types, args, kwargs)
         # No gradient goes through a secret, so none is prepared; and autograd would take operators apart that arrive
         # here whole below it.
         with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():

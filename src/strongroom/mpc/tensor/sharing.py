@@ -185,6 +185,11 @@ class _Giver:
     def _module(self, like: nn.Module) -> nn.Module:
         here = self.world.party.rank == self.source and not self.world.party.dry
         like = of_keras(like)
+        if not isinstance(like, nn.Module):
+            raise UsageError(
+                f"like: got {type(like).__name__}, wanted a module of the same architecture",
+                hint="mpc.load_architecture makes one of a file, and of what torch.export made",
+            )
         state: dict[str, NDArray[np.float64]] = _state(of_keras(self.values()), like) if here else {}
         made: dict[int, Any] = {}  # by the original's id, as deepcopy takes what is copied already
         for name, tensor in like.state_dict(keep_vars=True).items():
@@ -201,9 +206,9 @@ class _Giver:
         ]
         for name, norm in norms:
             self._fold(norm, f"{name}." if name else "", state)
-        for module in copied.modules():
+        for module in copied.modules() if norms else ():
             if isinstance(module, nn.Conv1d | nn.Conv2d) and isinstance(module.weight, SharedTensor):
-                module.weight._storage.normalised_after = bool(norms)
+                self.world.normalised_after.add(module.weight.rows())
         _ratchet_after(copied, self.world)
         return copied
 
@@ -234,12 +239,11 @@ class _Giver:
             return fold(weight, bias, state[prefix + "running_mean"], state[prefix + "running_var"], module.eps)[which]
 
         scale, shift = (self._shared(lambda i=i: folded(i), (module.num_features,)) for i in (0, 1))  # type: ignore[misc]
-        parts = (module.weight, module.bias, module.running_mean, module.running_var)
-        storages = tuple(each._storage for each in parts if isinstance(each, SharedTensor))
+        parts = (module.weight, module.bias, module.running_mean)
+        values = tuple(each.rows() for each in parts if isinstance(each, SharedTensor))
         assert isinstance(module.running_var, SharedTensor)  # noqa: S101  # made so above
-        counted = tuple((each, each.writes) for each in storages)
-        module.running_var._storage.folded = Folded(
-            scale, shift, module.eps, counted, self.source if self.clear else None
+        self.world.folded[module.running_var.rows()] = Folded(
+            scale, shift, module.eps, values, self.source if self.clear else None
         )
 
 

@@ -4,6 +4,7 @@
 - What is kept from one reading to the next (views, and so the openings of parts) is dropped by every write.
 - A product keeps the fractional bits of both factors until somebody needs it short: ReLU drops them on its way.
 - A result may be pending: it is computed when it is first read, or never, if only what is made of it is.
+- What a module knows of its parts, it knows of their `Shared`: copies have the same one until either is written to.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -68,8 +70,6 @@ class Storage:
     Attributes:
         writes: so far.
         pending: what will compute the value.
-        folded: of a variance, the batch normalisation that it is a part of.
-        normalised_after: of weights, whether a batch normalisation may follow their products.
         device: where the program believes the value to be, if not the CPU; the shares are in this process's memory.
     """
 
@@ -89,8 +89,6 @@ class Storage:
         self._views: dict[Place, Shared] = {}
         self._shifted: dict[tuple[Place, int], Shared] = {}
         self._owned: dict[Place, Owned] = {}
-        self.folded: Folded | None = None
-        self.normalised_after = False
         self.device: torch.device | None = None
 
     @property
@@ -171,7 +169,7 @@ class Storage:
                 words = np.array(before.words, order="C")
                 strided(words, place.size, place.stride, place.offset)[...] = value.words
                 value = Shared(party, words, before.frac)
-        self._value, self.pending, self.holder, self.folded = value, None, None, None
+        self._value, self.pending, self.holder = value, None, None
         self._views.clear()
         self._shifted.clear()
         self._owned.clear()
@@ -203,22 +201,22 @@ class Folded:
     """A batch normalisation as one factor and one summand for each channel, from whoever knows its four parts.
 
     Attributes:
-        holder: the server that knows both in the clear, if one does.
-        kernels: weights times the factor, and how often they had been written to.
+        parts: weight, bias and mean, those of them that there are. It is kept for the variance, as long as that is.
+        holder: the server that knows factor and summand in the clear, if one does.
+        kernels: by weights, the same times the factor.
     """
 
     scale: Shared
     shift: Shared
     eps: float
-    parts: tuple[tuple[Storage, int], ...]  # and how often each had been written to
+    parts: tuple[Shared, ...]
     holder: int | None = None
-    kernels: dict[tuple[Storage, Place], tuple[Shared | Owned, int]] = field(default_factory=dict)
+    kernels: WeakKeyDictionary[Shared, Shared | Owned] = field(default_factory=WeakKeyDictionary)
 
-    def holds(self, parts: tuple[Storage, ...], eps: float) -> bool:
-        """Whether it is of these parts as they are now."""
-        now = tuple((part, part.writes) for part in parts)
+    def holds(self, parts: tuple[Shared, ...], eps: float) -> bool:
+        """Whether it is of these parts."""
         return (
             eps == self.eps
-            and len(now) == len(self.parts)
-            and all(a == b for a, b in zip(now, self.parts, strict=True))
+            and len(parts) == len(self.parts)
+            and all(a is b for a, b in zip(parts, self.parts, strict=True))
         )

@@ -41,6 +41,9 @@ class Local:
         self._thread = threading.Thread(target=self._live, name="mpc local", daemon=True)
         self._ended = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(all three parties in this process: one trust domain)"
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

@@ -17,9 +17,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, Self, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -32,11 +34,25 @@ from strongroom.mpc.party import Party
 from strongroom.mpc.peer import NAMES
 from strongroom.mpc.policy import Enforcement, Policy, Reveal
 from strongroom.mpc.ring import Words
+from strongroom.mpc.shared import Shared
+
+if TYPE_CHECKING:
+    from strongroom.mpc.tensor.storage import Folded
 
 _here = threading.local()
 _enforced: WeakKeyDictionary[Party, Enforcement | None] = WeakKeyDictionary()
+
+
+def _directory(library: str) -> Iterator[str]:
+    """Where a library lies that a user's program may call, and that calls us; it is not imported."""
+    spec = None if library in sys.modules and sys.modules[library].__spec__ is None else find_spec(library)
+    if spec is not None and spec.origin:
+        yield f"{Path(spec.origin).parent}{os.sep}"
+
+
 _LIBRARIES = (
     *(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (strongroom, torch)),
+    *chain.from_iterable(map(_directory, ("numpy", "keras", "transformers"))),
     contextlib.__file__,
 )
 
@@ -73,6 +89,8 @@ class World:
     Attributes:
         reveals: every opening so far, at each party alike.
         serving: the client whose request is being worked on, if one is.
+        folded: batch normalisations, by their variance.
+        normalised_after: weights whose products a batch normalisation may follow.
 
     Raises:
         PolicyError: the policy makes no sense.
@@ -85,6 +103,8 @@ class World:
         self.party = party
         self.reveals: list[Reveal] = []
         self.serving: Serving | None = None
+        self.folded: WeakKeyDictionary[Shared, Folded] = WeakKeyDictionary()
+        self.normalised_after: WeakSet[Shared] = WeakSet()
         self._policy = None if party.is_dealer else _enforcement(party, policy)
         self._log_or_path = None if party.is_dealer else audit
         self._audit: AuditLog | None = None
@@ -211,7 +231,7 @@ def current() -> World:
 
 
 def user_line() -> tuple[str, int]:
-    """The line of the user's program that is running: the innermost one outside of this library and torch."""
+    """The line of the user's program that is running: the innermost one outside of libraries."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back

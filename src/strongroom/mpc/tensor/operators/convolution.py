@@ -60,7 +60,7 @@ def _convolution(
         and isinstance(x, SharedTensor)
         and x._dtype in DTYPES
         and isinstance(w, SharedTensor)
-        and w._storage.normalised_after
+        and w.rows() in w._storage.world.normalised_after
     ):
         return _Convolved(x, w, bias, how)
     value = _convolve(x, w, how, lift=sequence)
@@ -95,15 +95,15 @@ class _Convolved(Pending):
             return None
         if folded.scale.shape != self._kernel.shape[:1]:
             return None
-        key = self._weights, self._seen
-        if folded.kernels.get(key, (None, -1))[1] != self._writes:
-            folded.kernels[key] = self._scaled(folded.scale, holder), self._writes
+        kernel = folded.kernels.get(self._kernel)
+        if kernel is None:
+            kernel = folded.kernels[self._kernel] = self._scaled(folded.scale, holder)
         summand = at_frac(folded.shift, self._image.frac + self._kernel.frac)
         if isinstance(self._bias, Shared):
             summand = summand + multiply(self._bias, folded.scale)
         elif self._bias is not None:
             summand = summand + folded.scale.times_public(self._bias)
-        return self._convolved(folded.kernels[key][0], summand)
+        return self._convolved(kernel, summand)
 
     def _scaled(self, scale: Shared, holder: int | None) -> Shared | Owned:
         kernel, party = self._kernel, self._kernel.party

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from strongroom.errors import UsageError
-from strongroom.mpc.functions.normalisation import layer_norm
+from strongroom.mpc.functions.normalisation import inverse_rms, layer_norm
 from strongroom.mpc.protocols.linear import multiply
+from strongroom.mpc.protocols.truncate import truncate
 from strongroom.mpc.shared import Shared
 from strongroom.mpc.tensor.operators.arithmetic import add_bias
 from strongroom.mpc.tensor.operators.registry import at_frac, aten, found, handles, plain, secret
@@ -37,6 +38,20 @@ def _layer_norm(
     outer = value.shape[: len(value.shape) - len(shape)]
     y = layer_norm(value.reshape(*outer, prod(shape)), eps=eps).reshape(*value.shape)
     return _scaled(y, weight, bias), None, None
+
+
+@handles(aten.rms_norm.default)
+def _rms_norm(
+    x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> Shared:
+    value = secret(x, found(x, weight))
+    outer = value.shape[: len(value.shape) - len(shape)]
+    flat = value.reshape(*outer, prod(shape))
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    y = multiply(flat, inverse_rms(flat, eps=least)).reshape(*value.shape)
+    if weight is None or (not isinstance(weight, SharedTensor) and (plain(weight) == 1).all()):
+        return y
+    return _scaled(truncate(y), weight, None)
 
 
 @handles(aten.native_group_norm.default)
@@ -88,12 +103,12 @@ def _batch_norm(
 ) -> Three:
     if training or mean is None or variance is None:
         raise UsageError("batch norm: got a batch's own statistics, wanted the running ones", hint="call model.eval()")
-    parts = [each for each in (weight, bias, mean, variance) if each is not None]
+    parts = [each for each in (weight, bias, mean) if each is not None]
     if isinstance(x, SharedTensor) and isinstance(variance, SharedTensor):
         done = x._storage.normalised(x.place, _given(parts, variance, eps))
         if done is not None:
             return done, None, None
-    value = secret(x, found(x, *parts))
+    value = secret(x, found(x, *parts, variance))
     scale, shift = _folded(parts, weight, bias, mean, variance, eps)
     channels = (-1, *[1] * (len(value.shape) - 2))
     if isinstance(scale, Shared) and isinstance(shift, Shared):
@@ -127,10 +142,11 @@ def _folded(
 
 
 def _given(parts: list[torch.Tensor], variance: SharedTensor, eps: float) -> Folded:
-    """What the source of all parts made of them."""
-    folded = variance._storage.folded
-    storages = tuple(each._storage for each in parts if isinstance(each, SharedTensor))
-    if folded is None or not folded.holds(storages, eps):
+    """What the source of all parts made of them; `parts` are those beside the variance."""
+    world = variance._storage.world
+    folded = world.folded.get(variance.rows())
+    values = tuple(each.rows() for each in parts if isinstance(each, SharedTensor))
+    if folded is None or not folded.holds(values, eps):
         raise UsageError(
             "batch norm: the root of a secret variance is not computed",
             hint="share the module whole, unchanged: who has it folds weight, bias and statistics into one",

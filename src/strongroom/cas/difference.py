@@ -1,0 +1,192 @@
+"""What changed between two versions of a policy, in words: what may now be done that could not, and the reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from strongroom.attest.reference import ReferenceValues
+from strongroom.cas.owners import Owners
+from strongroom.cas.policy import Policy, Program, SecretRule, VaultRule
+
+Effect = Literal["more", "less", "other"]
+_ACCESS = {"read-only": "only read", "read-write": "read and write", "mirror": "write as its mirror"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is not as before.
+
+    Attributes:
+        key: where in the document.
+        effect: ``more`` if the new version accepts, gives or allows more than the old one, ``less`` if it does less.
+        text: what changed.
+    """
+
+    key: str
+    effect: Effect
+    text: str
+
+
+def differences(old: Policy, new: Policy) -> list[Change]:
+    """What is another in `new` than in `old`, in the order of the document; version and previous digest apart."""
+    return list(_differences(old, new))
+
+
+def _differences(old: Policy, new: Policy) -> Iterator[Change]:
+    for key, before, after in (
+        ("policy.name", old.name, new.name),
+        ("policy.owner", old.owner, new.owner),
+        ("policy.role", old.role, new.role),
+    ):
+        if before != after:
+            yield Change(key, "other", f"was {before}, is {after}")
+    yield from _owners(old.owners, new.owners)
+    yield from _reference(old.reference, new.reference, "reference")
+    yield from _program(old.program, new.program)
+    yield from _vaults({v.name: v for v in old.vaults}, {v.name: v for v in new.vaults})
+    yield from _secrets({s.name: s for s in old.secrets}, {s.name: s for s in new.secrets})
+
+
+def _owners(old: Owners | None, new: Owners | None) -> Iterator[Change]:
+    if old is None or new is None:
+        if new is not None:
+            yield Change("owners", "less", f"{new.threshold} of {len(new.keys)} owners must sign: {_and(new.keys)}")
+        if old is not None:
+            yield Change("owners", "more", "no owner need sign; the administrator alone changes the policy")
+        return
+    for name in sorted({*old.keys, *new.keys}):
+        before, after = old.keys.get(name), new.keys.get(name)
+        if before is None or after is None:
+            yield Change(
+                f"owners.keys.{name}", "other", "is an owner now" if before is None else "is no owner any more"
+            )
+        elif before != after:
+            yield Change(
+                f"owners.keys.{name}", "other", f"has another key: was {before.fingerprint}, is {after.fingerprint}"
+            )
+    if old.threshold != new.threshold:
+        effect: Effect = "more" if new.threshold < old.threshold else "less"
+        yield Change("owners.threshold", effect, f"was {old.threshold}, is {new.threshold} of {len(new.keys)}")
+
+
+def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterator[Change]:
+    for name in ("tees", "measurements", "tcb_statuses", "advisories_allowed", "weaknesses_allowed", "tpm_roots"):
+        yield from _accepted(getattr(old, name), getattr(new, name), f"{path}.{name}")
+    for name in ("signers", "hardware_ids"):
+        yield from _asked(getattr(old, name), getattr(new, name), f"{path}.{name}")
+    for name in sorted({*old.registers, *new.registers}):
+        yield from _asked(old.registers.get(name), new.registers.get(name), f"{path}.registers.{name}")
+    for tee in sorted({*old.minimum_tcb, *new.minimum_tcb}):
+        before, after = old.minimum_tcb.get(tee, {}), new.minimum_tcb.get(tee, {})
+        for name in sorted({*before, *after}):
+            yield from _least(before.get(name), after.get(name), f"{path}.minimum_tcb.{tee}.{name}")
+    if old.maximum_age != new.maximum_age:
+        longer = new.maximum_age is None or (old.maximum_age is not None and new.maximum_age > old.maximum_age)
+        was, now = ("any" if age is None else f"{age} s" for age in (old.maximum_age, new.maximum_age))
+        yield Change(f"{path}.maximum_age", "more" if longer else "less", f"was {was}, is {now}")
+    simulated = (old.allow_simulated, new.allow_simulated)
+    if simulated[0] != simulated[1]:
+        if simulated[1] is None:
+            yield Change(f"{path}.allow_simulated", "less", "simulated ones are not accepted any more")
+        else:
+            of = f"simulated ones of {simulated[1]} are accepted, which protect nothing"
+            yield Change(
+                f"{path}.allow_simulated", "more", of + (f"; those of {simulated[0]} are not" if simulated[0] else "")
+            )
+    if old.devices is not None and new.devices is not None:
+        yield from _reference(old.devices, new.devices, f"{path}.devices")
+    elif old.devices != new.devices:
+        text = (
+            "no device may be shown" if new.devices is None else "at least one device must be shown, and each must fit"
+        )
+        yield Change(f"{path}.devices", "other", text)
+
+
+def _accepted(old: Iterable[str], new: Iterable[str], key: str) -> Iterator[Change]:
+    """What is accepted, if it is named."""
+    for value in new:
+        if value not in set(old):
+            yield Change(key, "more", f"{value} is accepted")
+    for value in old:
+        if value not in set(new):
+            yield Change(key, "less", f"{value} is not accepted any more")
+
+
+def _asked(old: tuple[str, ...] | None, new: tuple[str, ...] | None, key: str) -> Iterator[Change]:
+    """What is asked for only if it is named at all."""
+    if old is None and new is not None:
+        yield Change(key, "less", f"is asked for: {_and(new)}")
+    elif old is not None and new is None:
+        yield Change(key, "more", "is not asked for any more")
+    elif old is not None and new is not None:
+        yield from _accepted(old, new, key)
+
+
+def _least(old: int | None, new: int | None, key: str) -> Iterator[Change]:
+    if old == new:
+        return
+    lower = new is None or (old is not None and new < old)
+    was, now = ("any" if version is None else str(version) for version in (old, new))
+    yield Change(key, "more" if lower else "less", f"was {was}, is {now}")
+
+
+def _program(old: Program | None, new: Program | None) -> Iterator[Change]:
+    if old is None or new is None:
+        if old is not new:
+            yield Change("program", "other", "is named now" if old is None else "is not named any more")
+        return
+    if old.command != new.command:
+        yield Change("program.command", "other", f"was {list(old.command)}, is {list(new.command)}")
+    for name in sorted({*old.files, *new.files}):
+        if (name in old.files) != (name in new.files):
+            yield Change(
+                "program.files", "other", f"{name!r} {'belongs to it' if name in new.files else 'is left out'}"
+            )
+    for name in sorted({*old.environment, *new.environment}):
+        before, after = old.environment.get(name), new.environment.get(name)
+        if before != after:
+            was, now = ("not set" if value is None else repr(value) for value in (before, after))
+            yield Change(f"program.environment.{name}", "other", f"was {was}, is {now}")
+
+
+def _vaults(old: Mapping[str, VaultRule], new: Mapping[str, VaultRule]) -> Iterator[Change]:
+    for name in sorted({*old, *new}):
+        before, after, key = old.get(name), new.get(name), f"vaults.{name}"
+        if before is None and after is not None:
+            at = f" at {after.mount}" if after.mount else ""
+            yield Change(key, "more", f"the enclave gets its key, to {_ACCESS[after.access]} it{at}")
+        elif after is None:
+            yield Change(key, "less", "the enclave does not get its key any more")
+        elif before is not None:
+            if before.access != after.access:
+                effects: dict[str, Effect] = {"read-only": "less", "read-write": "more"}
+                effect = "other" if before.access == "mirror" else effects.get(after.access, "other")
+                text = f"the enclave may {_ACCESS[after.access]} it; before it could {_ACCESS[before.access]} it"
+                yield Change(f"{key}.access", effect, text)
+            if before.mount != after.mount:
+                was, now = (mount or "not mounted" for mount in (before.mount, after.mount))
+                yield Change(f"{key}.mount", "other", f"was {was}, is {now}")
+
+
+def _secrets(old: Mapping[str, SecretRule], new: Mapping[str, SecretRule]) -> Iterator[Change]:
+    for name in sorted({*old, *new}):
+        before, after, key = old.get(name), new.get(name), f"secrets.{name}"
+        if before is None and after is not None:
+            yield Change(key, "more", f"the enclave gets it as {after.environment}")
+        elif after is None:
+            yield Change(key, "less", "the enclave does not get it any more")
+        elif before is not None:
+            if before.environment != after.environment:
+                yield Change(f"{key}.environment", "other", f"was {before.environment}, is {after.environment}")
+            if before.generate != after.generate:
+                was, now = (
+                    "stored by its owner" if size is None else f"{size} bytes drawn by the CAS"
+                    for size in (before.generate, after.generate)
+                )
+                yield Change(f"{key}.generate", "other", f"was {was}, is {now}")
+
+
+def _and(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,182 @@
+"""The audit log in the CAS's database: entries, the nodes of their tree, and the sealed head.
+
+- An append writes the entry, the nodes that it completes, and the head; it reads no older entry than the one before of
+  the same policy.
+- The head (size, peaks and the sum of `rows.Rows`) is a box under the CAS's key. All else is checked against it: every
+  node that is read is traced to a peak, so that no answer stands on a node that somebody changed on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from strongroom.cas.log_entry import SALT_SIZE, LogEntry
+from strongroom.cas.log_head import Head
+from strongroom.cas.log_tree import HASH_SIZE, Frontier, Node, consistency_proof, inclusion_proof, node_hash
+from strongroom.cas.rows import RESTORE
+from strongroom.crypto import open_box, random_bytes, seal_box
+from strongroom.errors import IntegrityError, RollbackError, UsageError
+
+SCHEMA = """
+CREATE TABLE log (
+    number INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, policy TEXT NOT NULL, detail TEXT NOT NULL,
+    previous INTEGER NOT NULL, salt BLOB NOT NULL
+) STRICT;
+CREATE INDEX log_of_policy ON log (policy, number);
+CREATE TABLE nodes (
+    level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), box BLOB NOT NULL) STRICT
+"""
+_HEAD_AAD = b'["head",1]'
+_TOP_LEVEL = 63
+_KNOWN_ROOTS = 4096
+
+
+class Log:
+    """The log of one database, under one key. The state in memory is that of the last `load` and the appends since."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._frontier = Frontier()
+        self._roots: OrderedDict[int, bytes] = OrderedDict()
+
+    @property
+    def size(self) -> int:
+        return self._frontier.size
+
+    def load(self, db: sqlite3.Connection) -> int:
+        """Take in the head; the sum of the rows that it stands for.
+
+        Raises:
+            TamperedError: it was changed, or sealed under another key.
+            IntegrityError: it is missing, or the log does not end where it says.
+        """
+        row = db.execute("SELECT box FROM head").fetchone()
+        if row is None:
+            raise IntegrityError("log: its head is missing", hint=RESTORE)
+        size, peaks, total = json.loads(open_box(self._key, row[0], _HEAD_AAD))
+        last = db.execute("SELECT max(number) FROM log").fetchone()[0] or 0
+        if last != size:
+            raise IntegrityError(
+                f"log: ends with entry {last}, wanted {size}; entries were removed or added", hint=RESTORE
+            )
+        self._frontier = Frontier(size, tuple(map(bytes.fromhex, peaks)))
+        self._roots.clear()
+        self._remember()
+        return int(total, 16)
+
+    def seal(self, db: sqlite3.Connection, total: int) -> None:
+        """Write the head, with the sum of the rows."""
+        frontier = self._frontier
+        head = [frontier.size, [peak.hex() for peak in frontier.peaks], f"{total:064x}"]
+        box = seal_box(self._key, json.dumps(head, separators=(",", ":")).encode(), _HEAD_AAD)
+        db.execute("INSERT OR REPLACE INTO head VALUES (1, ?)", (box,))
+
+    def append(self, db: sqlite3.Connection, time: int, event: str, policy: str, detail: dict[str, object]) -> LogEntry:
+        """Add an entry; `seal` follows in the same transaction."""
+        text = json.dumps(detail, sort_keys=True, separators=(",", ":"))
+        previous = db.execute("SELECT max(number) FROM log WHERE policy = ?", (policy,)).fetchone()[0] or 0
+        entry = LogEntry(self.size + 1, time, event, policy, text, previous, random_bytes(SALT_SIZE))
+        row = (entry.number, time, event, policy, text, previous, entry.salt)
+        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        self._frontier, nodes = self._frontier.append(entry.leaf)
+        # What lies beyond the head is nobody's: an interrupted transaction leaves nothing, so somebody wrote it.
+        db.executemany("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?)", nodes)
+        self._remember()
+        return entry
+
+    def _remember(self) -> None:
+        self._roots[self.size] = self._frontier.root()
+        while len(self._roots) > _KNOWN_ROOTS:
+            self._roots.popitem(last=False)
+
+    # What it answers. `db` is in a transaction that began with the state that is in memory.
+
+    def head(self) -> Head:
+        """Size and root of the log now."""
+        return Head(self.size, self._roots[self.size])
+
+    def check(self, db: sqlite3.Connection, seen: Head) -> None:
+        """Check that the log extends what somebody has seen.
+
+        Raises:
+            RollbackError: it is shorter, or does not begin so.
+        """
+        if seen.size > self.size:
+            raise RollbackError(
+                f"log: has {self.size} entries, and {seen.size} were seen: the CAS's database was rolled back",
+                hint="the CAS must have its latest database back; if that is lost, its owners start it anew",
+            )
+        if self.root_at(db, seen.size) != seen.root:
+            raise RollbackError(
+                f"log: its first {seen.size} entries are not those that were seen: the CAS's database was forked",
+                hint="two copies of the database were written to: run the CAS on one of them, and compare their logs",
+            )
+
+    def root_at(self, db: sqlite3.Connection, size: int) -> bytes:
+        """The root of the first `size` entries."""
+        root = self._roots.get(size)
+        if root is None:
+            root = Frontier.of(self._nodes(db), size).root()
+        return root
+
+    def page(self, db: sqlite3.Connection, after: int, limit: int) -> list[LogEntry]:
+        """At most `limit` entries in order, those after number `after`.
+
+        Raises:
+            IntegrityError: an entry is missing or was changed.
+        """
+        rows = db.execute("SELECT * FROM log WHERE number > ? ORDER BY number LIMIT ?", (after, limit))
+        entries, node = [LogEntry(*row) for row in rows], self._nodes(db)
+        wanted = max(0, min(limit, self.size - after))
+        for number, entry in enumerate(entries, after + 1):
+            if entry.number != number or number > self.size or entry.leaf != node(0, number - 1):
+                raise IntegrityError(f"log entry {number}: was changed or removed", hint=RESTORE)
+        if len(entries) != wanted:
+            raise IntegrityError(f"log entry {after + len(entries) + 1}: was changed or removed", hint=RESTORE)
+        return entries
+
+    def inclusion(self, db: sqlite3.Connection, numbers: Sequence[int], size: int) -> list[list[bytes]]:
+        """For each entry the proof that it is among the first `size`. Raises UsageError if there is no such entry."""
+        self._check_size(size)
+        if any(not 1 <= number <= size for number in numbers):
+            raise UsageError(f"number: wanted one of the first {size} entries")
+        node = self._nodes(db)
+        return [inclusion_proof(node, number - 1, size) for number in numbers]
+
+    def consistency(self, db: sqlite3.Connection, old: int, new: int) -> list[bytes]:
+        """The proof that the first `new` entries begin with the first `old`. Raises UsageError for sizes beyond it."""
+        self._check_size(new)
+        if not 0 <= old <= new:
+            raise UsageError(f"from: got {old}, wanted at most {new}")
+        return consistency_proof(self._nodes(db), old, new)
+
+    def _check_size(self, size: int) -> None:
+        if not 0 <= size <= self.size:
+            raise UsageError(f"size: got {size}, and the log has {self.size} entries")
+
+    def _nodes(self, db: sqlite3.Connection) -> Node:
+        known = dict(zip(self._frontier.peak_levels(), self._frontier.peaks, strict=True))
+
+        def read(level: int, place: int) -> bytes:
+            row = db.execute("SELECT hash FROM nodes WHERE level = ? AND place = ?", (level, place)).fetchone()
+            return row[0] if row else b""
+
+        def node(level: int, place: int) -> bytes:
+            path = []
+            while (level, place) not in known and level < _TOP_LEVEL:
+                path.append((level, place))
+                level, place = level + 1, place >> 1
+            for level, place in reversed(path):
+                left, right = read(level, place & ~1), read(level, place | 1)
+                whole = len(left) == len(right) == HASH_SIZE
+                if not whole or node_hash(left, right) != known.get((level + 1, place >> 1)):
+                    raise IntegrityError(f"log: node {place} of level {level} was changed or removed", hint=RESTORE)
+                known[level, place & ~1], known[level, place | 1] = left, right
+            return known[level, place]
+
+        return node

@@ -1,0 +1,201 @@
+"""`strongroom cas audit`: show, export and verify the audit log of one's own policies, offline too."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.files import replace
+from strongroom.cas.log_audit import MAX_AUDIT, Audit, AuditReport, verify_audit
+from strongroom.cas.log_head import NO_ENTRIES, Head
+from strongroom.cas.log_note import Checkpoint, WitnessKey, log_vkey
+from strongroom.cas.server import ADDRESS_FILE, CasAddress
+from strongroom.cli import output
+from strongroom.cli.workspace import Home
+from strongroom.errors import FormatError, UsageError, printable
+
+_DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the words between `audit` and the options that all dealings with a CAS have."""
+    parser.add_argument("what", choices=("show", "verify", "export"), help="print, check, or write for later")
+    parser.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="an exported audit: nothing is asked of a CAS"
+    )
+    parser.add_argument(
+        "--witness",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="verify: a witness whose cosignatures count, as `strongroom cas witness` prints it; may be given again",
+    )
+    parser.add_argument(
+        "--quorum", type=int, metavar="K", help="verify: of how many of them one is wanted (default: all)"
+    )
+    parser.add_argument("--seen", metavar="SIZE:HASH", help="verify: a head that the log must extend")
+
+
+def offline(args: argparse.Namespace) -> bool:
+    """Whether the command needs no CAS."""
+    return args.file is not None and args.what != "export"
+
+
+def run_offline(args: argparse.Namespace, home: Home) -> int:
+    """Show or verify an exported audit."""
+    _check(args)
+    if args.file.stat().st_size > MAX_AUDIT:
+        raise FormatError(f"{args.file}: longer than {MAX_AUDIT} bytes")
+    audit = Audit.parse(args.file.read_bytes())
+    cas_root = args.cas_root or _own_root(home)
+    if cas_root is None:
+        raise UsageError("--cas-root: this user has no CAS of its own", hint="say whose log it must be: --cas-root")
+    return _tell(args, audit, cas_root)
+
+
+def run(args: argparse.Namespace, client: OwnerClient, cas_root: str) -> int:
+    """Show, verify or export what a CAS says."""
+    _check(args)
+    audit = client.audit()
+    if args.what == "export":
+        verify_audit(audit, cas_root=cas_root)
+        replace(args.file, audit.to_bytes())
+        if args.json:
+            output.result({"file": str(args.file), "entries": len(audit.entries)})
+        else:
+            output.stdout.print(f"{len(audit.entries)} entries in {args.file}", markup=False, soft_wrap=True)
+        return 0
+    return _tell(args, audit, cas_root)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.what == "export" and args.file is None:
+        raise UsageError("FILE: missing", hint="say where the audit is to be written")
+    if args.what != "verify" and (args.witness or args.quorum is not None or args.seen):
+        raise UsageError("--witness, --quorum, --seen: are of `verify` only")
+
+
+def _own_root(home: Home) -> str | None:
+    try:
+        return CasAddress.load(home.path / "cas" / ADDRESS_FILE).cas_root
+    except FileNotFoundError:
+        return None
+
+
+def _tell(args: argparse.Namespace, audit: Audit, cas_root: str) -> int:
+    if args.what == "show":
+        _show(args, audit)
+        return 0
+    keys = [WitnessKey.parse(vkey) for vkey in args.witness]
+    quorum = len(keys) if args.quorum is None else args.quorum
+    seen = Head.parse(args.seen) if args.seen else NO_ENTRIES
+    report = verify_audit(audit, cas_root=cas_root, witnesses=keys, quorum=quorum, seen=seen)
+    if args.json:
+        output.result(_report(report, quorum))
+    else:
+        _print_report(report, quorum, keys)
+    return 0
+
+
+def _report(report: AuditReport, quorum: int) -> dict[str, object]:
+    return {
+        "head": str(report.head),
+        "extends": str(report.seen),
+        "policies": dict(report.policies),
+        "witnesses": [{"name": one.name, "size": one.size, "time": one.time} for one in report.witnesses],
+        "quorum": quorum,
+        "witnessed": report.witnessed,
+    }
+
+
+def _print_report(report: AuditReport, quorum: int, keys: Sequence[WitnessKey]) -> None:
+    def say(text: str) -> None:
+        output.stdout.print(printable(text), markup=False, soft_wrap=True)
+
+    say(f"head             {report.head}")
+    say("signature        by the CAS's root key")
+    before = f"extends the {report.seen.size} entries seen before" if report.seen.size else "nothing was seen before"
+    say(f"history          {before}")
+    if not report.policies:
+        say("entries          none is of this key's policies")
+    for policy, count in report.policies.items():
+        say(f"entries          {count} of {policy}, each in the log, none missing before the last")
+    for one in report.witnesses:
+        said = "has cosigned nothing" if one.time is None else f"{one.size} entries at {_stamp(one.time)}"
+        say(f"witness          {one.name}: {said}")
+    if quorum:
+        say(f"witnessed        {report.witnessed} entries, by {quorum} of {len(keys)}")
+
+
+def _show(args: argparse.Namespace, audit: Audit) -> None:
+    """What it holds; nothing of it is verified."""
+    checkpoint = Checkpoint.parse(audit.checkpoint.text)
+    if args.json:
+        entries = [entry.to_wire() for entry, _ in audit.entries]
+        shown = {"cas_root": audit.cas_root, "vkey": log_vkey(audit.key), "checkpoint": str(audit.checkpoint)}
+        cosigned = [str(one.note) for one in audit.witnessed]
+        output.result({**shown, "seen": str(audit.seen.head), "witnessed": cosigned, "entries": entries})
+        return
+    # Notes and entries come from elsewhere: control characters go, markup is shown.
+    for line in str(audit.checkpoint).splitlines():
+        output.stdout.print(printable(line), markup=False, soft_wrap=True)
+    output.stdout.print(f"\nlog key {log_vkey(audit.key)}", markup=False, soft_wrap=True)
+    for one in audit.witnessed:
+        names = ", ".join(signature.name for signature in one.note.signatures[1:])
+        size = Checkpoint.parse(one.note.text).size
+        output.stdout.print(printable(f"{size} entries cosigned by {names}"), markup=False, soft_wrap=True)
+    if checkpoint.size:
+        output.stdout.print(entry_table([entry.to_wire() for entry, _ in audit.entries]))
+    output.note("nothing of this was verified: `strongroom cas audit verify` does")
+    sys.stdout.flush()
+
+
+def _stamp(seconds: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds} seconds after 1970"
+
+
+def entry_table(entries: Sequence[dict[str, object]]) -> Table:
+    """Entries of the log for a terminal of 80 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    # 80 columns: number, time and event stay whole; long policy names and details fold.
+    for name in ("number", "time", "event"):
+        table.add_column(name, no_wrap=True, justify="right" if name == "number" else "left")
+    table.add_column("policy", overflow="fold", max_width=22)
+    table.add_column("detail", overflow="fold", ratio=1)
+    for entry in entries:
+        # A refused enclave can put text into a detail: it is shown as it is, not as markup.
+        row = (
+            entry["number"],
+            _stamp(int(str(entry["time"]))),
+            entry["event"],
+            entry["policy"],
+            _shown(entry["detail"]),
+        )
+        table.add_row(*(Text(printable(value)) for value in row))
+    return table
+
+
+def _shown(detail: object) -> str:
+    """A detail of the log for a narrow table: `name value` pairs, digests cut short."""
+    try:
+        value = json.loads(detail) if isinstance(detail, str) else detail
+    except (ValueError, RecursionError):
+        value = detail
+    if isinstance(value, dict):
+        parts = {name: " and ".join(map(str, x)) if isinstance(x, list) else x for name, x in value.items()}
+        text = ", ".join(f"{name} {part}" for name, part in parts.items())
+    else:
+        text = json.dumps(value)
+    return _DIGEST.sub(lambda match: match[1] + "...", text)

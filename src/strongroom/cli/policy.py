@@ -1,0 +1,45 @@
+"""`strongroom policy`: write, check, sign, compare and apply the document that says what may run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Final
+
+# What each action is, and an example. Its module is `cli/policy_ACTION.py`, which offers what a verb's does.
+ACTIONS: Final = {
+    "init": ("write a commented document for a command, to start from", "init -- python train.py /data /out"),
+    "check": ("say everything that is wrong with a document, by line and key", "check policy.toml"),
+    "key": ("print a key as a document's `[owners.keys]` takes it, and make it if it does not exist", "key alice.key"),
+    "sign": ("add an owner's signature to those beside a document", "sign policy.toml --key alice.key"),
+    "diff": ("say in words what changed between two versions", "diff old.toml policy.toml"),
+    "apply": ("store a document and its signatures in a CAS", "apply policy.toml"),
+    "history": (
+        "fetch a policy's versions from a CAS, and check that each follows the one before",
+        "history acme/train",
+    ),
+    "schema": ("print the JSON Schema of the document", "schema > policy.schema.json"),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(help=parser.print_help)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    for name, (summary, example) in ACTIONS.items():
+        action = actions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"Example: strongroom policy {example}",
+        )
+        action.set_defaults(parser=action)
+        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        importlib.import_module(f"strongroom.cli.policy_{name}").configure(action)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.action is None:
+        args.help()
+        return 2
+    status: int = importlib.import_module(f"strongroom.cli.policy_{args.action}").run(args)
+    return status

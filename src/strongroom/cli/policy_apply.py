@@ -1,0 +1,35 @@
+"""`strongroom policy apply`: store a document and its owners' signatures in a CAS."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cli import output
+from strongroom.cli.policy_files import add_cas, add_signatures, cas_client, show, signatures_of
+from strongroom.cli.workspace import read_policy
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", type=Path, metavar="FILE")
+    add_signatures(parser)
+    add_cas(parser)
+    output.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    with cas_client(args) as client:
+        told = apply(client, args.policy, args.signatures)
+    if args.json:
+        output.result(told)
+    else:
+        show(told)
+    return 0
+
+
+def apply(client: OwnerClient, document: Path, signatures: Path | None = None) -> dict[str, object]:
+    """Store that document with the signatures beside it, and say what was stored."""
+    policy = read_policy(document)
+    client.apply(policy.text, signatures_of(policy, document, signatures))
+    return {"policy": policy.name, "version": policy.version, "digest": policy.digest}

@@ -1,0 +1,108 @@
+"""What the actions of `strongroom policy` share: a document's signatures beside it, a CAS to talk to, and names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from strongroom.cas.client import OwnerClient
+from strongroom.cas.owners import Owners, OwnerSignature, SignatureFile
+from strongroom.cas.policy import POLICY_NAME, Policy
+from strongroom.cas.server import CasAddress
+from strongroom.cli import output
+from strongroom.cli.workspace import Home
+from strongroom.crypto import SigningKey
+from strongroom.errors import FormatError, UsageError
+
+_LONG = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
+
+
+def add_cas(parser: argparse.ArgumentParser) -> None:
+    """Give an action that talks to a CAS the arguments that say to which, and as whom."""
+    parser.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
+    parser.add_argument("--cas-root", metavar="sha256:...", help="with --cas: the fingerprint of its root key")
+    parser.add_argument("--owner", type=Path, metavar="FILE", help="the administrator's key (default: this user's)")
+
+
+@contextmanager
+def cas_client(args: argparse.Namespace) -> Iterator[OwnerClient]:
+    """A client of the CAS that the arguments of `add_cas` name."""
+    if bool(args.cas) != bool(args.cas_root):
+        raise UsageError(
+            "--cas, --cas-root: one is useless without the other",
+            hint="give both; `strongroom cas start` prints them",
+        )
+    home = Home.open()
+    owner = SigningKey.load(args.owner) if args.owner else home.owner()
+    if args.cas:
+        with home.owner_client(CasAddress(args.cas, args.cas_root), owner) as client:
+            yield client
+        return
+    with home.cas() as address, home.owner_client(address, owner) as client:
+        yield client
+
+
+def check_name(name: str) -> str:
+    """Raises UsageError unless it is a policy's name."""
+    if not POLICY_NAME.fullmatch(name):
+        raise UsageError(
+            f"policy: got {name[:200]!r}, wanted namespace/name in lower case",
+            hint="the name stands in the policy's document",
+        )
+    return name
+
+
+def add_signatures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--signatures", type=Path, metavar="FILE", help="its owners' signatures (default: FILE.signatures)"
+    )
+
+
+def signatures_path(document: Path, given: Path | None) -> Path:
+    return given or document.with_name(document.name + ".signatures")
+
+
+def read_signature_file(path: Path) -> SignatureFile:
+    """Raises FormatError."""
+    try:
+        return SignatureFile.parse(path.read_text("utf-8"))
+    except UnicodeDecodeError:
+        raise FormatError(f"signatures: {path} is not UTF-8 text") from None
+
+
+def signatures_of(policy: Policy, document: Path, given: Path | None) -> tuple[OwnerSignature, ...]:
+    """The signatures beside a document; none where there is no such file and none was named.
+
+    Raises:
+        VerificationError: they are of another document.
+        FormatError: the file is malformed.
+    """
+    path = signatures_path(document, given)
+    if given is None and not path.exists():
+        return ()
+    read = read_signature_file(path)
+    read.check_of(policy.name, policy.version, policy.digest)
+    return read.signatures
+
+
+def signers(owners: Owners | None, signatures: tuple[OwnerSignature, ...]) -> tuple[list[str], list[str]]:
+    """Which owners have signed, and which not yet."""
+    keys = {one.key for one in signatures}
+    named = {} if owners is None else owners.keys
+    signed = [name for name, key in named.items() if key.fingerprint in keys]
+    return signed, [name for name in named if name not in signed]
+
+
+def short(text: str) -> str:
+    """Digests cut short, for a person."""
+    return _LONG.sub(lambda match: match[1] + "...", text)
+
+
+def show(values: dict[str, object]) -> None:
+    """Names and values, a line each."""
+    for name, value in values.items():
+        shown = ", ".join(map(str, value)) or "nobody" if isinstance(value, list) else value
+        output.stdout.print(f"{name:16} {shown}", markup=False, soft_wrap=True)

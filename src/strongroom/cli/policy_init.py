@@ -1,0 +1,120 @@
+"""`strongroom policy init`: a commented document for a command, to start from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from strongroom.cas.policy import parse_policy
+from strongroom.cli import output
+from strongroom.cli.policy_files import check_name
+from strongroom.cli.run import program_of
+from strongroom.cli.workspace import Home
+from strongroom.crypto import SigningKey
+from strongroom.errors import UsageError
+
+UNMEASURED = "00" * 48
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "strongroom policy init [OPTIONS] -- COMMAND ..."
+    parser.add_argument("--name", metavar="NAMESPACE/NAME", help="the policy's name (default: my/PROGRAM)")
+    parser.add_argument("--role", choices=("program", "service"), default="program", help="what attests under it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: policy.toml)")
+    parser.add_argument("--owner", type=Path, metavar="FILE", help="the administrator's key (default: this user's)")
+    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+    output.add_json(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise UsageError("command: give one after --", hint="strongroom policy init -- python train.py")
+    label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
+    word = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:63] or "program"
+    name = check_name(args.name or f"my/{word}")
+    home = Home.open()
+    key = SigningKey.load(args.owner) if args.owner else home.owner()
+    command, files = program_of(command, args.include)
+    # The document's directory is where its files are looked for.
+    base = next((path.resolve().parents[file.count("/")] for file, path in files.items()), Path.cwd())
+    out = args.out or base / "policy.toml"
+    if files and out.resolve().parent != base.resolve():
+        raise UsageError(
+            f"--out: got {out}, and the program's files lie below {base}", hint="the document lies beside its program"
+        )
+    text = _document(
+        name=name,
+        role=args.role,
+        owner=key.public.fingerprint,
+        vendor_root=home.vendor().root_digest,
+        command=command,
+        files=sorted(files),
+    )
+    parse_policy(text)
+    with out.open("x", encoding="utf-8") as file:
+        file.write(text)
+    if args.json:
+        output.result({"path": str(out), "policy": name, "owner": key.public.fingerprint, "files": sorted(files)})
+        return 0
+    output.stdout.print(f"written to {out}", markup=False, soft_wrap=True)
+    output.note(f"next: say what it receives, then `strongroom measure --policy {out}` prints its measurement")
+    return 0
+
+
+def _document(*, name: str, role: str, owner: str, vendor_root: str, command: list[str], files: list[str]) -> str:
+    return f"""\
+# A policy: what may run in an enclave, and what it receives there. Whatever is not named is refused or not given.
+# `strongroom policy check` says what is wrong with it, `strongroom policy apply` stores it in a CAS.
+
+[policy]
+name = {_toml(name)}
+version = 1
+# From version 2 on, the digest of the version before, which `strongroom policy apply` prints:
+# previous = "sha256:..."
+# The administrator's key, which stores versions and secrets:
+owner = {_toml(owner)}
+role = {_toml(role)}
+
+# Several people who must agree to every version, the next one included. `strongroom policy key FILE` prints a key.
+# [owners]
+# threshold = 2
+# [owners.keys]
+# alice = "MFkw..."
+# bob = "MFkw..."
+
+[reference]
+# Kinds of enclave: sgx, tdx, snp, azure-snp, azure-tdx, nitro, tpm, simulated.
+tees = ["simulated"]
+# What may run. `strongroom measure --policy FILE` prints the value; until then nothing can attest.
+measurements = [{_toml(UNMEASURED)}]
+# This user's simulated enclaves, which protect nothing against the owner of the machine. Take the line out, and
+# "simulated" from `tees`, where the hardware is real.
+allow_simulated = {_toml(vendor_root)}
+
+[program]
+command = {_toml(command)}
+# Relative to this document; the enclave sees these and no other file of yours.
+files = {_toml(files)}
+
+# [program.environment]
+# OMP_NUM_THREADS = "1"
+
+# What is sealed and the enclave gets the key of; access is read-only, read-write or mirror.
+# [[vaults]]
+# name = "data"
+# mount = "/data"
+# access = "read-only"
+
+# A secret for a variable, stored with `strongroom cas secret`; with generate = 32 the CAS draws it.
+# [[secrets]]
+# name = "token"
+# environment = "UPLOAD_TOKEN"
+"""
+
+
+def _toml(value: str | list[str]) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

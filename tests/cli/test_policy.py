@@ -1,0 +1,180 @@
+"""`strongroom policy` as the owners of a policy meet it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from strongroom.cas.owners import SignatureFile
+from strongroom.cli.main import main
+from tests.cas.json_schema import is_valid
+from tests.cas.test_schema import SCHEMA
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("print(1)\n")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "layer.py").write_text("x = 1\n")
+    return tmp_path
+
+
+def said(capsys, *words: str, status: int = 0):
+    """What a command answers in JSON."""
+    capsys.readouterr()
+    assert main(["policy", words[0], "--json", *words[1:]]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def start(capsys) -> dict[str, str]:
+    """A policy of two of alice, bob and carol; the keys' public halves by name."""
+    assert main(["policy", "init", "--name", "acme/train", "--", "python", "train.py"]) == 0
+    keys = {name: said(capsys, "key", f"{name}.key")["public"] for name in ("alice", "bob", "carol", "dave")}
+    own(keys, 2, "alice", "bob", "carol")
+    return keys
+
+
+def own(keys: dict[str, str], threshold: int, *names: str) -> None:
+    text = re.sub(r"\n\[owners\].*\Z", "", Path("policy.toml").read_text(), flags=re.DOTALL)
+    lines = [f"\n[owners]\nthreshold = {threshold}\n[owners.keys]"] + [f'{name} = "{keys[name]}"' for name in names]
+    Path("policy.toml").write_text(text + "\n".join(lines) + "\n")
+
+
+def follow(version: int, digest: str) -> None:
+    """Make `policy.toml` the next version, and keep what it was as `old.toml`."""
+    text = Path("policy.toml").read_text()
+    Path("old.toml").write_text(text)
+    Path("policy.toml.signatures").unlink(missing_ok=True)
+    text = re.sub(r"^version = .*(\nprevious = .*)?", f'version = {version}\nprevious = "{digest}"', text, flags=re.M)
+    Path("policy.toml").write_text(text)
+
+
+def test_owners_sign_one_after_the_other_and_the_last_applies(capsys):
+    keys = start(capsys)
+    first = said(capsys, "check", "policy.toml")
+    assert (first["valid"], first["owners"], first["threshold"]) == (True, ["alice", "bob", "carol"], 2)
+    assert said(capsys, "apply", "policy.toml", status=42)["code"] == "unauthorized"
+    told = said(capsys, "sign", "policy.toml", "--key", "alice.key")
+    assert (told["signed"], told["threshold"], told["not_yet"]) == (["alice"], 2, ["bob", "carol"])
+    assert "1 of the 2" in said(capsys, "apply", "policy.toml", status=42)["error"]
+    assert said(capsys, "sign", "policy.toml", "--key", "alice.key") == told  # once more changes nothing
+    assert said(capsys, "sign", "policy.toml", "--key", "dave.key", status=42)["code"] == "unauthorized"
+    assert said(capsys, "sign", "policy.toml", "--key", "carol.key")["not_yet"] == ["bob"]
+    assert said(capsys, "apply", "policy.toml") == {"policy": "acme/train", "version": 1, "digest": first["digest"]}
+    assert len(SignatureFile.parse(Path("policy.toml.signatures").read_text()).signatures) == 2
+
+    # Bob goes and signs that he does; dave comes.
+    follow(2, first["digest"])
+    own(keys, 2, "alice", "carol", "dave")
+    assert said(capsys, "sign", "policy.toml", "--key", "bob.key", status=42)["hint"].startswith("--key names")
+    told = said(capsys, "sign", "policy.toml", "--key", "bob.key", "--previous", "old.toml")
+    assert (told["signed"], told["signed_before"], told["threshold_before"]) == ([], ["bob"], 2)
+    for name in ("dave", "alice"):
+        said(capsys, "sign", "policy.toml", "--key", f"{name}.key", "--previous", "old.toml")
+    difference = said(capsys, "diff", "policy.toml")
+    assert [(each["key"], each["text"]) for each in difference["changes"]] == [
+        ("owners.keys.bob", "is no owner any more"),
+        ("owners.keys.dave", "is an owner now"),
+    ]
+    assert said(capsys, "diff", "old.toml", "policy.toml") == difference
+    second = said(capsys, "apply", "policy.toml")
+    history = said(capsys, "history", "acme/train", "--pinned", first["digest"])["versions"]
+    assert [each["digest"] for each in history] == [first["digest"], second["digest"]]
+    assert [sorted(each["owners"]) for each in history] == [["alice", "bob", "carol"], ["alice", "carol", "dave"]]
+    assert said(capsys, "history", "acme/train", "--pinned", "sha256:" + "0" * 64, status=24)["code"] == "rollback"
+
+    # What a terminal shows.
+    assert main(["policy", "history", "acme/train"]) == 0
+    told = capsys.readouterr()
+    assert f"version 2  {second['digest']}  signed by 2 of 3 owners\n    owners.keys.bob: is no" in told.out
+    assert "compare its digest" in told.err
+    assert main(["policy", "diff", "old.toml", "policy.toml"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "acme/train: version 1 -> 2"
+
+
+def test_cas_apply_takes_the_signatures_too(capsys):
+    start(capsys)
+    assert main(["cas", "apply", "policy.toml"]) == 42
+    for name in ("alice", "bob"):
+        said(capsys, "sign", "policy.toml", "--key", f"{name}.key")
+    assert main(["cas", "apply", "policy.toml"]) == 0
+
+
+def test_a_document_that_was_changed_after_it_was_signed(capsys):
+    start(capsys)
+    said(capsys, "sign", "policy.toml", "--key", "alice.key")
+    Path("policy.toml").write_text(Path("policy.toml").read_text() + "# one more word\n")
+    assert said(capsys, "sign", "policy.toml", "--key", "bob.key", status=31)["code"] == "verification"
+    assert "signatures.digest: got" in said(capsys, "apply", "policy.toml", status=31)["error"]
+
+
+def test_init_writes_a_document_that_is_sound_and_says_what_to_do(capsys, home):
+    told = said(capsys, "init", "--", "python", "train.py", "--epochs", "3")
+    assert told["files"] == ["parts/layer.py", "train.py"]
+    text = (home / "policy.toml").read_text()
+    assert (home / "policy.toml") == Path(told["path"])
+    assert 'command = ["python", "train.py", "--epochs", "3"]' in text
+    assert said(capsys, "check", "policy.toml")["policy"] == "my/train"
+    # With every commented line of TOML in force it is sound too, but for the values that are to be filled in.
+    full = re.sub(r"^# (?=\[|\w+ = )", "", text, flags=re.M)
+    full = full.replace('previous = "sha256:..."', "")
+    keys = [said(capsys, "key", f"{name}.key")["public"] for name in ("alice", "bob")]
+    for key in keys:
+        full = full.replace("MFkw...", key, 1)
+    (home / "full.toml").write_text(full)
+    assert said(capsys, "check", "full.toml")["owners"] == ["alice", "bob"]
+    assert said(capsys, "init", "--", "python", "train.py", status=2)["error"].endswith("file exists")
+    assert said(capsys, "init", status=2)["hint"] == "strongroom policy init -- python train.py"
+    assert said(capsys, "init", "--out", "elsewhere/policy.toml", "--", "python", "train.py", status=2)
+
+
+def test_check_says_each_problem_by_line_and_key(capsys, home):
+    said(capsys, "init", "--", "python", "train.py")
+    text = (home / "policy.toml").read_text().replace('role = "program"', 'rol = "job"')
+    (home / "policy.toml").write_text(text)
+    line = text[: text.index("rol = ")].count("\n") + 1
+    told = said(capsys, "check", "policy.toml", status=11)
+    found = {each["key"]: (each["line"], each["hint"]) for each in told["problems"]}
+    assert (found["policy.rol"], told["valid"], told["exit_status"]) == ((line, "did you mean role?"), False, 11)
+    assert set(found) == {"policy.rol", "policy.role"}
+    assert main(["policy", "check", "policy.toml"]) == 11
+    out, err = capsys.readouterr()
+    assert f"policy.toml:{line}: policy: unknown key 'rol'; known here: " in out
+    assert "policy.toml: 2 problems" in err
+    (home / "bad.toml").write_text("a = 1\nb = [\n")
+    assert said(capsys, "check", "bad.toml", status=11)["problems"][0]["line"] == 2
+    (home / "bad.toml").write_bytes(b"\xff")
+    assert said(capsys, "check", "bad.toml", status=11)["code"] == "policy"
+
+
+def test_the_schema_is_printed(capsys):
+    assert said(capsys, "schema") == SCHEMA
+    assert not is_valid({}, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["history", "train"],
+        ["history", "acme/train", "--pinned", "abc"],
+        ["diff", "policy.toml", "policy.toml", "--cas", "https://127.0.0.1:1"],
+        ["apply", "missing.toml"],
+        ["apply", "policy.toml", "--cas", "https://127.0.0.1:1"],
+        ["apply", "policy.toml", "--signatures", "missing"],
+    ],
+)
+def test_wrong_usage_is_said(capsys, words):
+    main(["policy", "init", "--", "python", "train.py"])
+    assert said(capsys, *words, status=2)["code"] == "usage"
+
+
+def test_the_administrator_s_key_is_enough_where_there_are_no_owners(capsys, home):
+    main(["policy", "init", "--", "python", "train.py"])
+    assert said(capsys, "apply", "policy.toml")["version"] == 1
+    assert said(capsys, "sign", "policy.toml", status=42)
+    assert main(["policy"]) == 2
