@@ -81,7 +81,7 @@ def verify_snp(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     certified = {name: _number(leaf, _TCB[name]) for name in tcb}
     if certified != tcb:
         raise VerificationError(
-            f"{report.signing_key}: certified for {_versions(certified)}, but the report says {_versions(tcb)}",
+            f"{report.signing_key}: certified for TCB {_versions(certified)}, but the report says {_versions(tcb)}",
             hint="a key is certified for one TCB: get the certificate for the report's",
         )
     hardware_id = _chip(leaf, report, product)
