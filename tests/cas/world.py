@@ -19,6 +19,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import CasAddress, EnclaveSession, OwnerClient, running_cas
 from strongroom.cas.client import cas_expectation, dial_cas, split_address
+from strongroom.cas.completion import Complete
 from strongroom.cas.log_note import WitnessKey
 from strongroom.cas.policy import Policy
 from strongroom.cas.session import _provisions
@@ -93,11 +94,17 @@ class Cas:
 
 
 @contextmanager
-def cas_in(directory: Path, clock: Clock | None = None, *, witnesses: Sequence[WitnessKey] = ()) -> Iterator[Cas]:
+def cas_in(
+    directory: Path,
+    clock: Clock | None = None,
+    *,
+    witnesses: Sequence[WitnessKey] = (),
+    complete: Complete | None = None,
+) -> Iterator[Cas]:
     """A CAS with its state in that directory, and a vendor beside it; a second time it finds both again."""
     clock = clock or Clock(time.time())
     vendor = SimulatedVendor.open(directory / "vendor", now=int(clock.now))
-    with running_cas(directory / "cas", witnesses=witnesses, clock=clock) as address:
+    with running_cas(directory / "cas", witnesses=witnesses, complete=complete, clock=clock) as address:
         yield Cas(directory / "cas", address, vendor, clock)
 
 

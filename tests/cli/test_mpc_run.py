@@ -256,6 +256,11 @@ def test_certificates_that_are_missing_or_another_party_s(program, tmp_path, cap
         (["run", "--rank", "D", "--sockets", ".", "--settings", "frac=99", "PROGRAM"], "fractional bits: got 99"),
         (["run", "--enclave", "PROGRAM"], "--enclave: is for the dealer alone"),
         (["run", "--dealer-policy", "x", "PROGRAM"], "--dealer-policy: is for one party of three"),
+        (["run", "--endorsements", "x", "PROGRAM"], "--endorsements: is for one party of three"),
+        (
+            ["run", "--rank", "P0", "--sockets", ".", "--endorsements", "x", "PROGRAM"],
+            "--endorsements: are for appraising",
+        ),
         (["run", "--rank", "P0", "--sockets", ".", "--enclave", "PROGRAM"], "--enclave: is for the dealer"),
         (["run", "--rank", "D", "--sockets", ".", "--dealer-policy", "x", "PROGRAM"], "--dealer-policy: is for the"),
         (["run", "--rank", "D", "--sockets", ".", "--dealer-enclave", "PROGRAM"], "--dealer-enclave: is for three"),

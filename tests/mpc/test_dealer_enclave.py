@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -194,6 +194,25 @@ def forged(vendor, *, nonce=None, key=None, server="P0", kind=Kind.SESSION, role
 def test_evidence_for_another_nonce_key_server_kind_or_role_is_refused(vendor, reference, lie):
     assert outcomes(forged(vendor), reference)[1] is None
     assert isinstance(outcomes(forged(vendor, **lie), reference)[0], BindingError)
+
+
+def test_a_server_completes_evidence_that_comes_without_endorsements(vendor, reference):
+    whole = SimulatedAttester(vendor, THIS)
+
+    class Bare:
+        def evidence(self, bound):
+            return replace(whole.evidence(bound), endorsements=b"")
+
+    def complete(evidence, now):
+        assert evidence.endorsements == b""
+        return replace(evidence, endorsements=whole.evidence(bytes(64)).endorsements)
+
+    def server(stream):
+        return appraise_dealer(stream, 0, reference, now=lambda: int(time.time()), complete=complete)
+
+    assert isinstance(outcomes(showing(Bare()), reference)[0], VerificationError)
+    found, told = channel(showing(Bare()), server)
+    assert (found.measurement, told) == (reference.measurements[0], None)
 
 
 def test_evidence_relayed_from_another_channel_is_refused(vendor, reference):

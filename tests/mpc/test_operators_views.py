@@ -19,7 +19,7 @@ VIEWS = [
     lambda x, a, b: x.chunk(2, a % x.ndim)[-1],
     lambda x, a, b: x.select(a % x.ndim, b % x.shape[a % x.ndim]) if x.ndim > 1 else x,
     lambda x, a, b: x.narrow(a % x.ndim, 0, max(1, x.shape[a % x.ndim] - 1)),
-    lambda x, a, b: x.squeeze(),
+    lambda x, a, b: x.squeeze() if x.numel() > 1 else x,  # what has no dimension has no length
     lambda x, a, b: x.view(-1) if x.is_contiguous() else x.movedim(0, -1),
     lambda x, a, b: x.diagonal() if x.ndim > 1 else x,
     lambda x, a, b: x.unbind(0)[a % len(x)] if x.ndim > 1 else x,

@@ -160,6 +160,7 @@ def test_every_mask_is_fresh(name):
     assert any(len(once) >= LEAST for once, _ in (*frames[0], *frames[1])), "nothing to see"
     for once, again in (*frames[0], *frames[1]):
         check_frames(once, again)
+    assert all(uniform(payload) for payload in of_dealer[0] if len(payload) >= LEAST), "what was dealt"
     dealt = words(b"".join(b"".join(frames)[:MOST] for frames in of_dealer))
     assert len(np.unique(dealt)) == len(dealt), "a word was dealt twice"
     for ours, theirs in zip(*frames, strict=True):

@@ -3,13 +3,15 @@
 1. Simulated: only under the very vendor root that the policy names. A device under another root than its maker's is
    simulated.
 2. Debug: never. Migratable, and other weaknesses of an enclave's isolation: only those that the policy lists.
-3. The TEE is one that the policy lists, under its own vendor's root.
+3. The TEE is one that the policy lists, under its own vendor's root. A device by itself is no enclave.
 4. The report data is what the verifier computed for this channel, nonce, kind and claims.
 5. The measurement is one that the policy lists; so is the signer, and each register that the policy names.
-6. The platform's TCB status is one that the policy lists, and so is every advisory; its versions are high enough.
+6. The platform's TCB status is one that the policy lists, and so is every advisory; its versions are high enough, of
+   its product where the policy tells them by product. If the policy requires it, revocation was checked throughout.
 7. The processor is one that the policy lists, if it lists any.
 8. The evidence is no older than the policy says. With such a limit, evidence that its vendor does not date is refused.
-9. Each device by steps 1 to 8, under the same report data; there are devices if the policy wants some, and else none.
+9. Each device by steps 1 to 8, under the same report data; there are devices if the policy wants some, as many as it
+   says if it says so, and else none.
 
 The order is part of the contract: the first failure is the one that `appraise` raises. `steps` goes on after it, for a
 person who wants to see them all.
@@ -22,11 +24,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from strongroom.attest.binding import bound_data, difference
+from strongroom.attest.binding import REPORT_DATA_SIZE, bound_data, difference
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import DEVICES
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.verify.anchors import VENDORS
+from strongroom.attest.words import BY_PRODUCT
 from strongroom.crypto import equal
 from strongroom.errors import (
     AttestationError,
@@ -36,6 +39,7 @@ from strongroom.errors import (
     MeasurementError,
     SimulatedEnclaveError,
     TcbError,
+    UsageError,
 )
 
 __all__ = ["AttestationResult", "ReferenceValues", "Step", "appraise", "steps"]
@@ -52,9 +56,9 @@ _ROOTS = {
     "nitro": frozenset({VENDORS.nitro.fingerprint}),
     "nvidia": frozenset({VENDORS.nvidia.fingerprint}),
 }
-# Step 6: whose vendor has a word for the platform's state, and where the policy must say which versions it wants.
+# Step 6: whose vendor has a word for the platform's state. Where it has none, the policy must say which versions it
+# wants.
 _WITH_STATUS = ("sgx", "tdx", "azure-tdx", "simulated")
-_WITH_MINIMUM = ("snp", "azure-snp")
 _NOT_ASKED = "any"
 _NO_ENDORSEMENTS = "verify it with Intel's endorsements: --endorsements, --bundle or --fetch; without them it has none"
 # A vendor's clock may be ahead of the verifier's by this much.
@@ -67,15 +71,22 @@ _ISSUED_BY_APPRAISE = object()
 class AttestationResult:
     """Evidence was verified, appraised, and is what the policy wants. Only `appraise` makes one.
 
-    `appraised_at` is in seconds since 1970, by the verifier's clock; `devices` are the results of its devices.
+    Attributes:
+        tee, measurement, vendor_root, tcb_status: as in `Claims`.
+        appraised_at: seconds since 1970, by the verifier's clock. Two results may be equal though it differs.
+        devices: the results of its devices.
+        weaknesses: those that it has and the policy accepts, ``migratable`` among them.
+        advisories: those that apply to it and the policy accepts.
     """
 
     tee: str
     measurement: str
     vendor_root: str
     tcb_status: str
-    appraised_at: int
+    appraised_at: int = field(compare=False)
     devices: tuple[AttestationResult, ...] = ()
+    weaknesses: tuple[str, ...] = ()
+    advisories: tuple[str, ...] = ()
     _token: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -114,8 +125,12 @@ def appraise(claims: Claims, reference: ReferenceValues, *, expected_report_data
 
     Raises:
         SimulatedEnclaveError, DebugEnclaveError, AttestationError, BindingError, MeasurementError, TcbError,
-        ExpiredError.
+        ExpiredError: that step does not hold.
+        UsageError: `expected_report_data` is not 64 bytes.
     """
+    if not isinstance(expected_report_data, bytes) or len(expected_report_data) != REPORT_DATA_SIZE:
+        got = f"{len(expected_report_data)} bytes" if isinstance(expected_report_data, bytes) else "no bytes"
+        raise UsageError(f"expected_report_data: got {got}, wanted {REPORT_DATA_SIZE}, as binding.report_data gives")
     for step in steps(claims, reference, expected=lambda each: bound_data(each.tee, expected_report_data), now=now):
         if step.error is not None:
             raise step.error
@@ -130,6 +145,8 @@ def _result(claims: Claims, now: int) -> AttestationResult:
         claims.tcb_status,
         now,
         tuple(_result(device, now) for device in claims.devices),
+        claims.all_weaknesses,
+        claims.advisories,
         _ISSUED_BY_APPRAISE,
     )
 
@@ -150,7 +167,13 @@ def steps(
         claims, reference, now: as for `appraise`.
     """
     # 1 to 8
-    yield from _enclave(claims, reference, expected(claims), now)
+    alone = AttestationError(
+        f"{claims.tee} evidence: a device by itself, wanted an enclave",
+        hint="a device keeps nothing for whoever shows it: show its evidence with that of the enclave which uses it, "
+        "and say what is wanted of it in the policy's table reference.devices",
+    )
+    for step in _enclave(claims, reference, expected(claims), now):
+        yield replace(step, error=alone) if step.name == "tee" and claims.tee in DEVICES else step
     # 9
     count, devices = len(claims.devices), reference.devices
     if devices is None:
@@ -164,7 +187,15 @@ def steps(
         f"devices: got none, wanted {_one_of(devices.tees)}",
         hint="show a device's evidence with the enclave's, or take reference.devices out of the policy",
     )
-    yield Step(9, "devices", f"{count or 'none'}", "at least one", None if count else error)
+    if devices.count is not None and count and count != devices.count:
+        error = AttestationError(
+            f"devices: got {count}, wanted {devices.count}",
+            hint="show the evidence of each device, or change count in the policy's reference.devices",
+        )
+        yield Step(9, "devices", f"{count}", f"{devices.count}", error)
+    else:
+        wanted = "at least one" if devices.count is None else f"{devices.count}"
+        yield Step(9, "devices", f"{count or 'none'}", wanted, None if count else error)
     for index, device in enumerate(claims.devices):
         for step in _enclave(device, devices, expected(device), now):
             yield replace(step, device=index)
@@ -183,7 +214,7 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
         f"{claims.tee} enclave: debug is on, wanted off", hint="its memory can be read from outside"
     )
     yield Step(2, "debug", "on" if claims.debug else "off", "off", debug if claims.debug else None)
-    weaknesses = [*claims.weaknesses, *(["migratable"] if claims.migratable else [])]
+    weaknesses = claims.all_weaknesses
     unwanted = [each for each in weaknesses if each not in reference.weaknesses_allowed]
     wanted = _one_of(reference.weaknesses_allowed, "none")
     weak = AttestationError(
@@ -303,23 +334,56 @@ def _tcb(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
     )
     allowed = _one_of(reference.advisories_allowed, "none")
     yield Step(6, "advisories", ", ".join(claims.advisories) or "none", allowed, advisories if unknown else None)
-    minimum = reference.minimum_tcb.get(claims.tee)
-    if minimum is None and claims.tee in _WITH_MINIMUM:
-        missing = TcbError(
+    yield from _versions(claims, reference)
+    yield _revocation(claims, reference)
+
+
+def _versions(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
+    """Those that the policy tells for that kind and product. AMD's have all that the product counts, or are refused."""
+    floors = reference.floors(claims.tee)
+    minimum = floors.get(claims.product) or floors.get("", {})
+    told = ", ".join(f"{name} {version}" for name, version in claims.tcb.items()) or "none"
+    if floors and not minimum:
+        other = TcbError(
+            f"minimum tcb: the policy has none for {claims.product or 'an unknown product'} of {claims.tee}, "
+            f"but for {', '.join(floors)}",
+            hint=f"add minimum_tcb.{claims.tee}.{claims.product}: the lowest versions of that product to accept",
+        )
+        yield Step(6, "minimum tcb", f"{claims.product or 'unknown'}: {told}", " or ".join(floors), other)
+    missing = [name for name in claims.tcb if name not in minimum] if claims.tee in BY_PRODUCT else []
+    if not floors and claims.tee in BY_PRODUCT:
+        none = TcbError(
             f"minimum tcb: the policy has none for {claims.tee}",
             hint=f"add minimum_tcb.{claims.tee}: the lowest security versions to accept; "
             "`strongroom attest appraise --draft-policy` writes those of this evidence",
         )
-        told = ", ".join(f"{name} {version}" for name, version in claims.tcb.items())
-        yield Step(6, "minimum tcb", told or "none", "the policy's minimum_tcb, which it lacks", missing)
-    for name, lowest in (minimum or {}).items():
+        yield Step(6, "minimum tcb", told, "the policy's minimum_tcb, which it lacks", none)
+    elif minimum and missing:
+        less = TcbError(
+            f"minimum tcb: the policy has none of {', '.join(missing)}, which {claims.product} counts",
+            hint=f"say it for that product, in minimum_tcb.{claims.tee}.{claims.product}",
+        )
+        yield Step(6, "minimum tcb", told, f"all of {', '.join(claims.tcb)}", less)
+    for name, lowest in minimum.items():
         got = claims.tcb.get(name)
         old = TcbError(
             f"tcb {name}: got {'none' if got is None else got}, wanted at least {lowest}",
             hint=_old(claims, name),
         )
-        told = "none" if got is None else str(got)
-        yield Step(6, f"tcb {name}", told, f"at least {lowest}", old if got is None or got < lowest else None)
+        has = "none" if got is None else str(got)
+        yield Step(6, f"tcb {name}", has, f"at least {lowest}", old if got is None or got < lowest else None)
+
+
+def _revocation(claims: Claims, reference: ReferenceValues) -> Step:
+    got = claims.revocation
+    if not reference.revocation_required:
+        return Step(6, "revocation", got, _NOT_ASKED)
+    error = TcbError(
+        f"revocation: got {got}, wanted every list of those who issued its certificates",
+        hint="`strongroom attest endorsements fetch` gets them from the vendor; give them with the evidence "
+        "(--fetch, --bundle or --endorsements)",
+    )
+    return Step(6, "revocation", got, "checked", None if claims.revocation_checked else error)
 
 
 def _old(claims: Claims, name: str) -> str:

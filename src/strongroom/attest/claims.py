@@ -47,6 +47,8 @@ class Claims:
         tcb: security version numbers by the vendor's names, such as ``{"snp": 22, "microcode": 213}``.
         migratable: whether the enclave can be moved to another machine by an agent that the claims do not measure.
         weaknesses: what else takes from its isolation, in the words of docs/spec/evidence.md, such as ``sept-ve``.
+        revocation: whether certificates that this evidence rests on are known not to be revoked: ``checked`` by a list
+            of each issuer that makes one, ``partly``, ``not checked``; or ``none: `` and why there are no lists.
         issued_at: when the evidence was made by the vendor's own clock, seconds since 1970; None if it has no clock.
         attributes: whatever else a person or a policy may want to see, by name.
         devices: claims of devices under the same report data.
@@ -66,9 +68,20 @@ class Claims:
     tcb: Mapping[str, int] = field(default_factory=dict)
     migratable: bool = False
     weaknesses: tuple[str, ...] = ()
+    revocation: str = "not checked"
     issued_at: int | None = None
     attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
     devices: tuple[Claims, ...] = ()
+
+    @property
+    def all_weaknesses(self) -> tuple[str, ...]:
+        """`weaknesses`, and ``migratable`` if it is."""
+        return (*self.weaknesses, *(["migratable"] if self.migratable else []))
+
+    @property
+    def revocation_checked(self) -> bool:
+        """Whether all was checked that can be."""
+        return self.revocation == "checked" or self.revocation.startswith("none: ")
 
 
 def registers_measurement(registers: Mapping[str, bytes | str]) -> str:

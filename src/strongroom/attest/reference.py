@@ -7,9 +7,20 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from strongroom.attest.evidence import DEVICES, TEES
+from strongroom.attest.evidence import DEVICES, MAX_DEVICES, TEES
 from strongroom.attest.verify.anchors import VENDORS, Anchors
-from strongroom.attest.words import HARDWARE_IDS, INTEL_STATUSES, REGISTERS, SIGNERS, VERSIONS, WEAKNESSES, Sizes
+from strongroom.attest.words import (
+    AMD_VERSIONS,
+    BY_PRODUCT,
+    COMMON_AMD_VERSIONS,
+    HARDWARE_IDS,
+    INTEL_STATUSES,
+    REGISTERS,
+    SIGNERS,
+    VERSIONS,
+    WEAKNESSES,
+    Sizes,
+)
 from strongroom.errors import PolicyError
 
 _ROOT_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -39,7 +50,9 @@ class ReferenceValues:
         allow_simulated: ``sha256:<hex>`` of the one simulated vendor root to accept. A simulated enclave or device
             protects nothing against its machine's owner. For an enclave, `simulated` must be among `tees` as well.
         minimum_tcb: for each tee, the lowest security version numbers to accept, by the vendor's names, as in
-            `Claims.tcb`. `snp` and `azure-snp` need theirs: AMD has no word for a platform that is up to date.
+            `Claims.tcb`. `snp` and `azure-snp` need theirs, with all that AMD counts (`words.AMD_VERSIONS`): it has no
+            word for a platform that is up to date. As it counts each product's by themselves, they may instead be
+            tables by `Claims.product`, and then other products are refused.
         signers: as in `Claims.signer`: one of them must have signed what was loaded.
         registers: of each register named, the values to accept.
         hardware_ids: the processors to accept, as in `Claims.hardware_id`.
@@ -47,7 +60,10 @@ class ReferenceValues:
             SubjectPublicKeyInfo.
         weaknesses_allowed: from `words.WEAKNESSES`, those that the policy's author has judged.
         maximum_age: seconds that evidence may be old. With it, evidence that its vendor does not date is refused.
+        revocation_required: refuse evidence whose certificates can be revoked, if not every list that says so was
+            checked (`Claims.revocation`). Else lists are obeyed where they came along, which is as the prover likes.
         devices: what every device must be. If None, no device may be shown; else at least one must.
+        count: of `devices` alone: exactly how many must be shown.
 
     Raises:
         PolicyError: a value is not of that form, or a word or a length that evidence of these `tees` never has
@@ -59,14 +75,23 @@ class ReferenceValues:
     tcb_statuses: tuple[str, ...] = ("UpToDate",)
     advisories_allowed: tuple[str, ...] = ()
     allow_simulated: str | None = None
-    minimum_tcb: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    minimum_tcb: Mapping[str, Mapping[str, int] | Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     signers: tuple[str, ...] | None = None
     registers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     hardware_ids: tuple[str, ...] | None = None
     tpm_roots: tuple[str, ...] = ()
     weaknesses_allowed: tuple[str, ...] = ()
     maximum_age: int | None = None
+    revocation_required: bool = False
     devices: ReferenceValues | None = None
+    count: int | None = None
+
+    def floors(self, tee: str) -> Mapping[str, Mapping[str, int]]:
+        """`minimum_tcb` of that kind by product; by the empty string where it is for all products alike."""
+        versions = self.minimum_tcb.get(tee) or {}
+        tables = {name: value for name, value in versions.items() if isinstance(value, Mapping)}
+        numbers = {name: value for name, value in versions.items() if not isinstance(value, Mapping)}
+        return tables | ({"": numbers} if numbers else {})
 
     @property
     def anchors(self) -> Anchors:
@@ -140,22 +165,66 @@ class ReferenceValues:
         for tee, versions in self.minimum_tcb.items():
             if tee not in TEES or not isinstance(versions, Mapping) or not versions:
                 raise PolicyError(f"minimum_tcb.{tee}: wanted a table of numbers for one of {', '.join(TEES)}")
-            for name, version in versions.items():
-                if name not in VERSIONS.get(tee, ()):
-                    known = VERSIONS.get(tee, ())
-                    raise PolicyError(
-                        f"minimum_tcb.{tee}.{name[:40]}: no version of {tee}, wanted some of "
-                        f"{', '.join(known) or 'none: it tells none'}",
-                        hint=_suggestion(name, known),
-                    )
-                if type(version) is not int or version < 0:
-                    raise PolicyError(f"minimum_tcb.{tee}.{name}: got {_short(version)}, wanted a number")
+            if tee in BY_PRODUCT and any(isinstance(value, Mapping) for value in versions.values()):
+                for product, table in versions.items():
+                    if product not in AMD_VERSIONS or not isinstance(table, Mapping):
+                        raise PolicyError(
+                            f"minimum_tcb.{tee}.{_short(product)}: next to tables by product, wanted one of "
+                            f"{', '.join(AMD_VERSIONS)}, and a table of numbers for it"
+                        )
+                    _check_versions(f"minimum_tcb.{tee}.{product}", table, AMD_VERSIONS[product], AMD_VERSIONS[product])
+            else:
+                needed = COMMON_AMD_VERSIONS if tee in BY_PRODUCT else ()
+                _check_versions(f"minimum_tcb.{tee}", versions, VERSIONS.get(tee, ()), needed)
         age = self.maximum_age
         if age is not None and (type(age) is not int or age <= 0):
             raise PolicyError(f"maximum_age: got {_short(age)}, wanted seconds, at least 1")
+        if type(self.revocation_required) is not bool:
+            raise PolicyError(f"revocation_required: got {_short(self.revocation_required)}, wanted true or false")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        of_devices = set(self.tees) & set(DEVICES)
+        if of_devices and of_devices != set(self.tees):
+            raise PolicyError(
+                f"tees: got {', '.join(self.tees)}, wanted kinds of enclaves or of devices",
+                hint="what a policy wants of devices is its table devices",
+            )
+        if self.count is not None:
+            if type(self.count) is not int or not 1 <= self.count <= MAX_DEVICES:
+                raise PolicyError(f"count: got {_short(self.count)}, wanted how many devices, 1 to {MAX_DEVICES}")
+            if not of_devices:
+                raise PolicyError(f"count: got {self.count} for {', '.join(self.tees) or 'no kind'}, wanted devices")
         devices = self.devices
-        if devices is not None and (not devices.tees or set(devices.tees) - set(DEVICES) or devices.devices):
-            raise PolicyError(f"devices.tees: got {_short(devices.tees)}, wanted some of {', '.join(DEVICES)}")
+        if devices is None:
+            return
+        if not isinstance(devices, ReferenceValues):
+            raise PolicyError(f"devices: got {_short(devices)}, wanted reference values")
+        if of_devices or not devices.tees or set(devices.tees) - set(DEVICES) or devices.devices:
+            got = "a device's own devices" if of_devices else _short(devices.tees)
+            raise PolicyError(f"devices.tees: got {got}, wanted some of {', '.join(DEVICES)}")
+
+
+def _check_versions(
+    path: str, versions: Mapping[str, object], known: Collection[str], needed: Collection[str]
+) -> None:
+    """Whether a table of lowest versions names such as are known, and all that are needed."""
+    for name, version in versions.items():
+        if name not in known:
+            raise PolicyError(
+                f"{path}.{str(name)[:40]}: no version of {path.partition('.')[2]}, wanted some of "
+                f"{', '.join(known) or 'none: it tells none'}",
+                hint=_suggestion(str(name), known),
+            )
+        if type(version) is not int or version < 0:
+            raise PolicyError(f"{path}.{name}: got {_short(version)}, wanted a number")
+    missing = [name for name in needed if name not in versions]
+    if missing:
+        raise PolicyError(
+            f"{path}: lacks {', '.join(missing)}, wanted all of {', '.join(needed)}",
+            hint="what is not named would be accepted however old: "
+            "`strongroom attest appraise --draft-policy` writes those of a machine",
+        )
 
 
 def _check_words(name: str, values: Iterable[str], known: Collection[str]) -> None:

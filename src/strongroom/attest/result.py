@@ -10,8 +10,8 @@ until the token expires, and for the claims and the policy that it names.
 
 The trustworthiness vector has the values of draft-ietf-rats-ar4si-10, section 2.3.4: `executables` 3 (approved ones
 were loaded at boot: evidence says nothing of later), `hardware` 2 (genuine), 32 (genuine, with vulnerabilities that the
-policy's author accepted) or 97 (not recognised: simulated), `runtime-opaque` 2 (encrypted, and closed to the machine's
-owner) or 96 (open to it).
+policy's author accepted: a TCB status, weaknesses or advisories) or 97 (not recognised: simulated), `runtime-opaque` 2
+(encrypted, and closed to the machine's owner) or 96 (open to it). A value that a weakness puts in doubt is left out.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ DEVELOPER = "Strongroom"
 ENCLAVE = "enclave"
 
 _ABOUT = ("tee", "measurement", "vendor_root", "tcb_status")
+_FLAWS = ("weaknesses", "advisories")  # only where there are any
+_MAX_FLAWS = 1024
+# With these somebody else than the enclave may read it, or it is not known who may.
+_NOT_OPAQUE = frozenset({"migratable", "sept-ve", "attribute-bits", "vmpl", "policy-bits"})
+# With these its registers say nothing certain of what was loaded.
+_NOT_MEASURED = frozenset({"pcr-sha1", "pcr-resettable"})
 _TEXTS = ("issuer", "policy", "policy_digest", "claims", *_ABOUT, "build")
 _TEXT = re.compile(r"(?s:.+)")
 _FORMS = {
@@ -78,6 +84,8 @@ class DeviceStatement:
     measurement: str
     vendor_root: str
     tcb_status: str = ""
+    weaknesses: tuple[str, ...] = ()
+    advisories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class ResultStatement:
         policy, policy_digest: under which policy it was appraised, ``namespace/name``, and which version of it.
         fresh: the nonce, or the digest of the time token, that the evidence was bound to.
         claims: the SHA-256, in hexadecimal digits, of the claims that the evidence was bound to.
-        tee, measurement, vendor_root, tcb_status: as in `AttestationResult`.
+        tee, measurement, vendor_root, tcb_status, weaknesses, advisories: as in `AttestationResult`.
         devices: of each, the same.
         build: which software says it.
     """
@@ -107,6 +115,8 @@ class ResultStatement:
     vendor_root: str
     tcb_status: str = ""
     devices: tuple[DeviceStatement, ...] = ()
+    weaknesses: tuple[str, ...] = ()
+    advisories: tuple[str, ...] = ()
     build: str = f"strongroom {__version__}"
 
     @classmethod
@@ -134,7 +144,12 @@ class ResultStatement:
             result.measurement,
             result.vendor_root,
             result.tcb_status,
-            tuple(DeviceStatement(d.tee, d.measurement, d.vendor_root, d.tcb_status) for d in result.devices),
+            tuple(
+                DeviceStatement(d.tee, d.measurement, d.vendor_root, d.tcb_status, d.weaknesses, d.advisories)
+                for d in result.devices
+            ),
+            result.weaknesses,
+            result.advisories,
         )
 
 
@@ -229,17 +244,25 @@ def _appraisal(
         "ear_status": _TIERS[tier],
         "ear_trustworthiness_vector": vector,
         "ear_appraisal_policy_ids": policies,
-        "ear_attester_claims": {**{name: getattr(statement, name) for name in _ABOUT}, **more},
+        "ear_attester_claims": {
+            **{name: getattr(statement, name) for name in _ABOUT},
+            **{name: list(getattr(statement, name)) for name in _FLAWS if getattr(statement, name)},
+            **more,
+        },
     }
 
 
 def _vector(statement: ResultStatement | DeviceStatement) -> dict[str, int]:
     if is_simulated(statement.tee, statement.vendor_root):
         return {"executables": 3, "hardware": 97, "runtime-opaque": 96}
-    hardware = 2 if statement.tcb_status in ("", "UpToDate") else 32
+    flawed = statement.tcb_status not in ("", "UpToDate") or statement.weaknesses or statement.advisories
     # A TPM measures a machine whose memory lies open to its owner, a device's report says nothing of its memory.
-    opaque = {} if statement.tee in ("tpm", *DEVICES) else {"runtime-opaque": 2}
-    return {"executables": 3, "hardware": hardware, **opaque}
+    closed = statement.tee not in ("tpm", *DEVICES) and not _NOT_OPAQUE.intersection(statement.weaknesses)
+    return {
+        **({} if _NOT_MEASURED.intersection(statement.weaknesses) else {"executables": 3}),
+        "hardware": 32 if flawed else 2,
+        **({"runtime-opaque": 2} if closed else {}),
+    }
 
 
 def _statement(claims: Mapping[str, Any]) -> ResultStatement:
@@ -267,7 +290,11 @@ def _statement(claims: Mapping[str, Any]) -> ResultStatement:
 
 
 def _about(appraisal: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: appraisal["ear_attester_claims"][name] for name in _ABOUT}
+    claims = appraisal["ear_attester_claims"]
+    flaws = {name: claims.get(name, []) for name in _FLAWS}
+    if not all(isinstance(each, list) for each in flaws.values()):
+        raise TypeError("wanted lists")
+    return {name: claims[name] for name in _ABOUT} | {name: tuple(each) for name, each in flaws.items()}
 
 
 def _checked(statement: ResultStatement, error: type[UsageError] | type[VerificationError]) -> ResultStatement:
@@ -276,6 +303,14 @@ def _checked(statement: ResultStatement, error: type[UsageError] | type[Verifica
             value, form = getattr(one, name), _FORMS.get(name, _TEXT)
             if not isinstance(value, str) or not form.fullmatch(value):
                 raise error(f"attestation result: got {name} {value!r:.100}, wanted {form.pattern}")
+        for name in _FLAWS:
+            flaws = getattr(one, name)
+            if (
+                not isinstance(flaws, tuple)
+                or len(flaws) > _MAX_FLAWS
+                or not all(isinstance(each, str) and each for each in flaws)
+            ):
+                raise error(f"attestation result: {name}: wanted at most {_MAX_FLAWS} words")
     if not isinstance(statement.fresh, bytes) or len(statement.fresh) != FRESH_SIZE:
         raise error(f"attestation result: wanted a nonce of {FRESH_SIZE} bytes")
     return statement

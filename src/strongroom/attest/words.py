@@ -83,15 +83,23 @@ REGISTERS: Mapping[str, Mapping[str, Sizes]] = {
 
 _INTEL_VERSIONS = ("qe", "pce", "evaluation")
 _TDX_VERSIONS = ("module", "module_major", "seam_patch", *_INTEL_VERSIONS)
-_AMD_VERSIONS = ("bootloader", "tee", "snp", "microcode", "fmc")
+COMMON_AMD_VERSIONS = ("bootloader", "tee", "snp", "microcode")
+AMD_VERSIONS: Mapping[str, tuple[str, ...]] = {
+    "Milan": COMMON_AMD_VERSIONS,
+    "Genoa": COMMON_AMD_VERSIONS,
+    "Turin": (*COMMON_AMD_VERSIONS, "fmc"),
+}
+"""Of each product of AMD's, which counts them by themselves: all of a TCB version (`parse/snp.py`)."""
+BY_PRODUCT = ("snp", "azure-snp")
+"""Kinds whose lowest versions may be told by product."""
 
 VERSIONS: Mapping[str, tuple[str, ...]] = {
     "sgx": ("isvsvn", "configsvn", *_INTEL_VERSIONS),
     "tdx": _TDX_VERSIONS,
     "simulated": _TDX_VERSIONS,
     "azure-tdx": _TDX_VERSIONS,
-    "snp": _AMD_VERSIONS,
-    "azure-snp": _AMD_VERSIONS,
+    "snp": AMD_VERSIONS["Turin"],
+    "azure-snp": AMD_VERSIONS["Turin"],
     "tpm": ("firmware",),
 }
 """`Claims.tcb`; kinds that are not there tell no versions."""

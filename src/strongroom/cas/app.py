@@ -47,7 +47,7 @@ from strongroom.attest.result import key_set
 from strongroom.attest.token import verify_token
 from strongroom.attest.verify import verify
 from strongroom.cas.authority import Authority
-from strongroom.cas.completion import Complete, Completion
+from strongroom.cas.completion import Complete, Completion, carries_less
 from strongroom.cas.lineage import statements
 from strongroom.cas.log_api import LogApi, hold, number
 from strongroom.cas.log_note import WitnessKey
@@ -269,10 +269,13 @@ class _Cas:
             raise BindingError("nonce: none was asked for on this connection, or it was used already", hint=_AGAIN)
         claims_bytes = bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
-        name, role = text_field(claims, "policy"), text_field(claims, "role")
-        evidence = await self._completed(_evidence(body), self._store.policy(name))
+        policy, evidence = self._store.policy(text_field(claims, "policy")), _evidence(body)
+        role = text_field(claims, "role")
+        if carries_less(evidence):
+            evidence = await self._completed(evidence, policy)
+            policy = self._store.policy(policy.name)  # there may be a new version by now
         # 4
-        policy, now = self._store.policy(name), self._now()
+        now = self._now()
         binder = tls.export(EXPORTER_LABEL, role.encode())
         expected = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims_bytes)
         with self._recorded_if_refused(policy, now):
@@ -362,9 +365,11 @@ class _Cas:
             )
         token, claims_bytes = text_field(body, "time_token"), bytes_field(body, "claims")
         claims = parse_canonical(claims_bytes)
-        shown = _evidence(body)
-        evidence = await self._completed(shown, policy)
-        policy, now = self._attested_policy(request), self._now()
+        evidence = shown = _evidence(body)
+        if carries_less(shown):
+            evidence = await self._completed(shown, policy)
+            policy = self._attested_policy(request)
+        now = self._now()
         with self._recorded_if_refused(policy, now):
             verify_token(token, self._authority.identity.key.public, TIME_TOKEN, now=now)
             fresh = digest(token.encode("ascii"))

@@ -6,8 +6,8 @@ by the rules of `attest/endorsements/complete.py`; `verify` trusts them no more 
 - It happens in threads of its own, few at once, each waited for within a limit: a vendor that is slow or down keeps up
   nobody whose evidence does not need it.
 - Evidence that carries all that there is, such as a simulated enclave's, starts no thread.
-- Somebody who has no evidence can still make the CAS ask, with a quote that was seen elsewhere; that costs others no
-  more than those few threads.
+- Whoever reaches the CAS can make it ask, with a quote seen elsewhere or a report made up; that takes those few
+  threads, and nothing else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ _CARRY_ALL = frozenset({"simulated", "nitro", "tpm"})
 _log = logging.getLogger("strongroom.cas")
 
 Complete = Callable[[Evidence, int], Evidence]
-"""From evidence, and the moment in seconds since 1970, to that evidence with endorsements. Raises as `endorsements_for`."""
+"""From evidence, and the moment in seconds since 1970, to that evidence completed; raises as `endorsements_for`."""
+
+
+def carries_less(evidence: Evidence) -> bool:
+    """Whether verifying it takes what it may lack."""
+    return any(each.tee not in _CARRY_ALL for each in (evidence, *evidence.devices))
 
 
 class Completion:
@@ -57,7 +62,7 @@ class Completion:
             AttestationError, FormatError: as `endorsements_for`; or nothing completes it and it has none.
             CasError: they could not be had, or not in time.
         """
-        if all(each.tee in _CARRY_ALL for each in (evidence, *evidence.devices)):
+        if not carries_less(evidence):
             return evidence
         if self._complete is None:
             if evidence.tee in ("sgx", "tdx") and not evidence.endorsements:
@@ -77,7 +82,7 @@ class Completion:
         except (ChannelError, UsageError) as error:
             raise CasError(
                 f"endorsements: {error.message}",
-                hint=error.hint or "attest again in a while; a CAS that has a bundle (--endorsements) need ask nobody",
+                hint="attest again in a while; a CAS that has a bundle (--endorsements) need ask nobody",
             ) from error
 
     def _in_thread(self, complete: Complete, evidence: Evidence, now: int) -> asyncio.Future[Evidence]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from strongroom.attest.reference import ReferenceValues
@@ -11,6 +11,7 @@ from strongroom.cas.owners import Owners
 from strongroom.cas.policy import Policy, Program, SecretRule, VaultRule
 
 Effect = Literal["more", "less", "other"]
+Floors = Mapping[str, Mapping[str, int]]
 _ACCESS = {"read-only": "only read", "read-write": "read and write", "mirror": "write as its mirror"}
 
 
@@ -79,13 +80,25 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
     for name in sorted({*old.registers, *new.registers}):
         yield from _asked(old.registers.get(name), new.registers.get(name), f"{path}.registers.{name}")
     for tee in sorted({*old.minimum_tcb, *new.minimum_tcb}):
-        before, after = old.minimum_tcb.get(tee, {}), new.minimum_tcb.get(tee, {})
-        for name in sorted({*before, *after}):
-            yield from _least(before.get(name), after.get(name), f"{path}.minimum_tcb.{tee}.{name}")
+        yield from _floors(old.floors(tee), new.floors(tee), f"{path}.minimum_tcb.{tee}")
     if old.maximum_age != new.maximum_age:
         longer = new.maximum_age is None or (old.maximum_age is not None and new.maximum_age > old.maximum_age)
         was, now = ("any" if age is None else f"{age} s" for age in (old.maximum_age, new.maximum_age))
         yield Change(f"{path}.maximum_age", "more" if longer else "less", f"was {was}, is {now}")
+    if old.revocation_required != new.revocation_required:
+        yield Change(
+            f"{path}.revocation_required",
+            "less" if new.revocation_required else "more",
+            "certificates count only if they are known not to be revoked"
+            if new.revocation_required
+            else "certificates count if nobody shows that they are revoked",
+        )
+    if old.count != new.count:
+        more = new.count is None
+        was, now = ("any number of devices" if each is None else f"{each} devices" for each in (old.count, new.count))
+        yield Change(
+            f"{path}.count", "more" if more else "less" if old.count is None else "other", f"was {was}, is {now}"
+        )
     simulated = (old.allow_simulated, new.allow_simulated)
     if simulated[0] != simulated[1]:
         if simulated[1] is None:
@@ -102,6 +115,24 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
             "no device may be shown" if new.devices is None else "at least one device must be shown, and each must fit"
         )
         yield Change(f"{path}.devices", "other", text)
+
+
+def _floors(old: Floors, new: Floors, key: str) -> Iterator[Change]:
+    """The lowest versions by product. Where tables by product take the place of numbers for all, or the reverse, one
+    cannot say of what products there are whether more or less is accepted."""
+    for product in sorted({*old, *new}):
+        before, after = old.get(product), new.get(product)
+        at = f"{key}.{product}" if product else key
+        if product and old and new and (before is None or after is None) and "" not in {*old, *new}:
+            yield Change(
+                at, "less" if after is None else "more", "is not accepted any more" if after is None else "is accepted"
+            )
+            continue
+        before, after = before or {}, after or {}
+        for name in sorted({*before, *after}):
+            changes = _least(before.get(name), after.get(name), f"{at}.{name}")
+            mixed = bool(old and new) and ("" in old) != ("" in new)
+            yield from (replace(change, effect="other") if mixed else change for change in changes)
 
 
 def _accepted(old: Iterable[str], new: Iterable[str], key: str) -> Iterator[Change]:

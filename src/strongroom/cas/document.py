@@ -184,6 +184,13 @@ class Table:
             return 1
         return value
 
+    def flag(self, key: str, default: Any = _MISSING) -> bool:
+        value = self.take(key, default)
+        if type(value) is not bool:
+            self.refuse(f"{self.path}.{key}: got {type(value).__name__}, wanted true or false", key)
+            return False
+        return value
+
     def optional_strings(self, key: str) -> tuple[str, ...] | None:
         """None where the key is missing; an empty array is refused as nothing would pass it."""
         return self.strings(key) if key in self.value else self.take(key, None)

@@ -218,13 +218,13 @@ def _check_mounts(top: Table, policy: Policy) -> None:
 
 
 def parse_reference(text: str) -> ReferenceValues:
-    """What a document says that holds a policy's table `[reference]` and nothing else.
+    """What a document says that holds a policy's table `[reference]` and nothing else, or only `devices` of that.
 
     Raises:
         PolicyError: as `parse_policy`.
     """
     top = parse_toml(text)
-    reference = reference_values(top.table("reference"))
+    reference = reference_values(top.table("reference"), alone=True)
     top.finish()
     return reference
 

@@ -84,10 +84,11 @@ def _owners() -> Schema:
 
 
 def _reference() -> Schema:
-    devices = _values("Which devices, each of which must fit.", DEVICES, {})
+    count = _integer(1, MAX_DEVICES, "Exactly how many must be shown.")
+    devices = _values("Which devices, each of which must fit.", DEVICES, {"count": count})
     return _values(
         "Which enclaves are accepted.",
-        TEES,
+        ENCLAVES,
         {
             "tcb_statuses": _array({"enum": list(INTEL_STATUSES)}, "Intel's words for a platform's state."),
             "tpm_roots": _some(_DIGEST, "SHA-256 of root certificates or enrolled keys of TPMs."),
@@ -116,25 +117,41 @@ def _values(what: str, tees: tuple[str, ...], more: Schema) -> Schema:
             "minimum_tcb": {
                 "type": "object",
                 "description": "For each kind, the lowest security versions to accept.",
-                "properties": {tee: _versions(names) for tee, names in VERSIONS.items()},
+                "properties": {
+                    tee: _versions_by_product() if tee in BY_PRODUCT else _versions(names)
+                    for tee, names in VERSIONS.items()
+                },
                 "additionalProperties": False,
             },
             "maximum_age": _integer(1, (1 << 31) - 1, "Seconds that dated evidence may be old."),
-            "allow_simulated": _text(f"|{_DIGEST}", "The one simulated vendor to accept: it protects nothing."),
+            "revocation_required": {"type": "boolean", "description": "Refuse what no revocation list vouches for."},
+            "allow_simulated": _text(_DIGEST, "The one simulated vendor to accept: it protects nothing."),
             **more,
         },
         required=("tees", "measurements"),
     )
 
 
-def _versions(names: tuple[str, ...]) -> Schema:
+def _versions(names: tuple[str, ...], needed: tuple[str, ...] = ()) -> Schema:
     version = _integer(0, (1 << 63) - 1)
     return {
         "type": "object",
         "properties": dict.fromkeys(names, version),
         "additionalProperties": False,
+        **({"required": list(needed)} if needed else {"minProperties": 1}),
+    }
+
+
+def _versions_by_product() -> Schema:
+    """All that AMD counts, for all products alike or for each by itself."""
+    alike = _versions(AMD_VERSIONS["Turin"], COMMON_AMD_VERSIONS)
+    products = {
+        "type": "object",
+        "properties": {product: _versions(names, names) for product, names in AMD_VERSIONS.items()},
+        "additionalProperties": False,
         "minProperties": 1,
     }
+    return {"anyOf": [alike, products]}
 
 
 def _program() -> Schema:

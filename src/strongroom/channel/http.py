@@ -126,7 +126,7 @@ class HttpClient:
         self.close()
 
     def connect(self) -> TlsStream:
-        """The connection, made and checked if there is none."""
+        """The connection, made and checked if there is none; the handshake ends with the first request."""
         if self._stream is None:
             sock = self._dial()
             sock.settimeout(self._timeout)

@@ -41,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--policy", type=Path, metavar="FILE", help="a policy, or a file with its table [reference] only")
     what.add_argument(
-        "--draft-policy", action="store_true", help="print a table [reference] that accepts just this evidence"
+        "--draft-policy",
+        action="store_true",
+        help="print a table [reference] for just this evidence, with its flaws as comments to judge",
     )
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument(

@@ -7,7 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 
 from strongroom.attest.claims import Claims
+from strongroom.attest.evidence import DEVICES
 from strongroom.attest.verify import VENDORS
+from strongroom.attest.verify.revocation import CHECKED
+from strongroom.attest.words import BY_PRODUCT
 
 _WITH_STATUS = ("sgx", "tdx", "azure-tdx", "simulated")
 
@@ -33,6 +36,10 @@ def reference_table(claims: Claims) -> str:
 def _lines(claims: Claims) -> Iterator[str]:
     if claims.debug:
         yield "# THIS EVIDENCE IS OF A DEBUG ENCLAVE: no policy accepts it. Start the enclave without debugging."
+    if claims.tee in DEVICES:
+        yield "# A device by itself is no enclave: put this table into the policy of the enclave that it is shown with."
+        yield from _device(claims)
+        return
     yield "[reference]"
     yield from _common(claims)
     if claims.tee == "tpm":
@@ -47,13 +54,19 @@ def _lines(claims: Claims) -> Iterator[str]:
         yield f"# tcb_statuses = {_list('UpToDate', claims.tcb_status)}"
     yield from _minimum("reference", claims)
     if claims.devices:
-        first = claims.devices[0]
         yield ""
-        yield "[reference.devices]"
-        yield from _common(first, *claims.devices[1:])
-        if first.vendor_root != VENDORS.nvidia.fingerprint:
-            yield from _simulated(first)
-        yield from _minimum("reference.devices", first)
+        yield from _device(*claims.devices)
+
+
+def _device(*claims: Claims) -> Iterator[str]:
+    first = claims[0]
+    yield "[reference.devices]"
+    yield from _common(*claims)
+    yield "# Exactly so many devices, in place of at least one:"
+    yield f"# count = {len(claims)}"
+    if first.vendor_root != VENDORS.nvidia.fingerprint:
+        yield from _simulated(first)
+    yield from _minimum("reference.devices", first)
 
 
 def _common(*claims: Claims) -> Iterator[str]:
@@ -70,6 +83,9 @@ def _common(*claims: Claims) -> Iterator[str]:
         yield _JUDGE
         yield from (f"# {name}: {REASONS[name]}." for name in dict.fromkeys(weaknesses))
         yield f"# weaknesses_allowed = {_list(*weaknesses)}"
+    if first.revocation == CHECKED:
+        yield "# Refuse evidence whose certificates' revocation was not checked, as it was for this one:"
+        yield "# revocation_required = true"
     if first.signer:
         yield f"# signers = {_list(*(each.signer for each in claims))}"
     if first.hardware_id:
@@ -89,7 +105,8 @@ def _minimum(path: str, claims: Claims) -> Iterator[str]:
     if claims.tcb:
         yield ""
         yield "# The lowest versions to accept; raise them as the vendor publishes new ones."
-        yield f"[{path}.minimum_tcb.{claims.tee}]"
+        product = f".{claims.product}" if claims.tee in BY_PRODUCT else ""
+        yield f"[{path}.minimum_tcb.{claims.tee}{product}]"
         yield from (f"{name} = {version}" for name, version in claims.tcb.items())
 
 

@@ -14,6 +14,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from strongroom.attest.appraise import ReferenceValues
+from strongroom.attest.endorsements import bundle, endorsements_for
+from strongroom.attest.evidence import Evidence
 from strongroom.cas.policy import parse_reference
 from strongroom.channel import TlsStream
 from strongroom.cli import output
@@ -38,13 +40,21 @@ _MOST_POLICY: Final = 1 << 18
 Connect = Callable[[], socket.socket]
 
 
-def appraiser(policy: Path, rank: int) -> Callable[[TlsStream], object]:
-    """What a server does with whoever says that it is the dealer. Raises PolicyError if the file is no policy."""
+def appraiser(policy: Path, rank: int, endorsements: Path | None = None) -> Callable[[TlsStream], object]:
+    """What a server does with whoever says that it is the dealer.
+
+    Args:
+        endorsements: a bundle that completes the dealer's evidence; None leaves it with what the dealer brings.
+
+    Raises:
+        PolicyError, FormatError: the one file is no policy, or the other no bundle.
+    """
     reference = read_dealer_policy(policy)
+    complete = None if endorsements is None else partial(_complete, bundle.read(endorsements))
 
     def appraise(stream: TlsStream) -> None:
         try:
-            result = appraise_dealer(stream, rank, reference, now=lambda: int(time.time()))
+            result = appraise_dealer(stream, rank, reference, now=lambda: int(time.time()), complete=complete)
         except StrongroomError as error:
             output.note(f"{NAMES[rank]} refused a dealer: {error.message}")
             raise
@@ -53,6 +63,10 @@ def appraiser(policy: Path, rank: int) -> Callable[[TlsStream], object]:
         output.note(f"{NAMES[rank]} appraised the dealer: {result.tee}, measurement {result.measurement[:16]}...")
 
     return appraise
+
+
+def _complete(endorsements: bundle.Bundle, evidence: Evidence, now: int) -> Evidence:
+    return endorsements_for(evidence, now=now, bundle=endorsements)
 
 
 def read_dealer_policy(path: Path) -> ReferenceValues:

@@ -63,7 +63,7 @@ def _join(args: argparse.Namespace, rank: int, script: Script) -> Party:
     if args.dealer_policy is not None:
         from strongroom.cli.mpc_dealer import appraiser
 
-        appraise = appraiser(args.dealer_policy, rank)
+        appraise = appraiser(args.dealer_policy, rank, args.endorsements)
     if args.sockets is not None:
         return mpc.join_unix(
             rank, args.sockets, make_settings(given), wait=args.wait, program=script.digest, appraise=appraise

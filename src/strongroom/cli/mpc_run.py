@@ -37,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="at a server: take a dealer in an enclave that it accepts, and no other",
     )
+    one.add_argument(
+        "--endorsements", type=Path, metavar="BUNDLE", help="with --dealer-policy: what the enclave's vendor signed"
+    )
     all_here = parser.add_argument_group("three processes here")
     all_here.add_argument("--show", metavar="PARTIES", help="whose output: P0,P1,D or all (default: P0)")
     all_here.add_argument("--dealer-enclave", action="store_true", help="the dealer in an enclave, which both appraise")
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.rank is None:
-        for name in ("peers", "sockets", "certificates", "wait", "dealer_policy"):
+        for name in ("peers", "sockets", "certificates", "wait", "dealer_policy", "endorsements"):
             if getattr(args, name) is not None:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: is for one party of three", hint="--rank says which one runs here"
@@ -126,6 +129,8 @@ def _check_files(args: argparse.Namespace) -> None:
 def _check_dealer(args: argparse.Namespace, rank: int) -> None:
     if args.enclave and rank != NAMES.index("D"):
         raise UsageError("--enclave: is for the dealer: a server in one would not make the other need it less")
+    if args.endorsements is not None and args.dealer_policy is None:
+        raise UsageError("--endorsements: are for appraising a dealer", hint="add --dealer-policy FILE")
     if args.dealer_policy is not None and rank == NAMES.index("D"):
         raise UsageError("--dealer-policy: is for the servers, which appraise the dealer")
     if args.enclave and (args.certificates or args.report):

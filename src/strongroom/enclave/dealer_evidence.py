@@ -36,6 +36,9 @@ from strongroom.errors import (
 )
 from strongroom.mpc.peer import NAMES
 
+Complete = Callable[[Evidence, int], Evidence]
+"""From evidence, and the moment in seconds since 1970, to that evidence with endorsements."""
+
 ROLE = "mpc dealer"
 
 _HEADER = struct.Struct("<4sBB2xI")
@@ -69,7 +72,12 @@ def show(stream: TlsStream, server: int, attester: Attester, key: str) -> None:
 
 
 def appraise_dealer(
-    stream: TlsStream, server: int, reference: ReferenceValues, *, now: Callable[[], int]
+    stream: TlsStream,
+    server: int,
+    reference: ReferenceValues,
+    *,
+    now: Callable[[], int],
+    complete: Complete | None = None,
 ) -> AttestationResult:
     """The server's part: decide whether the dealer at the other end is in an enclave that `reference` accepts.
 
@@ -77,6 +85,7 @@ def appraise_dealer(
         stream: a channel to whoever says that it is the dealer.
         server: this server's rank.
         now: seconds since 1970, by this server's clock.
+        complete: gives evidence its vendor's endorsements; None leaves it with those that the dealer brings.
 
     Raises:
         AttestationError: it does not convince; the subclass says why. The dealer is told.
@@ -85,7 +94,7 @@ def appraise_dealer(
     nonce = random_bytes(FRESH_SIZE)
     _send(stream, _CHALLENGE, server, nonce)
     try:
-        result = _appraised(stream, server, nonce, reference, now)
+        result = _appraised(stream, server, nonce, reference, now, complete)
     except ChannelError:
         raise
     except StrongroomError as error:
@@ -97,12 +106,19 @@ def appraise_dealer(
 
 
 def _appraised(
-    stream: TlsStream, server: int, nonce: bytes, reference: ReferenceValues, now: Callable[[], int]
+    stream: TlsStream,
+    server: int,
+    nonce: bytes,
+    reference: ReferenceValues,
+    now: Callable[[], int],
+    complete: Complete | None,
 ) -> AttestationResult:
     try:
         _, answer = _receive(stream, _EVIDENCE)
         claims, evidence = _parse(answer)
         moment = now()
+        if complete is not None:
+            evidence = complete(evidence, moment)
         verified = verify(evidence, now=moment, anchors=reference.anchors)
         binder = stream.export(EXPORTER_LABEL, ROLE.encode())
         bound = report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims)

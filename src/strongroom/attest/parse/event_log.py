@@ -79,7 +79,7 @@ EVENT_TYPES: Mapping[int, str] = {
     0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
 }
 _SEPARATOR = 0x4
-# 10.4.1, EV_SEPARATOR: what the firmware digests when it hands over, the last two after an error.
+# 10.4.1, EV_SEPARATOR: what the firmware digests when it hands over; the last is that after an error.
 _SEPARATORS = (bytes(4), b"\xff" * 4, b"\1\0\0\0")
 # UEFI_VARIABLE_DATA (10.2.6): GUID[16], length of the name u64 in characters, length of the value u64.
 _VARIABLE = struct.Struct("<16sQQ")

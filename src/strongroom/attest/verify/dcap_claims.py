@@ -26,6 +26,7 @@ from strongroom.attest.claims import REGISTERS, Claims, registers_measurement
 from strongroom.attest.parse.dcap import Quote
 from strongroom.attest.parse.dcap_body import SgxReport, TdReport
 from strongroom.attest.parse.pck import Platform
+from strongroom.attest.verify.revocation import CHECKED, UNCHECKED
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def dcap_claims(tee: str, quote: Quote, platform: Platform, level: TcbLevel, ven
     report = quote.report
     common = _common(quote, platform, level)
     registers = {name: value.hex() for name, value in report.registers.items()}
+    # Endorsements, from which a level is, have the lists of both issuers, and nothing passes without these.
+    revocation = CHECKED if level.status else UNCHECKED
     if isinstance(report, SgxReport):
         return Claims(
             tee=tee,
@@ -60,6 +63,7 @@ def dcap_claims(tee: str, quote: Quote, platform: Platform, level: TcbLevel, ven
             signer=registers["mrsigner"],
             tcb={"isvsvn": report.isvsvn, "configsvn": report.configsvn} | common,
             weaknesses=_weaknesses(report),
+            revocation=revocation,
             attributes=_attributes(report, platform, level),
         )
     module, module_major, seam_patch = report.tee_tcb_svn[:3]
@@ -76,6 +80,7 @@ def dcap_claims(tee: str, quote: Quote, platform: Platform, level: TcbLevel, ven
         tcb={"module": module, "module_major": module_major, "seam_patch": seam_patch} | common,
         migratable=report.migratable,
         weaknesses=_weaknesses(report),
+        revocation=revocation,
         attributes=_attributes(report, platform, level),
     )
 

@@ -43,7 +43,7 @@ _UP_TO_DATE, _OUT_OF_DATE = "UpToDate", "OutOfDate"
 _OTHERS = "get the ones that belong to it: --fetch, or a bundle made with this platform's evidence"
 _OLD = "the platform's TCB is older than any that Intel lists: update its firmware"
 _CONFIGURE = ("ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded")
-# "Intel SGX PCK Certificate and Certificate Revocation List Profile Specification", section 1.3.6.
+# As in the chains that come with Intel's answers ("Intel SGX and Intel TDX services API": TCB-Info-Issuer-Chain).
 _TCB_SIGNER = "C=US,ST=CA,L=Santa Clara,O=Intel Corporation,CN=Intel SGX TCB Signing"
 _ABOUT = {"sgx": ("SGX", "QE"), "tdx": ("TDX", "TD_QE")}
 

@@ -29,6 +29,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.endorsements import Endorsements, parse_endorsements
 from strongroom.attest.parse.nvidia import DIGEST_SIZE, NvidiaExchange, parse_nvidia
 from strongroom.attest.verify.anchors import Anchors
+from strongroom.attest.verify.revocation import named_issuers, revocation
 from strongroom.crypto.chains import VendorCertificate, verify_chain
 from strongroom.errors import FormatError, VerificationError
 
@@ -93,6 +94,8 @@ def verify_nvidia(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         hardware_id=serial,
         product=product,
         attributes=device_attributes(exchange) | {"revocation": _revocation(endorsements)},
+        # A device issues certificates to itself, and nobody's list is of those.
+        revocation=revocation(endorsements.revocation_lists, named_issuers(chain, root)),
     )
 
 

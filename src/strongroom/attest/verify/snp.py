@@ -33,6 +33,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.endorsements import parse_endorsements
 from strongroom.attest.parse.snp import PRODUCTS, SnpReport, parse_snp, tcb_components
 from strongroom.attest.verify.anchors import AMD_INTERMEDIATES, Anchors
+from strongroom.attest.verify.revocation import revocation
 from strongroom.crypto import equal
 from strongroom.crypto.chains import VendorCertificate, verify_chain
 from strongroom.errors import FormatError, VerificationError
@@ -105,6 +106,8 @@ def verify_snp(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         attributes=_attributes(report)
         | ({"provider": _provider(leaf)} if report.signing_key == "VLEK" else {})
         | {"revocation": "lists" if endorsements.revocation_lists else "not checked"},
+        # AMD publishes one list for each kind of key, and the root signs it: of intermediates (57230, chapter 4).
+        revocation=revocation(endorsements.revocation_lists, [root.subject]),
     )
 
 

@@ -34,6 +34,7 @@ from strongroom.attest.parse.tpm import (
 )
 from strongroom.attest.parse.tpm_key import TpmPublic, parse_public
 from strongroom.attest.verify.anchors import Anchors
+from strongroom.attest.verify.revocation import issuers, revocation
 from strongroom.crypto import digest, equal
 from strongroom.crypto.chains import VendorCertificate, VendorKey, verify_chain
 from strongroom.crypto.tpm import AK_USAGE
@@ -67,7 +68,7 @@ def verify_tpm(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         check_attestation_key(public)
     key = VendorKey(shown.spki) if public is None else public.key
     # 2
-    vendor_root = _trust(key, parse_endorsements(evidence.endorsements), anchors, now)
+    vendor_root, unrevoked = _trust(key, parse_endorsements(evidence.endorsements), anchors, now)
     # 3
     quote = verify_quote(shown.message, shown.signature, key)
     # 4
@@ -88,6 +89,7 @@ def verify_tpm(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
         hardware_id=key.fingerprint.removeprefix("sha256:"),
         tcb={"firmware": quote.firmware_version >> 32} if hierarchy else {},
         weaknesses=weaknesses(bank, shown.pcrs[bank]),
+        revocation=unrevoked,
         attributes={
             "bank": bank,
             "ak_public_area": public is not None,
@@ -117,10 +119,10 @@ def check_attestation_key(public: TpmPublic) -> None:
         )
 
 
-def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: int) -> str:
-    """Whose word the key is: its own fingerprint if the caller enrolled it, else its root's."""
+def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: int) -> tuple[str, str]:
+    """Whose word the key is, its own fingerprint if the caller enrolled it, else its root's; and `Claims.revocation`."""
     if key in anchors.tpm_keys or key.fingerprint in anchors.named:
-        return key.fingerprint
+        return key.fingerprint, "none: the key itself is enrolled, without certificates"
     chain = endorsements.certificates
     if not chain:
         raise VerificationError(
@@ -137,7 +139,7 @@ def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: in
             "key for signatures alone"
         )
     root = follow(endorsements, (*anchors.tpm, *anchors.brought(chain)), now)
-    return root.fingerprint
+    return root.fingerprint, revocation(endorsements.revocation_lists, issuers(chain, root))
 
 
 def follow(endorsements: Endorsements, roots: tuple[VendorCertificate, ...], now: int) -> VendorCertificate:
