@@ -6,7 +6,7 @@ import pytest
 
 from strongroom.attest.appraise import AttestationResult, ReferenceValues, appraise
 from strongroom.attest.claims import Claims
-from strongroom.attest.verify.anchors import INTEL_ROOT
+from strongroom.attest.verify.anchors import INTEL_ROOT, VENDORS
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -15,6 +15,7 @@ from strongroom.errors import (
     PolicyError,
     SimulatedEnclaveError,
     TcbError,
+    UsageError,
 )
 
 NOW = 1_750_000_000
@@ -164,3 +165,55 @@ def test_reference_values_are_strict(change, message):
 
 def test_lists_from_a_document_become_tuples():
     assert ReferenceValues(tees=["tdx"], measurements=[GOOD]) == ReferenceValues(tees=("tdx",), measurements=(GOOD,))
+
+
+@pytest.mark.parametrize("wrong", [b"", DATA[:32], DATA + b"x", "x" * 64, None])
+def test_report_data_to_compare_with_is_64_bytes(wrong):
+    """Else an enclave that was bound to nothing would do for a caller who forgot to say to what."""
+    claims = replace(CLAIMS, report_data=wrong if isinstance(wrong, bytes) else DATA)
+    with pytest.raises(UsageError, match=r"expected_report_data: got .*, wanted 64"):
+        appraise(claims, REFERENCE, expected_report_data=wrong, now=NOW)
+
+
+MILAN = {"bootloader": 3, "tee": 0, "snp": 8, "microcode": 115}
+SNP = Claims("snp", GOOD, {}, DATA, False, VENDORS.amd["Milan"].fingerprint, product="Milan", tcb=MILAN)
+
+
+def snp(minimum: object, **more: object) -> ReferenceValues:
+    return ReferenceValues(("snp",), (GOOD,), minimum_tcb={"snp": minimum} if minimum else {}, **more)
+
+
+def test_versions_of_one_product_are_no_floor_for_another():
+    genoa = replace(SNP, product="Genoa", tcb={**MILAN, "microcode": 72})
+    both = snp({"Milan": MILAN, "Genoa": {**MILAN, "microcode": 72}})
+    assert judge(SNP, both).tee == judge(genoa, both).tee == "snp"
+    assert judge(SNP, snp(MILAN)).tee == "snp"
+    with pytest.raises(TcbError, match="tcb microcode: got 72, wanted at least 115"):
+        judge(replace(genoa, product="Milan"), both)
+    for product in ("Genoa", "Turin", ""):
+        with pytest.raises(TcbError, match=f"none for {product or 'an unknown product'} of snp, but for Milan"):
+            judge(replace(SNP, product=product), snp({"Milan": MILAN}))
+    with pytest.raises(TcbError, match="the policy has none of fmc, which Turin counts"):
+        judge(replace(SNP, product="Turin", tcb={"fmc": 1, **MILAN}), snp(MILAN))
+    with pytest.raises(TcbError, match="minimum tcb: the policy has none for snp"):
+        judge(SNP, snp(None))
+
+
+@pytest.mark.parametrize("revocation", ["checked", "none: no lists", "partly", "not checked", "none", ""])
+def test_a_policy_may_require_that_revocation_was_checked(revocation):
+    claims = replace(SNP, revocation=revocation)
+    assert judge(claims, snp(MILAN)).tee == "snp"
+    required = snp(MILAN, revocation_required=True)
+    if revocation in ("checked", "none: no lists"):
+        assert judge(claims, required).tee == "snp"
+        return
+    with pytest.raises(TcbError, match=f"revocation: got {revocation}, wanted every list") as refusal:
+        judge(claims, required)
+    assert "endorsements fetch" in (refusal.value.hint or "")
+
+
+def test_a_result_says_what_the_policy_put_up_with():
+    weak = replace(SNP, weaknesses=("vmpl",), migratable=True, advisories=("AMD-SB-1",))
+    allowing = snp(MILAN, weaknesses_allowed=("vmpl", "migratable"), advisories_allowed=("AMD-SB-1",))
+    result = judge(weak, allowing)
+    assert (result.weaknesses, result.advisories) == (("vmpl", "migratable"), ("AMD-SB-1",))

@@ -174,7 +174,7 @@ def test_a_broken_device_refuses_the_whole(cpu, gpu, judge):
 
 def test_devices_of_a_policy_are_devices(reference):
     for tees in (("tdx",), (), ("nvidia", "simulated")):
-        with pytest.raises(PolicyError, match=r"devices\.tees"):
+        with pytest.raises(PolicyError, match=r"tees: got"):
             replace(reference, devices=ReferenceValues(tees=tees, measurements=()))
 
 
@@ -205,3 +205,29 @@ def test_a_policy_names_the_root_of_simulated_gpus_by_digest(gpu, maker):
 def test_one_gpu_shown_twice_is_not_two(cpu, gpu, judge):
     with pytest.raises(VerificationError, match="wanted different ones"):
         judge(replace(cpu, devices=(gpu.quote(DATA), gpu.quote(DATA))))
+
+
+def test_a_policy_may_say_how_many_devices_there_are(cpu, gpu, maker, judge, reference):
+    evidence = replace(cpu, devices=(gpu.quote(DATA), maker.gpu(serial="fedcba9876543210").quote(DATA)))
+    for count in (2, None):
+        assert len(judge(evidence, replace(reference, devices=replace(reference.devices, count=count))).devices) == 2
+    for count in (1, 3):
+        with pytest.raises(AttestationError, match=f"devices: got 2, wanted {count}"):
+            judge(evidence, replace(reference, devices=replace(reference.devices, count=count)))
+
+
+def test_a_device_by_itself_is_no_enclave(gpu, maker, reference):
+    claims = verify(gpu.quote(DATA), now=NOW, anchors=reference.anchors)
+    for wanted in (reference, reference.devices):
+        with pytest.raises(AttestationError):
+            appraise(claims, wanted, expected_report_data=DATA, now=NOW)
+    with pytest.raises(AttestationError, match="nvidia evidence: a device by itself, wanted an enclave"):
+        appraise(claims, reference.devices, expected_report_data=DATA, now=NOW)
+
+
+def test_two_appraisals_of_the_same_devices_are_equal_whenever_they_were_made(cpu, gpu, reference):
+    """A client compares those of a service's document with those of its own session."""
+    claims = verify(replace(cpu, devices=(gpu.quote(DATA),)), now=NOW, anchors=reference.anchors)
+    first, later = (appraise(claims, reference, expected_report_data=DATA, now=NOW + wait) for wait in (0, 1))
+    assert (first.devices, first) == (later.devices, later)
+    assert later.devices[0].appraised_at == NOW + 1

@@ -155,7 +155,7 @@ class TestAmd:
     def test_what_is_fetched_verifies(self, report, kds):
         complete = endorsements_for(Evidence("snp", report, b""), now=self.NOW, transport=kds)
         claims = verify(complete, now=self.NOW)
-        assert (claims.product, claims.attributes["revocation"]) == ("Milan", "lists")
+        assert (claims.product, claims.attributes["revocation"], claims.revocation) == ("Milan", "lists", "checked")
 
     def test_it_is_verified_again_whoever_served_it(self, report, kds):
         """A list that another key signed under AMD's name: fetched, and refused."""

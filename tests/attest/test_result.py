@@ -115,6 +115,51 @@ def test_so_does_a_simulated_device_of_a_real_enclave(sign):
     assert payload(sign_result(statement, KEY))["submods"]["device-1"]["ear_status"] == "contraindicated"
 
 
+@pytest.mark.parametrize("sign", SIGNERS)
+def test_what_the_policy_put_up_with_is_said(sign):
+    statement = replace(
+        STATEMENT,
+        weaknesses=("sept-ve", "migratable"),
+        advisories=("INTEL-SA-00615",),
+        devices=(replace(GPU, advisories=("NV-1",)),),
+    )
+    assert verify_result(sign(statement, KEY), KEY.public, now=NOW) == statement
+    enclave = payload(sign_result(statement, KEY))["submods"]["enclave"]
+    assert enclave["ear_attester_claims"]["weaknesses"] == ["sept-ve", "migratable"]
+    for wrong in (("",), (1,), ["a"], "a", ("a",) * 1025):
+        with pytest.raises(UsageError, match="weaknesses: wanted"):
+            sign(replace(STATEMENT, weaknesses=wrong), KEY)
+
+
+@pytest.mark.parametrize(
+    ("flaws", "status", "vector"),
+    [
+        ({}, "affirming", {"executables": 3, "hardware": 2, "runtime-opaque": 2}),
+        ({"advisories": ("X",)}, "warning", {"executables": 3, "hardware": 32, "runtime-opaque": 2}),
+        ({"tcb_status": "OutOfDate"}, "warning", {"executables": 3, "hardware": 32, "runtime-opaque": 2}),
+        *(
+            ({"weaknesses": (word,)}, "warning", {"executables": 3, "hardware": 32})
+            for word in ("migratable", "sept-ve", "attribute-bits", "vmpl", "policy-bits")
+        ),
+        *(
+            ({"weaknesses": (word,)}, "warning", {"hardware": 32, "runtime-opaque": 2})
+            for word in ("pcr-sha1", "pcr-resettable")
+        ),
+    ],
+)
+def test_a_flawed_enclave_is_not_affirmed(flaws, status, vector):
+    said = payload(sign_result(replace(STATEMENT, **flaws), KEY))["submods"]["enclave"]
+    assert (said["ear_status"], said["ear_trustworthiness_vector"]) == (status, vector)
+
+
+def test_a_reader_refuses_a_list_of_flaws_that_is_empty_or_none():
+    for value in ([], "sept-ve", None, {}, [1]):
+        said = payload(sign_result(STATEMENT, KEY))
+        said["submods"]["enclave"]["ear_attester_claims"]["weaknesses"] = value
+        with pytest.raises(VerificationError):
+            verify_result(sign_token(KEY, RESULT_TOKEN, said, kid=True), KEY.public, now=NOW)
+
+
 def test_the_claims_are_those_of_the_drafts():
     said = payload(sign_result(STATEMENT, KEY))
     assert said["eat_profile"] == PROFILE

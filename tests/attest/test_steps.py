@@ -25,7 +25,8 @@ SNP = Claims(
     debug=False,
     vendor_root=VENDORS.amd["Milan"].fingerprint,
     signer="ef" * 48,
-    tcb={"snp": 22, "microcode": 213},
+    product="Milan",
+    tcb={"bootloader": 4, "tee": 0, "snp": 22, "microcode": 213},
 )
 GPU = Claims(
     tee="nvidia",
@@ -35,7 +36,8 @@ GPU = Claims(
     debug=False,
     vendor_root=VENDORS.nvidia.fingerprint,
 )
-MINIMUM = {"snp": {"snp": 20, "microcode": 200}}
+FLOOR = {"bootloader": 3, "tee": 0, "snp": 20, "microcode": 200}
+MINIMUM = {"snp": FLOOR}
 WANTED = ReferenceValues(("snp",), (GOOD,), minimum_tcb=MINIMUM)
 WITH_GPU = replace(WANTED, devices=ReferenceValues(("nvidia",), (OTHER,)))
 

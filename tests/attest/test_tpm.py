@@ -74,6 +74,7 @@ def test_a_quote_by_hardware_verifies_under_the_root_that_certified_its_key():
     evidence = Evidence("tpm", shown.to_bytes(), Endorsements((leaf,)).to_bytes())
     claims = verify(evidence, now=case["now"], anchors=dataclasses.replace(VENDORS, tpm=(root,)))
     assert claims.vendor_root == root.fingerprint
+    assert claims.revocation == "not checked"
     assert claims.report_data.hex() == case["nonce"]
     with pytest.raises(VerificationError, match="wanted one of 0 roots"):
         verify(evidence, now=case["now"])
@@ -90,6 +91,7 @@ def test_a_quote_by_hardware_verifies_under_the_root_that_certified_its_key():
 
 def test_a_default_policy_refuses_a_real_quote():
     claims = check(coco(), VendorKey(coco().spki))
+    assert claims.revocation == "none: the key itself is enrolled, without certificates"
     reference = ReferenceValues(tees=("tpm",), measurements=(claims.measurement,))
     with pytest.raises(AttestationError, match="vendor root of tpm: got sha256:a517f03f"):
         appraise(claims, reference, expected_report_data=REPORT_DATA, now=NOW)

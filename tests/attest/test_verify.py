@@ -13,6 +13,7 @@ from strongroom.attest.verify import VENDORS, verify
 from strongroom.attest.verify.anchors import INTEL_ROOT
 from strongroom.attest.verify.dcap_claims import TcbLevel
 from strongroom.attest.verify.dcap_kept import Answers
+from strongroom.crypto.chains import VendorCertificate, pem_certificates
 from strongroom.errors import (
     DebugEnclaveError,
     ExpiredError,
@@ -140,6 +141,17 @@ def test_a_verifier_that_panics_is_a_refusal(monkeypatch, vendor, registers):
     monkeypatch.setattr("strongroom.attest.verify.dcap._answers", Answers())
     with pytest.raises(VerificationError, match="simulated evidence: the verifier could not read it"):
         verify(vendor.quote(registers, bytes(64)), now=NOW)
+
+
+def test_a_root_that_another_issued_is_refused_and_ends_nothing(vendor, registers):
+    """dcap-qvl aborts the process when it is given one; stranger's evidence brings its own."""
+    evidence = vendor.quote(registers, bytes(64))
+    collateral = json.loads(evidence.endorsements)
+    *below, root = pem_certificates(collateral["pck_crl_issuer_chain"].encode())
+    bent = VendorCertificate(root.der.replace(b"Root CA", b"Boot CA", 1))
+    collateral["pck_crl_issuer_chain"] = "".join(each.pem() for each in (*below, bent))
+    with pytest.raises(VerificationError, match=r"vendor root: got one issued by .*Boot CA"):
+        verify(replace(evidence, endorsements=json.dumps(collateral).encode()), now=NOW)
 
 
 def test_two_parsers_must_agree(monkeypatch, vendor, registers):

@@ -6,7 +6,13 @@ import re
 from typing import Any
 
 _WORDS = {"$schema", "title", "description", "if", "then", "contains", "minContains", "maxContains", "items"}
-_TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+}
 
 
 def is_valid(value: Any, schema: dict[str, Any]) -> bool:
@@ -35,6 +41,8 @@ def _holds(word: str, said: Any, value: Any, schema: dict[str, Any]) -> bool:
             return bool(value == said)
         case "enum":
             return value in said
+        case "anyOf":
+            return any(is_valid(value, each) for each in said)
     if isinstance(value, str) and word in ("pattern", "minLength", "maxLength"):
         if word == "pattern":
             return re.search(said, value) is not None

@@ -26,6 +26,15 @@ def reference(**values):
 
 
 SNP = {"tees": ["snp"]}
+AMD = {"measurements": [A], **SNP}
+FROM = "is accepted from bootloader 4, tee 0, snp 22, microcode 7 on"
+
+
+def floor(product="", more=""):
+    name = f"snp.{product}" if product else "snp"
+    return f"[reference.minimum_tcb.{name}]\nbootloader = 4\ntee = 0\nsnp = 22\nmicrocode = 7\n{more}"
+
+
 SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
 
 
@@ -65,11 +74,11 @@ SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
         ),
         (
             reference(),
-            reference(allow_simulated=""),
+            reference(allow_simulated=None),
             [("reference.allow_simulated", "less", "simulated ones are not accepted any more")],
         ),
         (
-            reference(allow_simulated=""),
+            reference(allow_simulated=None),
             reference(),
             [("reference.allow_simulated", "more", f"simulated ones of {ROOT} are accepted, which protect nothing")],
         ),
@@ -88,6 +97,38 @@ SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
                 ("reference.registers.host_data", "more", "is not asked for any more"),
                 ("reference.registers.image_id", "less", f"is asked for: {REGISTER[:32]}"),
             ],
+        ),
+        (
+            policy(floor("Milan") + floor("Turin", "fmc = 1\n"), reference=AMD),
+            policy(floor("Milan").replace("snp = 22", "snp = 23") + floor("Genoa"), reference=AMD),
+            [
+                ("reference.minimum_tcb.snp.Genoa", "more", FROM),
+                ("reference.minimum_tcb.snp.Milan.snp", "less", "was 22, is 23"),
+                ("reference.minimum_tcb.snp.Turin", "less", "is not there any more"),
+            ],
+        ),
+        (
+            policy(floor(), reference=AMD),
+            policy(floor("Milan"), reference=AMD),
+            [
+                ("reference.minimum_tcb.snp", "other", "is not there any more"),
+                ("reference.minimum_tcb.snp.Milan", "other", FROM),
+            ],
+        ),
+        (
+            reference(revocation_required=True),
+            reference(),
+            [("reference.revocation_required", "more", "certificates count if nobody shows that they are revoked")],
+        ),
+        (
+            policy(DEVICES),
+            policy(DEVICES + "count = 2\n"),
+            [("reference.devices.count", "less", "was any number of devices, is 2")],
+        ),
+        (
+            policy(),
+            policy(DEVICES + "count = 2\n"),
+            [("reference.devices", "other", "exactly 2 devices must be shown, and each must fit")],
         ),
         (
             policy(),

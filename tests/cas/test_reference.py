@@ -13,11 +13,13 @@ from strongroom.errors import PolicyError
 
 GOOD, SIGNER, CHIP = "ab" * 48, "cd" * 48, "ef" * 64
 ROOT = "sha256:" + "12" * 32
+DEVICES = f'[reference.devices]\ntees = ["nvidia"]\nmeasurements = ["{GOOD}"]\n'
 PLAIN = f"""
 [reference]
 tees = ["snp"]
 measurements = ["{GOOD}"]
 """
+MILAN = {"bootloader": 4, "tee": 0, "snp": 22, "microcode": 213}
 EVERYTHING = f"""
 [reference]
 tees = ["snp", "tdx", "tpm", "nitro", "simulated"]
@@ -30,8 +32,17 @@ hardware_ids = ["{CHIP}"]
 tpm_roots = ["{ROOT}"]
 weaknesses_allowed = ["sept-ve"]
 maximum_age = 300
+revocation_required = true
 
-[reference.minimum_tcb.snp]
+[reference.minimum_tcb.snp.Milan]
+bootloader = 4
+tee = 0
+snp = 22
+microcode = 213
+
+[reference.minimum_tcb.azure-snp]
+bootloader = 4
+tee = 0
 snp = 22
 microcode = 213
 
@@ -45,6 +56,7 @@ pcr4 = ["{GOOD}", "{SIGNER}"]
 tees = ["nvidia"]
 measurements = ["{SIGNER}"]
 hardware_ids = ["00ff"]
+count = 8
 
 [reference.devices.registers]
 block1 = ["{GOOD}"]
@@ -58,15 +70,16 @@ def test_everything_that_a_policy_may_say():
         tcb_statuses=("UpToDate", "SWHardeningNeeded"),
         advisories_allowed=("INTEL-SA-00615",),
         allow_simulated=ROOT,
-        minimum_tcb={"snp": {"snp": 22, "microcode": 213}, "tdx": {"module": 5}},
+        minimum_tcb={"snp": {"Milan": MILAN}, "azure-snp": MILAN, "tdx": {"module": 5}},
         signers=(SIGNER,),
         registers={"pcr4": (GOOD, SIGNER)},
         hardware_ids=(CHIP,),
         tpm_roots=(ROOT,),
         weaknesses_allowed=("sept-ve",),
         maximum_age=300,
+        revocation_required=True,
         devices=ReferenceValues(
-            ("nvidia",), (SIGNER,), tcb_statuses=(), hardware_ids=("00ff",), registers={"block1": (GOOD,)}
+            ("nvidia",), (SIGNER,), tcb_statuses=(), hardware_ids=("00ff",), registers={"block1": (GOOD,)}, count=8
         ),
     )
 
@@ -102,6 +115,26 @@ def test_a_whole_policy_has_the_same_table():
         ("[reference.minimum_tcb.snp]\nsnp = -1", r"reference\.minimum_tcb\.snp\.snp: got -1"),
         ('[reference.minimum_tcb.snp]\nsnp = "1"', r"reference\.minimum_tcb\.snp\.snp: got str"),
         ("[reference.minimum_tcb.snp]\nsnp = 0x" + "f" * 5000, r"reference\.minimum_tcb\.snp\.snp: got int"),
+        ("[reference.minimum_tcb.snp]\nsnp = 22", r"minimum_tcb\.snp: lacks bootloader, tee, microcode, wanted all of"),
+        (
+            "[reference.minimum_tcb.snp.Turin]\nbootloader = 1\ntee = 1\nsnp = 1\nmicrocode = 1",
+            r"minimum_tcb\.snp\.Turin: lacks fmc, wanted all of",
+        ),
+        ("[reference.minimum_tcb.snp.Milan]", r"minimum_tcb\.snp\.Milan: lacks bootloader, tee, snp, microcode"),
+        (
+            "[reference.minimum_tcb.snp.Rome]\nsnp = 1",
+            r"minimum_tcb\.snp\.'Rome': next to tables by product",
+        ),
+        (
+            "[reference.minimum_tcb.snp]\ntee = 1\n[reference.minimum_tcb.snp.Milan]",
+            r"snp\.'tee': next to tables",
+        ),
+        ("[reference.minimum_tcb.tdx.Milan]\nsnp = 1", r"minimum_tcb\.tdx\.Milan: got dict, wanted a number"),
+        ('allow_simulated = ""', r"reference\.allow_simulated: got '', wanted sha256:<64 hex>"),
+        ('revocation_required = "yes"', r"reference\.revocation_required: got str, wanted true or false"),
+        ("count = 2", r"reference: unknown key 'count'"),
+        (DEVICES + "count = 0", r"reference\.devices\.count: got 0"),
+        (DEVICES + "count = 17", r"devices\.count: got 17, wanted how many devices, 1 to 16"),
         ("[reference.registers]\npcr4 = []", r"registers\.pcr4: is empty"),
         (
             '[reference.registers]\npcr4 = ["zz"]',
@@ -166,3 +199,23 @@ def test_the_examples_of_the_documentation_parse():
             short, lambda match: match[0].replace(match[1] + "...", match[1] * 16), whole, flags=re.MULTILINE
         )
         parse_reference(re.sub(r'"([0-9a-f]{4})\.\.\."', lambda match: f'"{match[1] * 24}"', whole))
+
+
+def test_devices_stand_in_their_own_table():
+    for tees in ('"nvidia"', '"tdx", "nvidia"'):
+        with pytest.raises(PolicyError, match=r"reference\.tees: got nvidia, wanted some of sgx, tdx") as refusal:
+            parse_reference(PLAIN.replace('"snp"', tees))
+        assert "a device by itself is no enclave" in (refusal.value.hint or "")
+    with pytest.raises(PolicyError, match="tees: got tdx, nvidia, wanted kinds of enclaves or of devices"):
+        ReferenceValues(("tdx", "nvidia"), (GOOD,))
+    with pytest.raises(PolicyError, match="count: got 2 for tdx, wanted devices"):
+        ReferenceValues(("tdx",), (GOOD,), count=2)
+    for devices in ("x", ("nvidia",), True):
+        with pytest.raises(PolicyError, match=r"devices: got .*, wanted reference values"):
+            ReferenceValues(("tdx",), (GOOD,), devices=devices)
+
+
+def test_a_document_about_devices_alone_accepts_no_enclave():
+    alone = parse_reference(DEVICES)
+    assert (alone.tees, alone.measurements) == ((), ())
+    assert alone.devices is not None and alone.devices.tees == ("nvidia",)

@@ -130,7 +130,7 @@ def test_a_drafted_policy_accepts_what_it_was_drafted_from_and_nothing_else(run,
     policy = tmp_path / "policy.toml"
     policy.write_text(judged(draft))
     status, out, err = run("appraise", "--policy", policy, "--any-report-data", *arguments(kind))
-    assert (status, "the policy wants this enclave" in out) == (0, True)
+    assert (status, "the policy wants this " in out) == (0, True)
     assert "report data not compared" in err
     status, _, err = run("appraise", "--policy", policy, *arguments(kind))
     assert (status, "report data: nothing to compare with" in err) == (34, True)
@@ -593,3 +593,36 @@ def test_show_has_the_measurement_that_verify_vouches_for(run, kind):
     shown = json.loads(run("show", "--json", *arguments(kind, trust=False))[1])["sections"]
     values = {field["value"] for section in shown for field in section["fields"]}
     assert json.loads(run("verify", "--json", *arguments(kind))[1])["claims"]["measurement"] in values
+
+
+def test_a_draft_names_the_product_and_offers_to_require_what_was_checked(run):
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("snp"))
+    assert re.search(r"\n\[reference\.minimum_tcb\.snp\.(Milan|Genoa|Turin)\]\n", draft)
+    assert "revocation_required" not in draft
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("sgx"))
+    assert "\n# revocation_required = true\n" in draft
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("nvidia"))
+    assert draft.startswith("# A device by itself is no enclave")
+    assert "\n[reference.devices]\n" in draft and "\n[reference]\n" not in draft
+
+
+def test_unchecked_revocation_is_shown_and_refused_where_the_policy_requires_it(run, tmp_path):
+    status, out, _ = run("verify", *arguments("snp"))
+    assert (status, bool(re.search(r"\n  revocation +not checked\n", out))) == (0, True)
+    assert json.loads(run("verify", "--json", *arguments("sgx"))[1])["claims"]["revocation"] == "checked"
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("snp"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text(judged(draft).replace("[reference]\n", "[reference]\nrevocation_required = true\n"))
+    status, out, err = run("appraise", "--policy", policy, "--any-report-data", *arguments("snp"))
+    assert (status, "revocation: got not checked" in err, "endorsements fetch" in err) == (36, True, True)
+
+
+def test_a_device_by_itself_is_appraised_by_its_table_and_is_no_enclave(run, tmp_path):
+    _, draft, _ = run("appraise", "--draft-policy", *arguments("nvidia"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text(draft)
+    status, out, _ = run("appraise", "--policy", policy, "--any-report-data", *arguments("nvidia"))
+    assert (status, "the policy wants this device, with an enclave that uses it" in out) == (0, True)
+    policy.write_text('[reference]\ntees = ["tdx"]\nmeasurements = ["' + "ab" * 48 + '"]\n')
+    status, _, err = run("appraise", "--policy", policy, "--any-report-data", *arguments("nvidia"))
+    assert (status, "nvidia evidence: a device by itself, wanted an enclave" in err) == (30, True)

@@ -42,7 +42,7 @@ from strongroom.errors import (
     UsageError,
 )
 
-__all__ = ["AttestationResult", "ReferenceValues", "Step", "appraise", "steps"]
+__all__ = ["AttestationResult", "ReferenceValues", "Step", "appraise", "device_steps", "steps"]
 
 _INTEL = frozenset({VENDORS.intel.fingerprint})
 _AMD = frozenset(root.fingerprint for root in VENDORS.amd.values())
@@ -199,6 +199,19 @@ def steps(
     for index, device in enumerate(claims.devices):
         for step in _enclave(device, devices, expected(device), now):
             yield replace(step, device=index)
+
+
+def device_steps(
+    claims: Claims, reference: ReferenceValues, *, expected: Callable[[Claims], bytes | None], now: int
+) -> Iterator[Step]:
+    """Steps 1 to 8 for a device by itself, which no `appraise` accepts, for a person who wants to see them.
+
+    Args:
+        claims: of the device.
+        reference: what a policy's `devices` say.
+        expected, now: as for `steps`.
+    """
+    yield from _enclave(claims, reference, expected(claims), now)
 
 
 def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None, now: int) -> Iterator[Step]:

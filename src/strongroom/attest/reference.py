@@ -205,9 +205,7 @@ class ReferenceValues:
             raise PolicyError(f"devices.tees: got {got}, wanted some of {', '.join(DEVICES)}")
 
 
-def _check_versions(
-    path: str, versions: Mapping[str, object], known: Collection[str], needed: Collection[str]
-) -> None:
+def _check_versions(path: str, versions: Mapping[str, object], known: Collection[str], needed: Collection[str]) -> None:
     """Whether a table of lowest versions names such as are known, and all that are needed."""
     for name, version in versions.items():
         if name not in known:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from strongroom.attest.reference import ReferenceValues
+from strongroom.attest.words import BY_PRODUCT
 from strongroom.cas.owners import Owners
 from strongroom.cas.policy import Policy, Program, SecretRule, VaultRule
 
@@ -80,7 +81,8 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
     for name in sorted({*old.registers, *new.registers}):
         yield from _asked(old.registers.get(name), new.registers.get(name), f"{path}.registers.{name}")
     for tee in sorted({*old.minimum_tcb, *new.minimum_tcb}):
-        yield from _floors(old.floors(tee), new.floors(tee), f"{path}.minimum_tcb.{tee}")
+        needed = tee in BY_PRODUCT
+        yield from _floors(old.floors(tee), new.floors(tee), f"{path}.minimum_tcb.{tee}", needed=needed)
     if old.maximum_age != new.maximum_age:
         longer = new.maximum_age is None or (old.maximum_age is not None and new.maximum_age > old.maximum_age)
         was, now = ("any" if age is None else f"{age} s" for age in (old.maximum_age, new.maximum_age))
@@ -95,7 +97,7 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
         )
     if old.count != new.count:
         more = new.count is None
-        was, now = ("any number of devices" if each is None else f"{each} devices" for each in (old.count, new.count))
+        was, now = ("any number of devices" if each is None else str(each) for each in (old.count, new.count))
         yield Change(
             f"{path}.count", "more" if more else "less" if old.count is None else "other", f"was {was}, is {now}"
         )
@@ -111,28 +113,35 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
     if old.devices is not None and new.devices is not None:
         yield from _reference(old.devices, new.devices, f"{path}.devices")
     elif old.devices != new.devices:
-        text = (
-            "no device may be shown" if new.devices is None else "at least one device must be shown, and each must fit"
-        )
+        text = "no device may be shown"
+        if new.devices is not None:
+            count = new.devices.count
+            many = "at least one device" if count is None else f"exactly {count} device{'s' if count > 1 else ''}"
+            text = f"{many} must be shown, and each must fit"
         yield Change(f"{path}.devices", "other", text)
 
 
-def _floors(old: Floors, new: Floors, key: str) -> Iterator[Change]:
-    """The lowest versions by product. Where tables by product take the place of numbers for all, or the reverse, one
-    cannot say of what products there are whether more or less is accepted."""
+def _floors(old: Floors, new: Floors, key: str, *, needed: bool) -> Iterator[Change]:
+    """The lowest versions, by product; by the empty string of all products.
+
+    Args:
+        needed: whether what has none is refused.
+    """
+    # Of tables by product in place of numbers for all nobody can say whether they accept more: it depends on what
+    # products there are.
+    mixed = bool(old and new) and ("" in old) != ("" in new)
     for product in sorted({*old, *new}):
         before, after = old.get(product), new.get(product)
         at = f"{key}.{product}" if product else key
-        if product and old and new and (before is None or after is None) and "" not in {*old, *new}:
-            yield Change(
-                at, "less" if after is None else "more", "is not accepted any more" if after is None else "is accepted"
-            )
-            continue
-        before, after = before or {}, after or {}
-        for name in sorted({*before, *after}):
-            changes = _least(before.get(name), after.get(name), f"{at}.{name}")
-            mixed = bool(old and new) and ("" in old) != ("" in new)
-            yield from (replace(change, effect="other") if mixed else change for change in changes)
+        if needed and after is None:
+            yield Change(at, "other" if mixed else "less", "is not there any more")
+        elif needed and before is None and after is not None:
+            versions = ", ".join(f"{name} {version}" for name, version in after.items())
+            yield Change(at, "other" if mixed else "more", f"is accepted from {versions} on")
+        else:
+            before, after = before or {}, after or {}
+            for name in sorted({*before, *after}):
+                yield from _least(before.get(name), after.get(name), f"{at}.{name}")
 
 
 def _accepted(old: Iterable[str], new: Iterable[str], key: str) -> Iterator[Change]:

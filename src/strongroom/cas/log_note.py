@@ -68,8 +68,8 @@ class Note:
         text, blank, lines = note.rpartition("\n\n")
         if not blank or not lines.endswith("\n"):
             raise FormatError("note: wanted a text, a blank line, and lines of signatures")
-        if any(ord(c) < 0x20 and c != "\n" for c in note):
-            raise FormatError("note: holds control characters")
+        if any((ord(c) < 0x20 and c != "\n") or "\ud800" <= c <= "\udfff" for c in note):
+            raise FormatError("note: holds control characters, or is no Unicode text")
         signatures = [_signature(line) for line in lines[:-1].split("\n")]
         if len(signatures) > MAX_SIGNATURES:
             raise FormatError(f"note: {len(signatures)} signatures, wanted at most {MAX_SIGNATURES}")

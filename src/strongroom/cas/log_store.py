@@ -17,7 +17,7 @@ from strongroom.cas.log_entry import SALT_SIZE, LogEntry
 from strongroom.cas.log_head import Head
 from strongroom.cas.log_tree import HASH_SIZE, Frontier, Node, consistency_proof, inclusion_proof, node_hash
 from strongroom.cas.rows import RESTORE
-from strongroom.crypto import open_box, random_bytes, seal_box
+from strongroom.crypto import BlockCipher, open_box, random_bytes, seal_box
 from strongroom.errors import IntegrityError, RollbackError, UsageError
 
 SCHEMA = """
@@ -40,7 +40,7 @@ class Log:
     """The log of one database, under one key. The state in memory is that of the last `load` and the appends since."""
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        self._cipher = BlockCipher(key)
         self._frontier = Frontier()
         self._roots: OrderedDict[int, bytes] = OrderedDict()
 
@@ -58,7 +58,7 @@ class Log:
         row = db.execute("SELECT box FROM head").fetchone()
         if row is None:
             raise IntegrityError("log: its head is missing", hint=RESTORE)
-        size, peaks, total = json.loads(open_box(self._key, row[0], _HEAD_AAD))
+        size, peaks, total = json.loads(open_box(self._cipher, row[0], _HEAD_AAD))
         last = db.execute("SELECT max(number) FROM log").fetchone()[0] or 0
         if last != size:
             raise IntegrityError(
@@ -73,7 +73,7 @@ class Log:
         """Write the head, with the sum of the rows."""
         frontier = self._frontier
         head = [frontier.size, [peak.hex() for peak in frontier.peaks], f"{total:064x}"]
-        box = seal_box(self._key, json.dumps(head, separators=(",", ":")).encode(), _HEAD_AAD)
+        box = seal_box(self._cipher, json.dumps(head, separators=(",", ":")).encode(), _HEAD_AAD)
         db.execute("INSERT OR REPLACE INTO head VALUES (1, ?)", (box,))
 
     def append(self, db: sqlite3.Connection, time: int, event: str, policy: str, detail: dict[str, object]) -> LogEntry:

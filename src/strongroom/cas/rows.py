@@ -16,7 +16,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 
-from strongroom.crypto import NONCE_SIZE, derive, open_box, seal_box
+from strongroom.crypto import NONCE_SIZE, BlockCipher, derive, open_box, seal_box
 from strongroom.errors import IntegrityError, TamperedError
 
 RESTORE = "something changed the CAS's directory on the disk; restore all of it from a copy"
@@ -49,7 +49,7 @@ class Rows:
     """The rows of one database, under one key."""
 
     def __init__(self, key: bytes) -> None:
-        self._key = key
+        self._cipher = BlockCipher(key)
         self._sum_key = derive(key, "strongroom/cas/rows-sum/v1")
         self._present: _Present = {}
         self.total = 0
@@ -77,7 +77,7 @@ class Rows:
     def put(self, db: sqlite3.Connection, value: bytes, entry: int, *row: str | int) -> None:
         """Write a row, new or in place of what is there, by log entry number `entry`."""
         table, a, b = row
-        box = seal_box(self._key, value, _aad(row, entry))
+        box = seal_box(self._cipher, value, _aad(row, entry))
         db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?)", (a, b, entry, box))  # noqa: S608
         group, at = self._present.setdefault((table, a), {}), (entry, box[:NONCE_SIZE])
         if b in group:
@@ -101,7 +101,7 @@ class Rows:
         if found is None or (found[0], found[1][:NONCE_SIZE]) != expected:
             raise changed
         try:
-            return open_box(self._key, found[1], _aad(row, found[0]))
+            return open_box(self._cipher, found[1], _aad(row, found[0]))
         except TamperedError:
             raise changed from None
 

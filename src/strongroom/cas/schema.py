@@ -11,11 +11,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from strongroom.attest.evidence import DEVICES, TEES
-from strongroom.attest.words import INTEL_STATUSES, VERSIONS, WEAKNESSES
+from strongroom.attest.evidence import DEVICES, MAX_DEVICES
+from strongroom.attest.words import (
+    AMD_VERSIONS,
+    BY_PRODUCT,
+    COMMON_AMD_VERSIONS,
+    INTEL_STATUSES,
+    VERSIONS,
+    WEAKNESSES,
+)
 from strongroom.cas.document import FINGERPRINT
 from strongroom.cas.owners import MAX_OWNERS, OWNER_NAME
 from strongroom.cas.policy import _ACCESS, _HARMLESS, _RESERVED, _TAKEN, _VARIABLE, _WORD, POLICY_NAME
+from strongroom.cas.reference import ENCLAVES
 
 Schema = dict[str, Any]
 

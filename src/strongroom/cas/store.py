@@ -41,6 +41,8 @@ _COSIGNATURES = "CREATE TABLE cosignatures (witness TEXT PRIMARY KEY, size INTEG
 _SCHEMA = (*rows.SCHEMA.split(";"), *log_store.SCHEMA.split(";"), _COSIGNATURES)
 _MAGIC = 0x53724361  # "SrCa"
 
+_SPILLED = 6 << 20  # more than the cache's 2 MB by the 4 MB at which SQLite begins again at the log's start
+
 _parse = functools.lru_cache(maxsize=256)(parse_policy)
 
 
@@ -69,6 +71,7 @@ class Store:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._open()
+            self._lengthen()
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise IntegrityError(f"{path}: {error}", hint=RESTORE) from None
@@ -94,6 +97,17 @@ class Store:
         db.execute("COMMIT")
         with self._reading():
             pass
+
+    def _lengthen(self) -> None:
+        """Give the write-ahead log its usual length now.
+
+        To write over it costs a disk half of what it costs to make it longer, commit by commit. A transaction that is
+        too large for SQLite's cache spills into it, and leaves nothing else behind when it is undone.
+        """
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("CREATE TABLE spilled (bytes BLOB)")
+        self._db.execute("INSERT INTO spilled VALUES (zeroblob(?))", (_SPILLED,))
+        self._db.execute("ROLLBACK")
 
     def close(self) -> None:
         with self._lock:
@@ -346,6 +360,7 @@ class Store:
             return [note for (note,) in db.execute(query)]
 
 
+@functools.lru_cache(maxsize=256)
 def _signed_policy(stored: bytes) -> SignedPolicy:
     return SignedPolicy.from_wire(json.loads(stored), parse=_parse)
 

@@ -7,9 +7,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from strongroom.attest.appraise import Step, steps
+from strongroom.attest.appraise import Step, device_steps, steps
 from strongroom.attest.binding import REPORT_DATA_SIZE, bound_data
 from strongroom.attest.claims import Claims
+from strongroom.attest.evidence import DEVICES
 from strongroom.attest.reference import ReferenceValues
 from strongroom.cas.document import MAX_DOCUMENT, parse_toml
 from strongroom.cas.policy import parse_policy, parse_reference
@@ -70,7 +71,12 @@ def run(args: argparse.Namespace) -> int:
     account, claims = verified(args, found.evidence, now, named=named)
     if reference is None:
         return _draft(args, claims, expected, now)
-    judged = list(steps(claims, reference, expected=expected, now=now))
+    devices = reference.devices if claims.tee in DEVICES else None
+    judged = list(
+        steps(claims, reference, expected=expected, now=now)
+        if devices is None
+        else device_steps(claims, devices, expected=expected, now=now)
+    )
     refused = [step for step in judged if step.error]
     if args.json:
         output.result(_wire(claims, judged, compared=not args.any_report_data) | {"not_checked": account.not_checked})
@@ -87,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         output.warn(f"report data not compared: {_UNBOUND_MEANS}")
     if refused and refused[0].error:
         return _refuse(args, refused[0].error, refused[1:])
-    output.stdout.print("the policy wants this enclave", markup=False)
+    what = "enclave" if devices is None else "device, with an enclave that uses it"
+    output.stdout.print(f"the policy wants this {what}", markup=False)
     return 0
 
 
@@ -107,7 +114,7 @@ def _draft(args: argparse.Namespace, claims: Claims, expected: Callable[[Claims]
     draft = attest_draft.reference_table(claims)
     bound = args.report_data is not None or args.nonce is not None
     if bound:
-        for step in steps(claims, parse_reference(draft), expected=expected, now=now):
+        for step in steps(claims, ReferenceValues((claims.tee,), ()), expected=expected, now=now):
             if step.error and step.name == _REPORT_DATA:
                 raise step.error
     else:

@@ -111,18 +111,26 @@ class BlockCipher:
             raise TamperedError("ciphertext: authentication failed") from None
 
 
-def seal_box(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
-    """``nonce[24] || ciphertext || tag[16]`` of a small message, under a fresh random nonce."""
+def seal_box(key: bytes | BlockCipher, plaintext: bytes, aad: bytes) -> bytes:
+    """``nonce[24] || ciphertext || tag[16]`` of a small message, under a fresh random nonce.
+
+    Args:
+        key: 32 bytes, or for who seals under it often the cipher of it.
+    """
     nonce = os.urandom(NONCE_SIZE)
-    return nonce + BlockCipher(key).encrypt(nonce, plaintext, aad)
+    return nonce + _cipher(key).encrypt(nonce, plaintext, aad)
 
 
-def open_box(key: bytes, box: bytes, aad: bytes) -> bytes:
-    """The plaintext that `seal_box` took.
+def open_box(key: bytes | BlockCipher, box: bytes, aad: bytes) -> bytes:
+    """The plaintext that `seal_box` took under the same key.
 
     Raises:
         TamperedError: wrong key, other `aad`, or changed bytes (one cannot tell which).
     """
     if len(box) < NONCE_SIZE + TAG_SIZE:
         raise TamperedError(f"sealed box: {len(box)} bytes, wanted at least {NONCE_SIZE + TAG_SIZE}")
-    return BlockCipher(key).decrypt(box[:NONCE_SIZE], box[NONCE_SIZE:], aad)
+    return _cipher(key).decrypt(box[:NONCE_SIZE], box[NONCE_SIZE:], aad)
+
+
+def _cipher(key: bytes | BlockCipher) -> BlockCipher:
+    return key if isinstance(key, BlockCipher) else BlockCipher(key)

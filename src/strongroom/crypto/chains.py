@@ -46,7 +46,7 @@ _KNOWN_CRITICAL = {_KEY_USAGE, _BASIC_CONSTRAINTS}
 # What makes a revocation list, or an entry of it, be about other certificates than all of its issuer's: issuing
 # distribution point, delta list, certificate issuer (RFC 5280, sections 5.2.4, 5.2.5, 5.3.3).
 _PARTIAL = {"2.5.29.28", "2.5.29.27", "2.5.29.29"}
-_SEQUENCE = 0x30
+_SEQUENCE, _VERSION = 0x30, 0xA0  # of a certificate the version is [0]
 _SERIAL_ZERO = b"\x02\x01\x00"
 # All that `cryptography` is known to raise for what it cannot read; its warnings are errors where a program says so.
 _UNREADABLE = (
@@ -193,6 +193,17 @@ class VendorCertificate:
             return None if found is None else found.value.public_bytes()
         except _UNREADABLE:
             raise FormatError(f"certificate: extension {oid} cannot be read") from None
+
+    @property
+    def is_self_issued(self) -> bool:
+        """Whether it names itself as its issuer, byte for byte: names may be equal and encoded differently."""
+        at = _element(self.der, _element(self.der, 0)[0])[0]
+        if self.der[at] == _VERSION:
+            at = _element(self.der, at)[1]
+        issuer = _element(self.der, _element(self.der, at)[1])[1]  # after the serial number and the algorithm
+        validity = _element(self.der, issuer)[1]
+        subject = _element(self.der, validity)[1]
+        return self.der[issuer:validity] == self.der[subject : _element(self.der, subject)[1]]
 
     def verify_issued_by(self, issuer: VendorCertificate) -> None:
         """Check that `issuer` signed this certificate and has its issuer's name.
@@ -404,7 +415,7 @@ def _with_positive_serial(der: bytes) -> bytes:
     to refuse. The signature is checked over `der` itself (`_Signed`).
     """
     at = _element(der, _element(der, 0)[0])[0]
-    if der[at] == 0xA0:  # the version, [0]
+    if der[at] == _VERSION:
         at = _element(der, at)[1]
     if der[at : at + 3] != _SERIAL_ZERO:
         return der

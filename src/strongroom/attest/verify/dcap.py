@@ -198,6 +198,9 @@ def _let_follow(
     tee: str, quote: Quote, collateral: dcap_qvl.QuoteCollateralV3, root: VendorCertificate, now: int
 ) -> dict[str, Any]:
     """What dcap-qvl says of the quote: its claims, version 1 of their form."""
+    if not root.is_self_issued:
+        # dcap-qvl takes that for granted, and where it is not so ends the whole process: no panic that could be caught.
+        raise VerificationError(f"vendor root: got one issued by {root.issuer!r:.120}, wanted one issued by itself")
     policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
         claims = _ask(lambda: dcap_qvl.QuoteVerifier(root.der).verify_with_policy(quote.raw, collateral, now, policy))

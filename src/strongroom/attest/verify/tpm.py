@@ -120,7 +120,8 @@ def check_attestation_key(public: TpmPublic) -> None:
 
 
 def _trust(key: VendorKey, endorsements: Endorsements, anchors: Anchors, now: int) -> tuple[str, str]:
-    """Whose word the key is, its own fingerprint if the caller enrolled it, else its root's; and `Claims.revocation`."""
+    """Whose word the key is, its own fingerprint if the caller enrolled it, else its root's; and what is known of
+    revocation."""
     if key in anchors.tpm_keys or key.fingerprint in anchors.named:
         return key.fingerprint, "none: the key itself is enrolled, without certificates"
     chain = endorsements.certificates
