@@ -301,5 +301,11 @@ def from_wire(wire: Mapping[str, object]) -> StrongroomError:
 
 
 def printable(text: object) -> str:
-    """`text` for a terminal: at most 2,000 characters, control characters replaced by blanks."""
-    return "".join(c if c.isprintable() else " " for c in str(text)[:2000])
+    """`text` for a terminal: control characters replaced by blanks, and of what is longer than 2,000 characters so many,
+    and how many are left out."""
+    whole = str(text)
+    shown = "".join(c if c.isprintable() else " " for c in whole[:_MAX_SHOWN])
+    return shown if len(whole) <= _MAX_SHOWN else f"{shown} ... {len(whole) - _MAX_SHOWN:,} more characters"
+
+
+_MAX_SHOWN = 2000

@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from strongroom.attest.appraise_tcb import tcb_steps
 from strongroom.attest.binding import REPORT_DATA_SIZE, bound_data, difference
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import DEVICES
 from strongroom.attest.reference import ReferenceValues
+from strongroom.attest.step import NOT_ASKED, Step, listed, one_of
 from strongroom.attest.verify.anchors import VENDORS
-from strongroom.attest.words import BY_PRODUCT
 from strongroom.crypto import equal
 from strongroom.errors import (
     AttestationError,
@@ -38,7 +39,6 @@ from strongroom.errors import (
     ExpiredError,
     MeasurementError,
     SimulatedEnclaveError,
-    TcbError,
     UsageError,
 )
 
@@ -56,11 +56,6 @@ _ROOTS = {
     "nitro": frozenset({VENDORS.nitro.fingerprint}),
     "nvidia": frozenset({VENDORS.nvidia.fingerprint}),
 }
-# Step 6: whose vendor has a word for the platform's state. Where it has none, the policy must say which versions it
-# wants.
-_WITH_STATUS = ("sgx", "tdx", "azure-tdx", "simulated")
-_NOT_ASKED = "any"
-_NO_ENDORSEMENTS = "verify it with Intel's endorsements: --endorsements, --bundle or --fetch; without them it has none"
 # A vendor's clock may be ahead of the verifier's by this much.
 _SKEW = 60
 
@@ -92,26 +87,6 @@ class AttestationResult:
     def __post_init__(self) -> None:
         if self._token is not _ISSUED_BY_APPRAISE:
             raise TypeError("AttestationResult: only appraise makes one")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One comparison of an appraisal.
-
-    Attributes:
-        number: of the list at the top of this file.
-        name: what is compared.
-        got, wanted: in words, for a person.
-        error: why it refuses; None where it holds.
-        device: which of the devices, counted from 0; None for the enclave itself.
-    """
-
-    number: int
-    name: str
-    got: str
-    wanted: str
-    error: AttestationError | None = None
-    device: int | None = None
 
 
 def appraise(claims: Claims, reference: ReferenceValues, *, expected_report_data: bytes, now: int) -> AttestationResult:
@@ -184,7 +159,7 @@ def steps(
         yield Step(9, "devices", f"{count or 'none'}", "none", error if count else None)
         return
     error = AttestationError(
-        f"devices: got none, wanted {_one_of(devices.tees)}",
+        f"devices: got none, wanted {one_of(devices.tees)}",
         hint="show a device's evidence with the enclave's, or take reference.devices out of the policy",
     )
     if devices.count is not None and count and count != devices.count:
@@ -229,14 +204,14 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
     yield Step(2, "debug", "on" if claims.debug else "off", "off", debug if claims.debug else None)
     weaknesses = claims.all_weaknesses
     unwanted = [each for each in weaknesses if each not in reference.weaknesses_allowed]
-    wanted = _one_of(reference.weaknesses_allowed, "none")
+    wanted = one_of(reference.weaknesses_allowed, "none")
     weak = AttestationError(
         f"weaknesses: got {', '.join(unwanted)}, wanted {wanted}",
         hint="start the enclave without them, or list them in the policy's weaknesses_allowed",
     )
     yield Step(2, "weaknesses", ", ".join(weaknesses) or "none", wanted, weak if unwanted else None)
     # 3
-    yield _listed(
+    yield listed(
         3,
         "tee",
         claims.tee,
@@ -246,7 +221,7 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
     )
     if not simulated:
         roots = frozenset(reference.tpm_roots) if claims.tee == "tpm" else _ROOTS[claims.tee]
-        yield _listed(
+        yield listed(
             3,
             f"vendor root of {claims.tee}",
             claims.vendor_root,
@@ -261,9 +236,9 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
     # 5
     yield from _loaded(claims, reference)
     # 6
-    yield from _tcb(claims, reference)
+    yield from tcb_steps(claims, reference)
     # 7
-    yield _listed(
+    yield listed(
         7,
         "hardware id",
         claims.hardware_id,
@@ -296,7 +271,7 @@ def _bound(claims: Claims, expected: bytes | None) -> Step:
 
 
 def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
-    yield _listed(
+    yield listed(
         5,
         "measurement",
         claims.measurement,
@@ -304,7 +279,7 @@ def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
         MeasurementError,
         hint="another program, configuration or version runs there; add its measurement to the policy to accept it",
     )
-    yield _listed(
+    yield listed(
         5,
         "signer",
         claims.signer,
@@ -316,7 +291,7 @@ def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
     )
     for name, values in reference.registers.items():
         told = claims.registers.get(name, "")
-        yield _listed(
+        yield listed(
             5,
             f"register {name}",
             told,
@@ -328,91 +303,9 @@ def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
         )
 
 
-def _tcb(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
-    if claims.tee in _WITH_STATUS:
-        yield _listed(
-            6,
-            "tcb status",
-            claims.tcb_status,
-            reference.tcb_statuses,
-            TcbError,
-            hint="update the platform's firmware, or list the status in the policy's tcb_statuses"
-            if claims.tcb_status
-            else _NO_ENDORSEMENTS,
-        )
-    unknown = [name for name in claims.advisories if name not in reference.advisories_allowed]
-    advisories = TcbError(
-        f"advisories: got {', '.join(unknown)}, wanted {_one_of(reference.advisories_allowed, 'none')}",
-        hint="update the platform's firmware, or list the advisory in the policy's advisories_allowed",
-    )
-    allowed = _one_of(reference.advisories_allowed, "none")
-    yield Step(6, "advisories", ", ".join(claims.advisories) or "none", allowed, advisories if unknown else None)
-    yield from _versions(claims, reference)
-    yield _revocation(claims, reference)
-
-
-def _versions(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
-    """Those that the policy tells for that kind and product. AMD's have all that the product counts, or are refused."""
-    floors = reference.floors(claims.tee)
-    minimum = floors.get(claims.product) or floors.get("", {})
-    told = ", ".join(f"{name} {version}" for name, version in claims.tcb.items()) or "none"
-    if floors and not minimum:
-        other = TcbError(
-            f"minimum tcb: the policy has none for {claims.product or 'an unknown product'} of {claims.tee}, "
-            f"but for {', '.join(floors)}",
-            hint=f"add minimum_tcb.{claims.tee}.{claims.product}: the lowest versions of that product to accept",
-        )
-        yield Step(6, "minimum tcb", f"{claims.product or 'unknown'}: {told}", " or ".join(floors), other)
-    missing = [name for name in claims.tcb if name not in minimum] if claims.tee in BY_PRODUCT else []
-    if not floors and claims.tee in BY_PRODUCT:
-        none = TcbError(
-            f"minimum tcb: the policy has none for {claims.tee}",
-            hint=f"add minimum_tcb.{claims.tee}: the lowest security versions to accept; "
-            "`strongroom attest appraise --draft-policy` writes those of this evidence",
-        )
-        yield Step(6, "minimum tcb", told, "the policy's minimum_tcb, which it lacks", none)
-    elif minimum and missing:
-        less = TcbError(
-            f"minimum tcb: the policy has none of {', '.join(missing)}, which {claims.product} counts",
-            hint=f"say it for that product, in minimum_tcb.{claims.tee}.{claims.product}",
-        )
-        yield Step(6, "minimum tcb", told, f"all of {', '.join(claims.tcb)}", less)
-    for name, lowest in minimum.items():
-        got = claims.tcb.get(name)
-        old = TcbError(
-            f"tcb {name}: got {'none' if got is None else got}, wanted at least {lowest}",
-            hint=_old(claims, name),
-        )
-        has = "none" if got is None else str(got)
-        yield Step(6, f"tcb {name}", has, f"at least {lowest}", old if got is None or got < lowest else None)
-
-
-def _revocation(claims: Claims, reference: ReferenceValues) -> Step:
-    got = claims.revocation
-    if not reference.revocation_required:
-        return Step(6, "revocation", got, _NOT_ASKED)
-    error = TcbError(
-        f"revocation: got {got}, wanted every list of those who issued its certificates",
-        hint="`strongroom attest endorsements fetch` gets them from the vendor; give them with the evidence "
-        "(--fetch, --bundle or --endorsements)",
-    )
-    return Step(6, "revocation", got, "checked", None if claims.revocation_checked else error)
-
-
-def _old(claims: Claims, name: str) -> str:
-    """What to do about a version that is too low or not told."""
-    if name == "evaluation":
-        return "verify it with newer endorsements of Intel's" if name in claims.tcb else _NO_ENDORSEMENTS
-    if name not in claims.tcb:
-        return f"this evidence does not tell it; it tells {', '.join(claims.tcb) or 'none'}"
-    if name in ("isvsvn", "configsvn"):
-        return "an older version of the program or of its configuration runs there: start the newer one"
-    return "update the platform's firmware"
-
-
 def _age(claims: Claims, reference: ReferenceValues, now: int) -> Step:
     limit = reference.maximum_age
-    wanted = _NOT_ASKED if limit is None else f"at most {limit} s"
+    wanted = NOT_ASKED if limit is None else f"at most {limit} s"
     error = None
     if claims.issued_at is None:
         if limit is not None:
@@ -448,29 +341,3 @@ def _simulated(claims: Claims, reference: ReferenceValues) -> Step:
     )
     holds = allowed is not None and equal(allowed.encode(), claims.vendor_root.encode())
     return Step(1, "simulated vendor", claims.vendor_root, wanted, None if holds else error)
-
-
-def _listed(
-    number: int,
-    name: str,
-    got: str,
-    wanted: tuple[str, ...] | None,
-    error: type[AttestationError],
-    hint: str | None = None,
-) -> Step:
-    """Whether `got` is one of `wanted`; None asks for nothing, and what is not told is never one."""
-    if wanted is None:
-        return Step(number, name, got or "none", _NOT_ASKED)
-    told = _one_of(wanted)
-    holds = bool(got) and got in wanted
-    return Step(
-        number,
-        name,
-        got or "none",
-        told,
-        None if holds else error(f"{name}: got {got or 'none'}, wanted {told}", hint=hint),
-    )
-
-
-def _one_of(values: tuple[str, ...], nothing: str = "one, but the list is empty") -> str:
-    return " or ".join(values) or nothing

@@ -150,7 +150,11 @@ class OwnerClient:
         return signed.policy
 
     def policy_history(self, name: str, *, pinned: str | None = None) -> tuple[Policy, ...]:
-        """The versions of a policy, each checked to follow the one before; the newest is last.
+        """The versions of a policy, each checked to follow the one before; the newest is last. As `policy_versions`."""
+        return tuple(each.policy for each in self.policy_versions(name, pinned=pinned))
+
+    def policy_versions(self, name: str, *, pinned: str | None = None) -> tuple[SignedPolicy, ...]:
+        """The versions of a policy with their signatures, each checked to follow the one before; the newest is last.
 
         Args:
             pinned: the digest of a version that one trusts; without it the first is trusted as it is.
@@ -160,15 +164,20 @@ class OwnerClient:
             StrongroomError: as `succession.verify_chain`.
         """
         versions: list[SignedPolicy] = []
-        size = 0
+        size, found = 0, False
         following: object = 0
         while isinstance(following, int):
             answer = self._http.get(f"{_policy_path(name, 'versions')}?after={following}")
             page, following = answer.get("versions"), answer.get("next")
             if not isinstance(page, list) or (isinstance(following, int) and not page):
                 raise CasError("answer: versions are missing")
-            versions += [SignedPolicy.from_wire(each) for each in page]
-            size += sum(len(each.policy.text) for each in versions[-len(page) :])
+            for each in map(SignedPolicy.from_wire, page):
+                if not found and (each.policy.digest == pinned or pinned is None):
+                    versions, size, found = [], 0, True
+                if not found:  # what precedes the pinned version is not kept
+                    versions, size = [], 0
+                versions.append(each)
+                size += len(each.policy.text)
             if size > MAX_HISTORY:
                 raise CasError(f"versions of {name}: longer than {MAX_HISTORY} characters together")
         return verify_chain(name, versions, pinned=pinned)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.words import BY_PRODUCT
 from strongroom.cas.owners import Owners
 from strongroom.cas.policy import Policy, Program, SecretRule, VaultRule
+from strongroom.crypto import PublicKey
 
 Effect = Literal["more", "less", "other"]
 Floors = Mapping[str, Mapping[str, int]]
@@ -54,16 +55,18 @@ def _differences(old: Policy, new: Policy) -> Iterator[Change]:
 def _owners(old: Owners | None, new: Owners | None) -> Iterator[Change]:
     if old is None or new is None:
         if new is not None:
-            yield Change("owners", "less", f"{new.threshold} of {len(new.keys)} owners must sign: {_and(new.keys)}")
+            yield Change("owners", "less", f"{new.threshold} of {len(new.keys)} owners must sign")
+            for name, key in new.keys.items():
+                yield _new_owner(name, key)
         if old is not None:
             yield Change("owners", "more", "no owner need sign; the administrator alone changes the policy")
         return
     for name in sorted({*old.keys, *new.keys}):
         before, after = old.keys.get(name), new.keys.get(name)
-        if before is None or after is None:
-            yield Change(
-                f"owners.keys.{name}", "other", "is an owner now" if before is None else "is no owner any more"
-            )
+        if after is None:
+            yield Change(f"owners.keys.{name}", "other", "is no owner any more")
+        elif before is None:
+            yield _new_owner(name, after)
         elif before != after:
             yield Change(
                 f"owners.keys.{name}", "other", f"has another key: was {before.fingerprint}, is {after.fingerprint}"
@@ -71,6 +74,10 @@ def _owners(old: Owners | None, new: Owners | None) -> Iterator[Change]:
     if old.threshold != new.threshold:
         effect: Effect = "more" if new.threshold < old.threshold else "less"
         yield Change("owners.threshold", effect, f"was {old.threshold}, is {new.threshold} of {len(new.keys)}")
+
+
+def _new_owner(name: str, key: PublicKey) -> Change:
+    return Change(f"owners.keys.{name}", "other", f"is an owner now, with the key {key.fingerprint}")
 
 
 def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterator[Change]:
@@ -119,6 +126,10 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
             many = "at least one device" if count is None else f"exactly {count} device{'s' if count > 1 else ''}"
             text = f"{many} must be shown, and each must fit"
         yield Change(f"{path}.devices", "other", text)
+        if new.devices is not None:
+            # All that they may be, the number apart, which is told.
+            none = ReferenceValues((), (), tcb_statuses=(), count=new.devices.count)
+            yield from _reference(none, new.devices, f"{path}.devices")
 
 
 def _floors(old: Floors, new: Floors, key: str, *, needed: bool) -> Iterator[Change]:
@@ -176,7 +187,11 @@ def _program(old: Program | None, new: Program | None) -> Iterator[Change]:
     if old is None or new is None:
         if old is not new:
             yield Change("program", "other", "is named now" if old is None else "is not named any more")
-        return
+        if new is None:
+            return
+    if old is None:
+        yield Change("program.command", "other", f"is {list(new.command)}")
+        old = replace(new, files=(), environment={})
     if old.command != new.command:
         yield Change("program.command", "other", f"was {list(old.command)}, is {list(new.command)}")
     for name in sorted({*old.files, *new.files}):
@@ -214,18 +229,18 @@ def _secrets(old: Mapping[str, SecretRule], new: Mapping[str, SecretRule]) -> It
     for name in sorted({*old, *new}):
         before, after, key = old.get(name), new.get(name), f"secrets.{name}"
         if before is None and after is not None:
-            yield Change(key, "more", f"the enclave gets it as {after.environment}")
+            yield Change(key, "more", f"the enclave gets it as {after.environment}, {_from(after)}")
         elif after is None:
             yield Change(key, "less", "the enclave does not get it any more")
         elif before is not None:
             if before.environment != after.environment:
                 yield Change(f"{key}.environment", "other", f"was {before.environment}, is {after.environment}")
             if before.generate != after.generate:
-                was, now = (
-                    "stored by its owner" if size is None else f"{size} bytes drawn by the CAS"
-                    for size in (before.generate, after.generate)
-                )
-                yield Change(f"{key}.generate", "other", f"was {was}, is {now}")
+                yield Change(f"{key}.generate", "other", f"was {_from(before)}, is {_from(after)}")
+
+
+def _from(rule: SecretRule) -> str:
+    return "stored by its owner" if rule.generate is None else f"{rule.generate} bytes drawn by the CAS"
 
 
 def _and(names: Iterable[str]) -> str:

@@ -7,8 +7,11 @@ takes an empty value in its place; what it then makes of the document is thrown 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +54,8 @@ def parse_toml(text: str, *, problems: list[Problem] | None = None) -> Table:
         problems: where to note what is wrong with its contents, in place of raising it.
 
     Raises:
-        PolicyError: it is longer than 256 KiB, no TOML, or has more dots in a line than any policy needs.
+        PolicyError: it is longer than 256 KiB, no TOML, has more dots in a line than any policy needs, or holds a
+            character that hides what it says.
     """
     try:
         size = len(text.encode())
@@ -63,10 +67,40 @@ def parse_toml(text: str, *, problems: list[Problem] | None = None) -> Table:
     for line in QUOTED.sub("", text).split("\n"):
         if line.count(".") > _MAX_DOTS:
             raise PolicyError(f"policy: {line.count('.')} dots in one line outside strings, the limit is {_MAX_DOTS}")
+    _check_shown(text)
     try:
         return Table(tomllib.loads(text), _TOP, problems=problems)
     except (ValueError, RecursionError) as error:  # ValueError: also numbers of thousands of digits
         raise PolicyError(f"policy: not TOML: {str(error)[:200]}") from None
+
+
+# Categories of Unicode whose characters show nothing, move what stands beside them, or look like the end of a line:
+# control characters, formats (marks of direction among them), separators of lines and of paragraphs.
+_HIDING = ("Cc", "Cf", "Zl", "Zp")
+
+
+def _check_shown(text: str) -> None:
+    """Raises PolicyError where a reader of the document would see something else than what it says."""
+    text = text.replace("\r\n", "\n")  # a line's end in TOML too
+    found = [c for c in set(text) if c not in "\t\n" and unicodedata.category(c) in _HIDING]
+    if found:
+        at = min(map(text.index, found))
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        raise PolicyError(
+            f"policy: holds the unseen character U+{ord(text[at]):04X} (at line {line}, column {column})",
+            hint="take it out; a string that needs it has it as \\uXXXX",
+        )
+
+
+def to_toml(value: str | Sequence[str]) -> str:
+    """A string, or an array of strings, as a document takes it: JSON's form, but for what `parse_toml` would refuse."""
+    return "".join(_escaped(c) for c in json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(c: str) -> str:
+    if c.isascii() and c != "\x7f" or unicodedata.category(c) not in _HIDING:
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) < 1 << 16 else f"\\U{ord(c):08x}"
 
 
 def number(value: object) -> str:

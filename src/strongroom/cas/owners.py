@@ -106,6 +106,25 @@ def check_signatures(
         UnauthorizedError: a key is none of an owner's, or a threshold is not reached.
         VerificationError: a signature does not match: it is of other bytes, another version or another policy.
     """
+    check_each(signatures, name=name, version=version, digest=digest, owners=owners, before=before)
+    # 3. Both thresholds are reached.
+    keys = {one.key for one in signatures}
+    if before is not None:
+        _check_threshold(before, keys, name, version - 1)
+    if owners is not None:
+        _check_threshold(owners, keys, name, version)
+
+
+def check_each(
+    signatures: Sequence[OwnerSignature],
+    *,
+    name: str,
+    version: int,
+    digest: str,
+    owners: Owners | None,
+    before: Owners | None,
+) -> None:
+    """As `check_signatures`, but for the thresholds: some are there, and others may follow."""
     # 1. No key counts twice.
     _check_once(signatures)
     # 2. Every key is an owner's, and its signature of this version.
@@ -125,12 +144,6 @@ def check_signatures(
                 f"signatures: {found[1]}'s does not match {name}, version {version}, {digest}",
                 hint="it is of another document, version or policy: sign this one",
             ) from None
-    # 3. Both thresholds are reached.
-    keys = {one.key for one in signatures}
-    if before is not None:
-        _check_threshold(before, keys, name, version - 1)
-    if owners is not None:
-        _check_threshold(owners, keys, name, version)
 
 
 def _check_threshold(owners: Owners, keys: set[str], name: str, version: int) -> None:

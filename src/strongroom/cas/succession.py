@@ -150,7 +150,7 @@ def check_succession(new: Policy, current: Policy | None) -> None:
         )
 
 
-def verify_chain(name: str, versions: Sequence[SignedPolicy], *, pinned: str | None = None) -> tuple[Policy, ...]:
+def verify_chain(name: str, versions: Sequence[SignedPolicy], *, pinned: str | None = None) -> tuple[SignedPolicy, ...]:
     """Check a policy's versions one after the other; the newest is last.
 
     Nothing here tells that there is no newer one: that is the CAS's word, or the digest that another has seen.
@@ -183,4 +183,4 @@ def verify_chain(name: str, versions: Sequence[SignedPolicy], *, pinned: str | N
         if position or pinned is None:
             each.check_after(current)
         current = each.policy
-    return tuple(each.policy for each in versions[start:])
+    return tuple(versions[start:])

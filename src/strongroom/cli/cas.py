@@ -132,7 +132,7 @@ def _deal(args: argparse.Namespace, address: CasAddress, home: Home) -> int:
                     told = {"policy": policy.name, "version": policy.version, "digest": policy.digest}
                     output.result(told | {"text": policy.text})
                 else:
-                    sys.stdout.write(policy.text)
+                    _show(policy.text)
             case "entrust":
                 policy = client.policy(args.policy)
                 rule = policy.vault(args.name)
@@ -156,6 +156,13 @@ def _deal(args: argparse.Namespace, address: CasAddress, home: Home) -> int:
             case "audit":
                 return cas_audit.run(args, client, address.cas_root)
     return 0
+
+
+def _show(text: str) -> None:
+    """A document: byte by byte into a file or a pipe, and to a terminal without what it would act on."""
+    if sys.stdout.isatty():
+        text = "".join(c if c.isprintable() or c in "\t\n" else " " for c in text)
+    sys.stdout.write(text)
 
 
 def _print(args: argparse.Namespace, value: dict[str, object]) -> None:

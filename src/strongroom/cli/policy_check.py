@@ -10,6 +10,7 @@ from strongroom.cas.lines import Lines, syntax_line
 from strongroom.cas.policy import Policy, parse_policy, policy_problems
 from strongroom.cli import output
 from strongroom.cli.policy_files import show
+from strongroom.cli.workspace import read_document
 from strongroom.errors import PolicyError, printable
 
 
@@ -20,10 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        text = args.policy.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise PolicyError(f"policy: {args.policy} is not UTF-8 text") from None
+    text = read_document(args.policy)
     problems = policy_problems(text, draft=args.draft)
     if problems:
         return _explain(args, text, problems)

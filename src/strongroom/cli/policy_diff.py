@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from strongroom.cas.difference import Change, differences
+from strongroom.cas.difference import differences
 from strongroom.cas.policy import Policy
 from strongroom.cli import output
-from strongroom.cli.policy_files import add_cas, cas_client, short
+from strongroom.cli.policy_files import add_cas, cas_client, shown
 from strongroom.cli.workspace import read_policy
-from strongroom.errors import UsageError, printable
+from strongroom.errors import UsageError
 
 _SIGNS = {"more": "+", "less": "-", "other": "~"}
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     output.stdout.print(_heading(old, new), markup=False, soft_wrap=True)
     for each in changes:
-        output.stdout.print(_line(each), markup=False, soft_wrap=True)
+        output.stdout.print(f"{_SIGNS[each.effect]} {shown(each)}", markup=False, soft_wrap=True)
     if not changes:
         same = old.text == new.text
         words = "the documents are the same" if same else "nothing changed in meaning"
@@ -55,8 +55,4 @@ def _heading(old: Policy, new: Policy) -> str:
     text = f"{new.name}: version {old.version} -> {new.version}"
     if new.version == old.version + 1 and new.previous != old.digest:
         text += f"; but it follows {new.previous or 'none'}, not {old.digest}"
-    return short(text)
-
-
-def _line(change: Change) -> str:
-    return printable(f"{_SIGNS[change.effect]} {change.key}: {short(change.text)}")
+    return text

@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from strongroom.cas.client import OwnerClient
+from strongroom.cas.difference import Change
 from strongroom.cas.owners import Owners, OwnerSignature, SignatureFile
 from strongroom.cas.policy import POLICY_NAME, Policy
 from strongroom.cas.server import CasAddress
 from strongroom.cli import output
 from strongroom.cli.workspace import Home
 from strongroom.crypto import SigningKey
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import FormatError, UsageError, printable
 
 _LONG = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
+_DIGESTS = re.compile(r"reference\.(devices\.)?(measurements|signers|tpm_roots|allow_simulated)")
 
 
 def add_cas(parser: argparse.ArgumentParser) -> None:
@@ -96,9 +98,11 @@ def signers(owners: Owners | None, signatures: tuple[OwnerSignature, ...]) -> tu
     return signed, [name for name in named if name not in signed]
 
 
-def short(text: str) -> str:
-    """Digests cut short, for a person."""
-    return _LONG.sub(lambda match: match[1] + "...", text)
+def shown(change: Change) -> str:
+    """A change for a person's terminal. Digests are cut short where they are ones that nobody chooses: whatever else
+    may hold hexadecimal digits is shown as it is, as are owners' keys, which people compare."""
+    text = _LONG.sub(lambda match: match[1] + "...", change.text) if _DIGESTS.fullmatch(change.key) else change.text
+    return printable(f"{change.key}: {text}")
 
 
 def show(values: dict[str, object]) -> None:

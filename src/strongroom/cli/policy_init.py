@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
+from strongroom.cas.document import to_toml
 from strongroom.cas.policy import parse_policy
 from strongroom.cli import output
 from strongroom.cli.policy_files import check_name
@@ -71,13 +71,13 @@ def _document(*, name: str, role: str, owner: str, vendor_root: str, command: li
 # `strongroom policy check` says what is wrong with it, `strongroom policy apply` stores it in a CAS.
 
 [policy]
-name = {_toml(name)}
+name = {to_toml(name)}
 version = 1
 # From version 2 on, the digest of the version before, which `strongroom policy apply` prints:
 # previous = "sha256:..."
 # The administrator's key, which stores versions and secrets:
-owner = {_toml(owner)}
-role = {_toml(role)}
+owner = {to_toml(owner)}
+role = {to_toml(role)}
 
 # Several people who must agree to every version, the next one included. `strongroom policy key FILE` prints a key.
 # [owners]
@@ -90,15 +90,15 @@ role = {_toml(role)}
 # Kinds of enclave: sgx, tdx, snp, azure-snp, azure-tdx, nitro, tpm, simulated.
 tees = ["simulated"]
 # What may run. `strongroom measure --policy FILE` prints the value; until then nothing can attest.
-measurements = [{_toml(UNMEASURED)}]
+measurements = [{to_toml(UNMEASURED)}]
 # This user's simulated enclaves, which protect nothing against the owner of the machine. Take the line out, and
 # "simulated" from `tees`, where the hardware is real.
-allow_simulated = {_toml(vendor_root)}
+allow_simulated = {to_toml(vendor_root)}
 
 [program]
-command = {_toml(command)}
+command = {to_toml(command)}
 # Relative to this document; the enclave sees these and no other file of yours.
-files = {_toml(files)}
+files = {to_toml(files)}
 
 # [program.environment]
 # OMP_NUM_THREADS = "1"
@@ -114,7 +114,3 @@ files = {_toml(files)}
 # name = "token"
 # environment = "UPLOAD_TOKEN"
 """
-
-
-def _toml(value: str | list[str]) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from strongroom.cas.files import replace as replace_file
-from strongroom.cas.owners import Owners, SignatureFile, sign_version
+from strongroom.cas.owners import Owners, SignatureFile, check_each, sign_version
 from strongroom.cas.policy import Policy
 from strongroom.cas.succession import check_succession
 from strongroom.cli import output
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if path.exists():
         held = read_signature_file(path)
         held.check_of(policy.name, policy.version, policy.digest)
+        _check_held(policy, before, held)
     fresh = key.public.fingerprint not in {one.key for one in held.signatures}
     if fresh:
         signature = sign_version(key, name=policy.name, version=policy.version, digest=policy.digest)
@@ -61,6 +62,28 @@ def run(args: argparse.Namespace) -> int:
     else:
         show({"signatures": path} | told)
     return 0
+
+
+def _check_held(policy: Policy, before: Policy | None, held: SignatureFile) -> None:
+    """Whoever passed the file on may have put anything there: what is called signed is.
+
+    Raises:
+        VerificationError: a signature does not match.
+        UnauthorizedError: one is of nobody who may sign.
+    """
+    try:
+        check_each(
+            held.signatures,
+            name=policy.name,
+            version=policy.version,
+            digest=policy.digest,
+            owners=policy.owners,
+            before=None if before is None else before.owners,
+        )
+    except UnauthorizedError as error:
+        if before is None and policy.version > 1:
+            error.hint = "with --previous FILE, owners whom this version removes may have signed; take out any other's"
+        raise
 
 
 def _owner(policy: Policy, before: Policy | None, key: SigningKey) -> str | None:

@@ -205,7 +205,7 @@ def write_policy(
     previous: str = "",
 ) -> str:
     """The text of a development policy."""
-    quote = _toml
+    quote = to_toml
     lines = [
         "# A development policy, written by strongroom: it accepts this machine's simulated enclaves.",
         "[policy]",
@@ -231,11 +231,6 @@ def write_policy(
         lines += ["", "[[vaults]]", f"name = {quote(rule.name)}"]
         lines += [f"mount = {quote(rule.mount)}", f"access = {quote(rule.access)}"]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: str | Sequence[str]) -> str:
-    """A string, or an array of strings, in TOML: JSON's form, but for DEL and without surrogates."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
@@ -290,7 +285,16 @@ def read_policy(path: Path, *, draft: bool = False) -> Policy:
     Raises:
         PolicyError: malformed.
     """
+    return parse_policy(read_document(path), draft=draft)
+
+
+def read_document(path: Path) -> str:
+    """A policy file's text, of which the bytes are the file's: with its line ends as they are.
+
+    Raises:
+        PolicyError: no UTF-8.
+    """
     try:
-        return parse_policy(path.read_text("utf-8"), draft=draft)
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         raise PolicyError(f"policy: {path} is not UTF-8 text") from None
