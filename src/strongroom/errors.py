@@ -301,11 +301,11 @@ def from_wire(wire: Mapping[str, object]) -> StrongroomError:
 
 
 def printable(text: object) -> str:
-    """`text` for a terminal: control characters replaced by blanks, and of what is longer than 2,000 characters so many,
-    and how many are left out."""
+    """`text` for a terminal: at most 2,000 characters, control characters replaced by blanks.
+
+    What is longer ends with how many characters are left out. What was made printable once stays as it is.
+    """
     whole = str(text)
-    shown = "".join(c if c.isprintable() else " " for c in whole[:_MAX_SHOWN])
-    return shown if len(whole) <= _MAX_SHOWN else f"{shown} ... {len(whole) - _MAX_SHOWN:,} more characters"
-
-
-_MAX_SHOWN = 2000
+    kept = len(whole) if len(whole) <= 2000 else 1960
+    left = f" ... {len(whole) - kept:,} more characters" if kept < len(whole) else ""
+    return "".join(c if c.isprintable() else " " for c in whole[:kept]) + left

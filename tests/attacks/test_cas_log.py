@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import sqlite3
 
 import pytest
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.log_head import FileHead
+from strongroom.cas.log_audit import verify_audit
+from strongroom.cas.log_head import FileHead, Head
 from strongroom.cas.store import Store
 from strongroom.cas.witness import Witness
 from strongroom.cli.cas_witness import cosign_head
-from strongroom.errors import IntegrityError, RollbackError
+from strongroom.cli.main import main
+from strongroom.cli.workspace import Home
+from strongroom.errors import AttestationError, FormatError, IntegrityError, RollbackError, TamperedError, WrongKeyError
 from tests.cas.world import cas_in, world_in
 
 
@@ -150,3 +155,207 @@ def test_a_witness_sees_what_an_owner_who_has_seen_nothing_cannot(tmp_path):
             client.put_secret(world.name, "token", b"and longer")
         with cas.owner(world.owner) as client, pytest.raises(RollbackError, match="does not begin with"):
             cosign_head(witness, client, root, now=2)
+
+
+def test_a_row_of_the_log_changed_on_the_disk_hides_no_entry(tmp_path):
+    """The host, without a key, has the next entry of a policy be appended while the one before is another policy's."""
+    with cas_in(tmp_path) as cas, world_in(cas) as world:
+        world.client.put_secret(world.name, "token", b"evil")
+        hidden = world.client.log()[-1]["number"]
+
+        def rename(policy):
+            with sqlite3.connect(cas.directory / "cas.sqlite") as db:
+                db.execute("UPDATE log SET policy = ? WHERE number = ?", (policy, hidden))
+            db.close()
+
+        rename("zzz/zzz")
+        world.client.put_secret(world.name, "token", b"harmless again")
+        rename(world.name)
+        audit = world.client.audit()
+        root = cas.address.cas_root
+        verify_audit(audit, cas_root=root)
+        assert audit.entries[-1][0].previous == hidden
+        rest = tuple(each for each in audit.entries if each[0].number != hidden)
+        with pytest.raises(TamperedError, match="entries are missing"):
+            verify_audit(dataclasses.replace(audit, entries=rest), cas_root=root)
+
+
+@pytest.fixture
+def lying(tmp_path, monkeypatch):
+    """A longer fork of a CAS that has its keys, and does not say that it is one; and the head seen of the other one."""
+    world, _, new = at_two_states(tmp_path)
+    shutil.copy(tmp_path / "old.sqlite", tmp_path / "cas" / "cas.sqlite")
+    with cas_in(tmp_path) as cas, cas.owner(world.owner) as client:
+        for _ in range(4):
+            client.put_secret(world.name, "token", b"fork")
+    monkeypatch.setattr(Store, "check_head", lambda self, seen: self.head())
+    with cas_in(tmp_path) as cas:
+        world.cas = cas
+        yield world, new
+
+
+def test_a_cas_that_hides_its_fork_is_caught_each_time_it_is_asked(lying, tmp_path):
+    world, new = lying
+    memory = FileHead(tmp_path / "head")
+    memory.advance(new)
+    address = world.cas.address
+    for _ in range(2):
+        with OwnerClient(address.url, cas_root=address.cas_root, owner=world.owner, heads=memory) as client:
+            for ask in (client.describe, client.log, client.audit):
+                with pytest.raises(RollbackError, match="does not begin with") as caught:
+                    ask()
+                assert str(memory.path) in caught.value.hint
+        assert memory.read() == new
+
+
+def test_an_enclave_asks_for_the_proof_too(lying):
+    world, new = lying
+    with world.session() as session:
+        session._http._heads.advance(new)
+        for _ in range(2):
+            with pytest.raises(RollbackError, match="does not begin with"):
+                session.attest()
+        assert session._http._heads.read() == new
+
+
+def test_what_an_attestation_says_of_the_log_is_proved_with_the_next_answer(tmp_path):
+    with cas_in(tmp_path) as cas, world_in(cas) as world, world.session() as session:
+        session.attest()
+        proved, told = session._http._heads.read(), session._http._told
+        assert told.size > proved.size
+        session.post("/v1/time-token", {})
+        assert session._http._heads.read() == told
+
+
+def test_a_log_that_was_shown_with_an_attestation_alone_is_found(tmp_path, monkeypatch):
+    with cas_in(tmp_path) as cas, world_in(cas) as world, world.session() as session:
+        session.attest()
+        proved, told = session._http._heads.read(), session._http._told
+        session._http._told = Head(told.size, bytes(32))  # as if another log had been shown then
+        monkeypatch.setattr(Store, "check_head", lambda self, seen: self.head())
+        for _ in range(2):
+            with pytest.raises(RollbackError):
+                session.post("/v1/time-token", {})
+            world.client.put_secret(world.name, "token", b"x")  # of the same size, then of a larger one
+        assert session._http._heads.read() == proved
+
+
+def test_no_proof_is_no_extension(tmp_path, monkeypatch):
+    with cas_in(tmp_path) as cas, world_in(cas) as world:
+        before = world.client._heads.read()
+        monkeypatch.setattr(Store, "consistency", lambda *args: [])
+        with pytest.raises(FormatError, match="consistency proof: has fewer hashes"):
+            world.client.put_secret(world.name, "token", b"x")
+        assert world.client._heads.read() == before
+
+
+def test_a_running_cas_refuses_an_older_state_put_under_it(tmp_path):
+    with cas_in(tmp_path) as cas, world_in(cas) as world:
+        live, old = sqlite3.connect(cas.directory / "cas.sqlite"), sqlite3.connect(tmp_path / "old.sqlite")
+        live.backup(old)
+        world.client.put_secret(world.name, "token", b"new")
+        old.backup(live)
+        for _ in range(2):
+            with world.session() as session, pytest.raises(RollbackError, match="rolled back"):
+                session.attest()
+            with cas.owner() as stranger, pytest.raises(RollbackError, match="rolled back"):
+                stranger.describe()
+        live.close()
+        old.close()
+
+
+def test_a_stranger_s_look_at_the_log_reads_no_policy(tmp_path, monkeypatch):
+    with cas_in(tmp_path) as cas, world_in(cas) as world, cas.owner() as stranger:
+        assert len(world.client.log()) == 4
+        monkeypatch.setattr(Store, "_version", lambda *args: 1 / 0)
+        assert stranger.log() == []
+        assert len(world.client.log()) == 4
+
+
+def test_refusals_that_anybody_can_cause_do_not_fill_an_owner_s_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("strongroom.cas.refusals.BURST", 2)
+    with cas_in(tmp_path) as cas, world_in(cas) as world, world.enclave() as enclave:
+        claims = enclave.claims()
+        evidence = enclave.evidence(bytes(32), claims)
+
+        def refused():
+            enclave.nonce()
+            with pytest.raises(AttestationError):
+                enclave.show(evidence, claims)
+
+        for _ in range(9):
+            refused()
+        assert len(world.refusals()) == 2
+        cas.clock.now += 1200
+        refused()
+        refused()
+        details = [json.loads(e["detail"]) for e in world.client.log() if e["event"] == "refused"]
+        assert [detail.get("omitted") for detail in details] == [None, None, 7]
+
+
+def test_an_exported_audit_is_held_to_what_this_machine_has_seen(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
+    world, old, new = at_two_states(tmp_path)
+    root, file = world.cas.address.cas_root, tmp_path / "audit.json"
+    command = ["cas", "audit", "verify", str(file), "--cas-root", root]
+    shutil.copy(tmp_path / "old.sqlite", tmp_path / "cas" / "cas.sqlite")
+    with cas_in(tmp_path) as cas, cas.owner(world.owner) as client:
+        client._heads.advance(old)
+        file.write_bytes(client.audit().to_bytes())
+        assert main(command) == 0
+        assert "by the file's own account" in capsys.readouterr().out
+        Home.open().heads(root).advance(new)
+        assert main(command) == 24  # this machine has seen more
+        while client._heads.read().size < new.size:
+            client.put_secret(world.name, "token", b"fork")
+        file.write_bytes(client.audit().to_bytes())
+        assert main(command) == 24  # and others
+        assert "forked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_cas_that_lost_its_database_does_not_start_as_a_new_one(tmp_path, how):
+    with cas_in(tmp_path) as cas, world_in(cas):
+        directory = cas.directory
+    for path in directory.glob("cas.sqlite*"):
+        if how == "removed" or path.name != "cas.sqlite":
+            path.unlink()
+        else:
+            path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="is missing or empty, and this CAS had one"):
+            Store(directory)
+    if how == "removed":
+        (directory / "cas.sqlite").unlink()
+        (directory / "master.key").unlink()
+        with pytest.raises(WrongKeyError, match="master.key: is missing"), cas_in(tmp_path):
+            pass
+
+
+def test_a_cas_that_was_killed_at_its_first_start_starts_the_next_time(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("strongroom.cas.store._SCHEMA", ("no statement",))
+        with pytest.raises(IntegrityError):
+            Store(tmp_path)
+    assert (tmp_path / "master.key").exists()
+    Store(tmp_path).close()
+    assert {path.name for path in tmp_path.iterdir()} == {"cas.sqlite", "master.key"}
+
+
+def test_a_witness_that_lost_a_note_does_not_start_anew(tmp_path):
+    witness = Witness(tmp_path / "w", name="w.example/1")
+    with cas_in(tmp_path) as cas, world_in(cas) as world:
+        cosign_head(witness, world.client, cas.address.cas_root, now=1)
+        for path in (tmp_path / "w").glob("*.note"):
+            path.unlink()
+        with pytest.raises(IntegrityError, match="is missing, or is not what this witness cosigned last"):
+            cosign_head(Witness(tmp_path / "w"), world.client, cas.address.cas_root, now=2)
+
+
+def test_junk_among_the_cosigned_heads_spoils_no_audit(tmp_path):
+    with cas_in(tmp_path) as cas, world_in(cas) as world:
+        with sqlite3.connect(cas.directory / "cas.sqlite") as db:
+            for name, note in (("x", "junk"), ("y", "text\n\n\u2014 y AAAAAAAA\n")):
+                db.execute("INSERT INTO cosignatures VALUES (?, 9, 9, ?)", (name, note))
+        db.close()
+        verify_audit(world.client.audit(), cas_root=cas.address.cas_root)

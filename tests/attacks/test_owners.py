@@ -210,10 +210,22 @@ def test_a_host_that_shows_an_older_or_another_history_is_found_out(world, monke
 
 def test_a_history_without_end_is_not_read_for_ever(world, monkeypatch):
     with world.cas.owner() as anybody:
-        endless = anybody._http.get(f"/v1/policies/{world.name}/versions") | {"next": 1}
-        monkeypatch.setattr(anybody._http, "get", lambda path: endless)
+        page = anybody._http.get(f"/v1/policies/{world.name}/versions")
+        monkeypatch.setattr(anybody._http, "get", lambda path: page | {"next": int(path.partition("=")[2]) + 1})
         monkeypatch.setattr("strongroom.cas.client.MAX_HISTORY", 10_000)
         with pytest.raises(StrongroomError, match="longer than 10000 characters together"):
+            anybody.policy_history(world.name)
+        monkeypatch.setattr(anybody._http, "get", lambda path: page | {"next": 1})
+        with pytest.raises(StrongroomError, match="versions are missing"):
+            anybody.policy_history(world.name, pinned="sha256:" + "00" * 32)
+
+
+def test_a_history_before_the_pinned_version_may_be_of_any_length(world, monkeypatch):
+    third = put(world, TWO_OF_THREE, "alice", "carol")
+    monkeypatch.setattr("strongroom.cas.client.MAX_HISTORY", len(third.text) + 100)
+    with world.cas.owner() as anybody:
+        assert anybody.policy_history(world.name, pinned=third.digest) == (third,)
+        with pytest.raises(StrongroomError, match="characters together"):
             anybody.policy_history(world.name)
 
 

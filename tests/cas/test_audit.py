@@ -310,6 +310,10 @@ def test_a_cas_is_audited_witnessed_and_found_rolled_back(tmp_path, monkeypatch,
         assert (tmp_path / "head.note").read_text().count("\u2014") == 2
         assert at(cas, "cas", "audit", "verify", *owner, "--witness", key) == 0
         assert at(cas, "cas", "audit", "export", str(tmp_path / "a.json"), *owner) == 0
+        with monkeypatch.context() as patched:  # what would not be read back is not written
+            patched.setattr("strongroom.cli.cas_audit.MAX_AUDIT", 100)
+            assert at(cas, "cas", "audit", "export", str(tmp_path / "b.json"), *owner) == 10
+            assert not (tmp_path / "b.json").exists()
     capsys.readouterr()
     with cas_in(tmp_path) as cas, cas.owner(world.owner) as client:
         client.put_secret(world.name, "token", b"y")

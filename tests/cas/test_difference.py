@@ -35,6 +35,14 @@ def floor(product="", more=""):
     return f"[reference.minimum_tcb.{name}]\nbootloader = 4\ntee = 0\nsnp = 22\nmicrocode = 7\n{more}"
 
 
+def now(name):
+    return (f"owners.keys.{name}", "other", f"is an owner now, with the key {KEYS[name].public.fingerprint}")
+
+
+NVIDIA = [
+    ("reference.devices.tees", "more", "nvidia is accepted"),
+    ("reference.devices.measurements", "more", f"{A} is accepted"),
+]
 SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
 
 
@@ -128,12 +136,31 @@ SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
         (
             policy(),
             policy(DEVICES + "count = 2\n"),
-            [("reference.devices", "other", "exactly 2 devices must be shown, and each must fit")],
+            [("reference.devices", "other", "exactly 2 devices must be shown, and each must fit"), *NVIDIA],
         ),
         (
             policy(),
             policy(DEVICES),
-            [("reference.devices", "other", "at least one device must be shown, and each must fit")],
+            [("reference.devices", "other", "at least one device must be shown, and each must fit"), *NVIDIA],
+        ),
+        (
+            policy(),
+            policy(DEVICES + f'hardware_ids = ["{REGISTER}"]\nallow_simulated = "{ROOT}"\n'),
+            [
+                ("reference.devices", "other", "at least one device must be shown, and each must fit"),
+                *NVIDIA,
+                ("reference.devices.hardware_ids", "less", f"is asked for: {REGISTER}"),
+                (
+                    "reference.devices.allow_simulated",
+                    "more",
+                    f"simulated ones of {ROOT} are accepted, which protect nothing",
+                ),
+            ],
+        ),
+        (
+            policy(DEVICES),
+            policy(),
+            [("reference.devices", "other", "no device may be shown")],
         ),
         (
             policy(DEVICES),
@@ -181,8 +208,34 @@ SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
         ),
         (
             policy(),
+            policy('[program]\ncommand = ["sh", "-c", "x"]\nfiles = ["f"]\n[program.environment]\nX = "1"\n'),
+            [
+                ("program", "other", "is named now"),
+                ("program.command", "other", "is ['sh', '-c', 'x']"),
+                ("program.files", "other", "'f' belongs to it"),
+                ("program.environment.X", "other", "was not set, is '1'"),
+            ],
+        ),
+        (
+            policy('[program]\ncommand = ["x"]\nfiles = ["f"]\n'),
+            policy(),
+            [("program", "other", "is not named any more")],
+        ),
+        (policy(), policy(SECRET), [("secrets.s", "more", "the enclave gets it as S, stored by its owner")]),
+        (
+            policy(),
+            policy(SECRET + "generate = 16\n"),
+            [("secrets.s", "more", "the enclave gets it as S, 16 bytes drawn by the CAS")],
+        ),
+        (
+            policy(),
             policy(table(2, ["alice", "bob"])),
-            [("owners", "less", "2 of 2 owners must sign: alice, bob")],
+            [("owners", "less", "2 of 2 owners must sign"), now("alice"), now("bob")],
+        ),
+        (
+            policy(table(2, ["alice", "bob"])),
+            policy(table(2, ["alice", "bob", "carol"])),
+            [now("carol")],
         ),
         (
             policy(table(2, ["alice", "bob"])),

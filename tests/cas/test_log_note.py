@@ -74,6 +74,7 @@ def test_a_head_verifies_under_the_cas_s_root_alone():
         (Note(NOTE.text.replace("\n7\n", "\n8\n"), NOTE.signatures), CAS_ROOT, KEY.public, "does not match"),
         (Note(NOTE.text, ()), CAS_ROOT, KEY.public, "is not signed by"),
     ],
+    ids=["root", "root and key", "key", "text", "no signature"],
 )
 def test_a_head_of_another_cas_or_another_text_is_refused(note, root, key, says):
     with pytest.raises(VerificationError, match=says):

@@ -274,10 +274,9 @@ def chain():
 
 
 def test_a_chain_is_checked_from_its_first_version_or_from_a_pinned_one(chain):
-    policies = tuple(each.policy for each in chain)
-    assert verify_chain("acme/train", chain) == policies
-    assert verify_chain("acme/train", chain, pinned=policies[2].digest) == policies[2:]
-    assert verify_chain("acme/train", chain, pinned=policies[3].digest) == policies[3:]
+    assert verify_chain("acme/train", chain) == tuple(chain)
+    for pinned in (2, 3):
+        assert verify_chain("acme/train", chain, pinned=chain[pinned].policy.digest) == tuple(chain[pinned:])
 
 
 def test_a_chain_survives_its_wire_form(chain):

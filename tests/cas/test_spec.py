@@ -51,18 +51,19 @@ def test_the_tree_of_the_log_and_the_boxes_of_the_rows(tmp_path):
         (row, entry) = db.execute("SELECT box, entry FROM policies").fetchone()
         rows = [
             ([table, *key], number, box)
-            for table in ("policies", "secrets", "anchors")
+            for table in ("policies", "secrets", "anchors", "names")
             for *key, number, box in db.execute(f"SELECT * FROM {table}")  # noqa: S608
         ]
     db.close()
     key = derive((tmp_path / "cas" / "master.key").read_bytes(), "strongroom/cas/rows/v2")
     sum_key = derive(key, "strongroom/cas/rows-sum/v1")
-    total = 0
+    total, opened = 0, []
     for at, number, box in rows:
         aad = json.dumps([*at, number], separators=(",", ":")).encode()
-        assert open_box(key, box, aad)
+        opened.append(open_box(key, box, aad))
         total += int.from_bytes(hmac.digest(sum_key, aad + box[:24], "sha256"), "big")
-    assert len(rows) == 4
+    assert len(rows) == 6
+    assert opened[-2:] == [b"", world.owner.public.fingerprint.encode()]  # `last`, `owner`
     peaks = [tree_hash(leaves[:4]).hex()]
     assert json.loads(open_box(key, head, b'["head",1]')) == [4, peaks, f"{total % 2**256:064x}"]
     assert json.loads(open_box(key, row, f'["policies","{name}",1,{entry}]'.encode()))["text"] == text

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from strongroom.cas.owners import SignatureFile
+from strongroom.cas.owners import SignatureFile, sign_version
 from strongroom.cli.main import main
+from strongroom.crypto import SigningKey
 from tests.cas.json_schema import is_valid
 from tests.cas.test_schema import SCHEMA
 
@@ -37,6 +41,10 @@ def start(capsys) -> dict[str, str]:
     keys = {name: said(capsys, "key", f"{name}.key")["public"] for name in ("alice", "bob", "carol", "dave")}
     own(keys, 2, "alice", "bob", "carol")
     return keys
+
+
+def fingerprint(name: str) -> str:
+    return SigningKey.load(Path(f"{name}.key")).public.fingerprint
 
 
 def own(keys: dict[str, str], threshold: int, *names: str) -> None:
@@ -79,7 +87,7 @@ def test_owners_sign_one_after_the_other_and_the_last_applies(capsys):
     difference = said(capsys, "diff", "policy.toml")
     assert [(each["key"], each["text"]) for each in difference["changes"]] == [
         ("owners.keys.bob", "is no owner any more"),
-        ("owners.keys.dave", "is an owner now"),
+        ("owners.keys.dave", f"is an owner now, with the key {fingerprint('dave')}"),
     ]
     assert said(capsys, "diff", "old.toml", "policy.toml") == difference
     second = said(capsys, "apply", "policy.toml")
@@ -91,8 +99,13 @@ def test_owners_sign_one_after_the_other_and_the_last_applies(capsys):
     # What a terminal shows.
     assert main(["policy", "history", "acme/train"]) == 0
     told = capsys.readouterr()
-    assert f"version 2  {second['digest']}  signed by 2 of 3 owners\n    owners.keys.bob: is no" in told.out
+    assert f"version 1  {first['digest']}  signed by alice, carol\n" in told.out
+    assert f"version 2  {second['digest']}  signed by alice, dave, bob\n    owners.keys.bob: is no" in told.out
+    assert f"owners.keys.dave: is an owner now, with the key {fingerprint('dave')}\n" in told.out
     assert "compare its digest" in told.err
+    assert [each["signed"] for each in history] == [None, ["alice", "dave", "bob"]]
+    assert main(["policy", "history", "acme/train", "--pinned", first["digest"]]) == 0
+    assert f"version 1  {first['digest']}  pinned\n" in capsys.readouterr().out
     assert main(["policy", "diff", "old.toml", "policy.toml"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "acme/train: version 1 -> 2"
 
@@ -111,6 +124,75 @@ def test_a_document_that_was_changed_after_it_was_signed(capsys):
     Path("policy.toml").write_text(Path("policy.toml").read_text() + "# one more word\n")
     assert said(capsys, "sign", "policy.toml", "--key", "bob.key", status=31)["code"] == "verification"
     assert "signatures.digest: got" in said(capsys, "apply", "policy.toml", status=31)["error"]
+
+
+def test_sign_calls_nobody_s_signature_signed_that_it_has_not_verified(capsys):
+    start(capsys)
+    said(capsys, "sign", "policy.toml", "--key", "alice.key")
+    path = Path("policy.toml.signatures")
+    good = path.read_text()
+    forged = json.loads(good)
+    forged["signatures"][0]["signature"] = base64.b64encode(bytes(64)).decode()
+    path.write_text(json.dumps(forged))
+    for name in ("alice", "bob"):
+        told = said(capsys, "sign", "policy.toml", "--key", f"{name}.key", status=31)
+        assert "alice's does not match" in told["error"]
+    file = SignatureFile.parse(good)
+    stranger = sign_version(
+        SigningKey.load(Path("dave.key")), name=file.policy, version=file.version, digest=file.digest
+    )
+    path.write_text(dataclasses.replace(file, signatures=(*file.signatures, stranger)).to_text())
+    assert "is the key of no owner" in said(capsys, "sign", "policy.toml", "--key", "bob.key", status=42)["error"]
+    assert path.read_text() == dataclasses.replace(file, signatures=(*file.signatures, stranger)).to_text()
+
+
+def test_what_check_refuses_nobody_signs_compares_or_applies(capsys):
+    """A carriage return ends a comment where newlines are translated, and is an error where they are not."""
+    start(capsys)
+    Path("old.toml").write_bytes(Path("policy.toml").read_bytes())
+    text = Path("policy.toml").read_text().replace("allow_simulated", "# none is simulated\rallow_simulated")
+    Path("policy.toml").write_bytes(text.encode())
+    for words in (["check", "policy.toml"], ["diff", "old.toml", "policy.toml"], ["apply", "policy.toml"]):
+        assert said(capsys, *words, status=11)
+    assert said(capsys, "sign", "policy.toml", "--key", "alice.key", status=11)["code"] == "policy"
+    assert not Path("policy.toml.signatures").exists()
+
+
+def test_a_digest_is_that_of_the_file_s_bytes(capsys):
+    start(capsys)
+    data = Path("policy.toml").read_bytes().replace(b"\n", b"\r\n")
+    Path("policy.toml").write_bytes(data)
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    assert said(capsys, "check", "policy.toml")["digest"] == digest
+    assert said(capsys, "sign", "policy.toml", "--key", "alice.key")["digest"] == digest
+    assert said(capsys, "diff", "policy.toml", "policy.toml")["new"]["digest"] == digest
+
+
+def test_diff_shows_what_hexadecimal_digits_say_and_how_much_it_leaves_out(capsys):
+    main(["policy", "init", "--", "python", "train.py"])
+    text = Path("policy.toml").read_text()
+    for name, words in (("old", "train"), ("new", "upload everything"), ("long", "train " + "a " * 1500)):
+        value = words if name == "long" else words.ljust(40).encode().hex()
+        more = text.replace('["python", "train.py"]', f'["python", "train.py", "{value}"]')
+        assert more != text
+        Path(f"{name}.toml").write_text(more)
+    assert main(["policy", "diff", "old.toml", "new.toml"]) == 0
+    assert b"upload everything".hex() in capsys.readouterr().out
+    assert main(["policy", "diff", "old.toml", "long.toml"]) == 0
+    assert re.search(r" \.\.\. 1,[0-9]{3} more characters\n\Z", capsys.readouterr().out)
+
+
+def test_show_gives_a_file_every_byte_and_a_terminal_nothing_to_act_on(capsys, monkeypatch):
+    main(["policy", "init", "--name", "acme/train", "--", "python", "train.py"])
+    text = Path("policy.toml").read_text() + "# private \ue000 use,\r\n\n"
+    Path("policy.toml").write_bytes(text.encode())
+    assert main(["policy", "apply", "policy.toml"]) == 0
+    capsys.readouterr()
+    assert main(["cas", "show", "acme/train"]) == 0
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["cas", "show", "acme/train"]) == 0
+    assert capsys.readouterr().out.endswith("# private   use, \n\n")
 
 
 def test_init_writes_a_document_that_is_sound_and_says_what_to_do(capsys, home):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.document import MAX_DOCUMENT
-from strongroom.cas.lines import Lines
+from strongroom.cas.document import MAX_DOCUMENT, to_toml
+from strongroom.cas.lines import Lines, syntax_line
 from strongroom.cas.policy import (
     _TAKEN,
     Program,
@@ -157,6 +157,21 @@ def test_no_quoting_hides_dots(before):
     for after in ("\n", ' # "', " # '''"):
         with pytest.raises(PolicyError, match="dots in one line"):
             parse_policy(before + "a." * 20 + "'b' = 1" + after)
+
+
+@pytest.mark.parametrize("hidden", ["\x7f", "\x9b", "\u200b", "\u202e", "\u2028", "\ufeff", "\U000e0041", "\u00ad"])
+def test_a_character_that_hides_what_a_document_says_is_refused_and_may_be_written_as_an_escape(hidden):
+    code = f"U\\+{ord(hidden):04X}"
+    for comment in (f"# {hidden}1\n", f"# ü, 木\n#{hidden}"):
+        with pytest.raises(PolicyError, match=rf"policy: (holds the unseen character {code} \(at line|not TOML)"):
+            parse_policy(comment + VALID)
+    [problem] = policy_problems(f"{VALID}\n# a\n# {hidden}")
+    assert syntax_line(VALID, problem.error.message) == VALID.count("\n") + 3
+    quoted = to_toml(["train", f"a{hidden}b"])
+    assert hidden not in quoted
+    program = parse_policy(document(KEY, vendor_root=ROOT, more=f"[program]\ncommand = {quoted}\n")).program
+    assert program is not None
+    assert program.command == ("train", f"a{hidden}b")
 
 
 # What a policy may say

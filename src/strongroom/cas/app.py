@@ -53,6 +53,7 @@ from strongroom.cas.log_api import LogApi, hold, number
 from strongroom.cas.log_note import WitnessKey
 from strongroom.cas.owners import read_signatures
 from strongroom.cas.policy import Policy, parse_policy
+from strongroom.cas.refusals import Refusals
 from strongroom.cas.store import Store
 from strongroom.cas.wire import (
     ATTEST_FIRST,
@@ -227,6 +228,7 @@ class _Cas:
         self._authority = authority
         self._completion = completion
         self._clock = clock
+        self._refusals = Refusals()
 
     # Anybody
 
@@ -296,7 +298,11 @@ class _Cas:
         try:
             yield
         except AttestationError as error:
-            self._store.record("refused", policy.name, {"code": error.code, "reason": error.message[:500]}, now=now)
+            omitted = self._refusals.admit(policy.name, now)
+            if omitted is not None:
+                detail: dict[str, object] = {"code": error.code, "reason": error.message[:500]}
+                detail |= {"omitted": omitted} if omitted else {}
+                self._store.record("refused", policy.name, detail, now=now)
             raise
 
     async def _completed(self, evidence: Evidence, policy: Policy) -> Evidence:

@@ -10,17 +10,18 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import quote, urlsplit
 
-from strongroom.cas.log_audit import MAX_WITNESSED, Audit, Extended, Witnessed, read_hashes
+from strongroom.cas.log_audit import MAX_WITNESSED, Audit, Extended, Witnessed
 from strongroom.cas.log_entry import LogEntry
 from strongroom.cas.log_head import CasHttp, HeadMemory, MemoryHead
 from strongroom.cas.log_note import Checkpoint, Note, verify_cas_checkpoint
+from strongroom.cas.log_tree import read_hashes
 from strongroom.cas.owners import OwnerSignature
 from strongroom.cas.policy import Policy, parse_policy, sign_policy
 from strongroom.cas.succession import SignedPolicy, verify_chain
 from strongroom.cas.wire import CAS_URI, b64, bytes_field, text_field
 from strongroom.channel import Expect, Identity, Response, expect_authority
 from strongroom.crypto import PublicKey, SigningKey
-from strongroom.errors import CasError, CasUnreachableError, PolicyError, RollbackError, UsageError
+from strongroom.errors import CasError, CasUnreachableError, FormatError, PolicyError, RollbackError, UsageError
 from strongroom.sealed import Root
 
 MAX_ANSWER = 1 << 22
@@ -72,6 +73,16 @@ def dial_cas(host: str, port: int, *, timeout: float = TIMEOUT) -> socket.socket
 def _policy_path(policy: str, *rest: str) -> str:
     namespace, _, name = policy.partition("/")
     return "/v1/policies/" + "/".join(quote(part, safe="") for part in (namespace, name, *rest))
+
+
+def _cosigned(text: object) -> Note | None:
+    """A head that witnesses cosigned; None if it is none, which vouches for nothing and must not spoil the others."""
+    try:
+        note = Note.parse(text_field({"witnessed": text}, "witnessed"))
+        Checkpoint.parse(note.text)
+    except FormatError:
+        return None
+    return note
 
 
 class OwnerClient:
@@ -164,18 +175,17 @@ class OwnerClient:
             StrongroomError: as `succession.verify_chain`.
         """
         versions: list[SignedPolicy] = []
-        size, found = 0, False
+        size, found = 0, pinned is None
         following: object = 0
         while isinstance(following, int):
-            answer = self._http.get(f"{_policy_path(name, 'versions')}?after={following}")
+            after = following
+            answer = self._http.get(f"{_policy_path(name, 'versions')}?after={after}")
             page, following = answer.get("versions"), answer.get("next")
-            if not isinstance(page, list) or (isinstance(following, int) and not page):
+            if not isinstance(page, list) or (isinstance(following, int) and (not page or following <= after)):
                 raise CasError("answer: versions are missing")
             for each in map(SignedPolicy.from_wire, page):
-                if not found and (each.policy.digest == pinned or pinned is None):
-                    versions, size, found = [], 0, True
                 if not found:  # what precedes the pinned version is not kept
-                    versions, size = [], 0
+                    versions, size, found = [], 0, each.policy.digest == pinned
                 versions.append(each)
                 size += len(each.policy.text)
             if size > MAX_HISTORY:
@@ -216,7 +226,7 @@ class OwnerClient:
         witnessed = answer.get("witnessed")
         if not isinstance(witnessed, list) or len(witnessed) > MAX_WITNESSED:
             raise CasError("answer: cosigned heads are missing, or too many")
-        notes = [Note.parse(text_field({"witnessed": one}, "witnessed")) for one in witnessed]
+        notes = [note for note in map(_cosigned, witnessed) if note]
         return Note.parse(text_field(answer, "checkpoint")), PublicKey(bytes_field(answer, "key")), notes
 
     def log_consistency(self, old: int, new: int) -> tuple[bytes, ...]:

@@ -127,9 +127,9 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
             text = f"{many} must be shown, and each must fit"
         yield Change(f"{path}.devices", "other", text)
         if new.devices is not None:
-            # All that they may be, the number apart, which is told.
-            none = ReferenceValues((), (), tcb_statuses=(), count=new.devices.count)
-            yield from _reference(none, new.devices, f"{path}.devices")
+            # All that they may be; how many is told.
+            none = ReferenceValues((), (), tcb_statuses=())
+            yield from _reference(none, replace(new.devices, count=None), f"{path}.devices")
 
 
 def _floors(old: Floors, new: Floors, key: str, *, needed: bool) -> Iterator[Change]:

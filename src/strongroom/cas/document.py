@@ -98,7 +98,7 @@ def to_toml(value: str | Sequence[str]) -> str:
 
 
 def _escaped(c: str) -> str:
-    if c.isascii() and c != "\x7f" or unicodedata.category(c) not in _HIDING:
+    if (c.isascii() and c != "\x7f") or unicodedata.category(c) not in _HIDING:
         return c
     return f"\\u{ord(c):04x}" if ord(c) < 1 << 16 else f"\\U{ord(c):08x}"
 

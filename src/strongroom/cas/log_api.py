@@ -92,7 +92,7 @@ class LogApi:
         full = len(page) == limit
         if size is not None:
             page = [entry for entry in page if entry.number <= size]
-        owned = {name for name in {e.policy for e in page} if self._store.policy(name).owner == owner}
+        owned = {name for name in {e.policy for e in page} if self._store.owner(name) == owner}
         mine = [entry for entry in page if entry.policy in owned]
         shown = [entry.to_wire() for entry in mine]
         if size is not None:

@@ -19,7 +19,7 @@ from typing import Any
 from strongroom.cas.log_entry import LogEntry
 from strongroom.cas.log_head import NO_ENTRIES, Head
 from strongroom.cas.log_note import Checkpoint, Note, WitnessKey, verify_cas_checkpoint
-from strongroom.cas.log_tree import HASH_SIZE, MAX_PROOF, verify_consistency, verify_inclusion
+from strongroom.cas.log_tree import read_hashes, verify_consistency, verify_inclusion
 from strongroom.cas.wire import b64, bytes_field, text_field
 from strongroom.crypto import PublicKey
 from strongroom.errors import FormatError, RollbackError, TamperedError, UsageError, VerificationError
@@ -221,19 +221,6 @@ def _count(entries: Sequence[LogEntry]) -> dict[str, int]:
         last[entry.policy] = entry.number
         counts[entry.policy] = counts.get(entry.policy, 0) + 1
     return counts
-
-
-def read_hashes(value: object) -> tuple[bytes, ...]:
-    """A proof. Raises FormatError unless `value` is a list of hashes in hexadecimal digits."""
-    if not isinstance(value, list) or len(value) > MAX_PROOF:
-        raise FormatError(f"proof: wanted a list of at most {MAX_PROOF} hashes")
-    try:
-        hashes = tuple(bytes.fromhex(one) for one in value)
-    except (ValueError, TypeError):
-        hashes = (b"",)
-    if any(len(one) != HASH_SIZE for one in hashes):
-        raise FormatError(f"proof: wanted hashes of {HASH_SIZE} bytes in hexadecimal digits")
-    return hashes
 
 
 def _objects(value: object, name: str, members: set[str] | None) -> list[dict[str, Any]]:

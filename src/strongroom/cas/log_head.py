@@ -1,7 +1,9 @@
 """The highest head that a client has seen of a CAS's log: remembered, sent with every request, and compared.
 
 A CAS whose database was put back to an older state, or forked, does not extend what its clients have seen. It says so
-itself, 409, since every request carries the client's head; the client compares what the answer carries once more.
+itself, 409, since every request carries the client's head. The client does not take its word for it: a higher head is
+remembered in the place of the old one only with the proof that it extends it, so that a CAS which lies to its client
+is caught at each of its lies, not once.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from pathlib import Path
 from typing import Protocol
 
 from strongroom.cas.files import replace
-from strongroom.cas.log_tree import EMPTY_ROOT
+from strongroom.cas.log_tree import EMPTY_ROOT, read_hashes, verify_consistency
 from strongroom.channel import Expect, HttpClient, Identity, Response
 from strongroom.errors import ChannelError, FormatError, RollbackError
 
 HEAD_HEADER = "strongroom-head"
 """Of requests: the highest head that the caller has seen. Of answers: the log's head."""
+
+_UNPROVED = "/v1/attest"
+"""The answer to this is worth waiting for: what it says of the log's head is proved with the next answer."""
 
 _TEXT = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})", re.ASCII)
 
@@ -55,7 +60,7 @@ class HeadMemory(Protocol):
         """The highest head, `NO_ENTRIES` before the first."""
 
     def advance(self, head: Head) -> None:
-        """Remember a head that extends the one remembered."""
+        """Remember a head that was proved to extend the one remembered."""
 
     @property
     def hint(self) -> str | None:
@@ -132,6 +137,7 @@ class CasHttp(HttpClient):
     ) -> None:
         super().__init__(dial, host=host, expect=expect, identity=identity, max_body=max_body, timeout=timeout)
         self._heads = heads
+        self._told = NO_ENTRIES  # by the answer to _UNPROVED
 
     def request(
         self,
@@ -145,9 +151,11 @@ class CasHttp(HttpClient):
         """As `HttpClient.request`.
 
         Raises:
-            RollbackError: the log of the CAS is no extension of what was seen of it; the CAS says so, or its answer.
+            RollbackError: the log of the CAS is no extension of what was seen of it; the CAS says so, or its answer, or
+                its proof.
         """
-        seen = self._heads.read()
+        proved = self._heads.read()
+        seen = self._told if self._told.size > proved.size else proved
         carried = {**(headers or {}), HEAD_HEADER: str(seen)}
         response = super().request(method, path, body=body, headers=carried, fresh=fresh)
         text = response.headers.get(HEAD_HEADER)
@@ -159,8 +167,26 @@ class CasHttp(HttpClient):
             raise RollbackError(
                 f"log: the CAS's head is {head.size} entries, and it had {seen.size}, or others", hint=self._heads.hint
             )
+        if path == _UNPROVED:
+            self._told = head
+            return response
+        for old in {proved, seen}:
+            if 0 < old.size < head.size:
+                self._prove(old, head, fresh=fresh)
         self._heads.advance(head)
         return response
+
+    def _prove(self, old: Head, new: Head, *, fresh: bool) -> None:
+        path = f"/v1/log/consistency?from={old.size}&to={new.size}"
+        response = super().request("GET", path, headers={HEAD_HEADER: str(old)}, fresh=fresh)
+        if HEAD_HEADER not in response.headers:
+            self._check_refusal(response)
+        proof = read_hashes(response.expect_ok().json().get("hashes"))
+        try:
+            verify_consistency(old.size, old.root, new.size, new.root, proof)
+        except RollbackError as error:
+            error.hint = "; ".join(filter(None, (error.hint, self._heads.hint)))
+            raise
 
     def _check_refusal(self, response: Response) -> None:
         """An answer without a head: what the CAS says of the caller's head, or of a request that it did not read."""

@@ -1,7 +1,7 @@
 """The audit log in the CAS's database: entries, the nodes of their tree, and the sealed head.
 
-- An append writes the entry, the nodes that it completes, and the head; it reads no older entry than the one before of
-  the same policy.
+- An append writes the entry, the nodes that it completes, and the head. It reads nothing: what somebody changed on the
+  disk gets into no new entry.
 - The head (size, peaks and the sum of `rows.Rows`) is a box under the CAS's key. All else is checked against it: every
   node that is read is traced to a peak, so that no answer stands on a node that somebody changed on the disk.
 """
@@ -25,7 +25,6 @@ CREATE TABLE log (
     number INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, policy TEXT NOT NULL, detail TEXT NOT NULL,
     previous INTEGER NOT NULL, salt BLOB NOT NULL
 ) STRICT;
-CREATE INDEX log_of_policy ON log (policy, number);
 CREATE TABLE nodes (
     level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)
 ) STRICT, WITHOUT ROWID;
@@ -76,10 +75,21 @@ class Log:
         box = seal_box(self._cipher, json.dumps(head, separators=(",", ":")).encode(), _HEAD_AAD)
         db.execute("INSERT OR REPLACE INTO head VALUES (1, ?)", (box,))
 
-    def append(self, db: sqlite3.Connection, time: int, event: str, policy: str, detail: dict[str, object]) -> LogEntry:
-        """Add an entry; `seal` follows in the same transaction."""
+    def append(
+        self,
+        db: sqlite3.Connection,
+        time: int,
+        event: str,
+        policy: str,
+        detail: dict[str, object],
+        previous: int,
+    ) -> LogEntry:
+        """Add an entry; `seal` follows in the same transaction.
+
+        Args:
+            previous: the number of the entry before of the same policy, from somewhere that the head stands for.
+        """
         text = json.dumps(detail, sort_keys=True, separators=(",", ":"))
-        previous = db.execute("SELECT max(number) FROM log WHERE policy = ?", (policy,)).fetchone()[0] or 0
         entry = LogEntry(self.size + 1, time, event, policy, text, previous, random_bytes(SALT_SIZE))
         row = (entry.number, time, event, policy, text, previous, entry.salt)
         db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", row)

@@ -194,6 +194,19 @@ def verify_consistency(old: int, old_root: bytes, new: int, new_root: bytes, pro
         raise _fork(old, new)
 
 
+def read_hashes(value: object) -> tuple[bytes, ...]:
+    """A proof. Raises FormatError unless `value` is a list of hashes in hexadecimal digits."""
+    if not isinstance(value, list) or len(value) > MAX_PROOF:
+        raise FormatError(f"proof: wanted a list of at most {MAX_PROOF} hashes")
+    try:
+        hashes = tuple(bytes.fromhex(one) for one in value)
+    except (ValueError, TypeError):
+        hashes = (b"",)
+    if any(len(one) != HASH_SIZE for one in hashes):
+        raise FormatError(f"proof: wanted hashes of {HASH_SIZE} bytes in hexadecimal digits")
+    return hashes
+
+
 def _fork(old: int, new: int) -> RollbackError:
     return RollbackError(
         f"consistency proof: the log of {new} entries does not begin with the {old} entries seen before",

@@ -24,6 +24,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "policies": ("name", "version"),
     "secrets": ("policy", "name"),
     "anchors": ("policy", "vault"),
+    "names": ("policy", "what"),
 }
 """The tables, and the columns of their primary keys."""
 
@@ -36,6 +37,9 @@ CREATE TABLE secrets (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE anchors (
     policy TEXT NOT NULL, vault TEXT NOT NULL, entry INTEGER NOT NULL, box BLOB NOT NULL, PRIMARY KEY (policy, vault)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE names (
+    policy TEXT NOT NULL, what TEXT NOT NULL, entry INTEGER NOT NULL, box BLOB NOT NULL, PRIMARY KEY (policy, what)
 ) STRICT, WITHOUT ROWID
 """
 _MODULUS = 1 << 256
@@ -104,6 +108,11 @@ class Rows:
             return open_box(self._cipher, found[1], _aad(row, found[0]))
         except TamperedError:
             raise changed from None
+
+    def entry(self, *row: str | int) -> int:
+        """The number of the log entry that wrote a row, 0 if it was never written."""
+        table, a, b = row
+        return self._present.get((table, a), {}).get(b, (0, b""))[0]
 
     def versions(self, policy: str) -> list[int]:
         """The versions of a policy that are there, in order."""

@@ -13,7 +13,6 @@ Rules:
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sqlite3
@@ -25,9 +24,10 @@ from pathlib import Path
 from strongroom.cas import log_store, rows
 from strongroom.cas.files import create_once
 from strongroom.cas.log_entry import LogEntry
-from strongroom.cas.log_head import Head
+from strongroom.cas.log_head import NO_ENTRIES, Head
 from strongroom.cas.log_store import Log
 from strongroom.cas.owners import OwnerSignature
+from strongroom.cas.parsed import Parsed
 from strongroom.cas.policy import Policy, parse_policy
 from strongroom.cas.rows import RESTORE, Rows
 from strongroom.cas.succession import SignedPolicy
@@ -35,15 +35,20 @@ from strongroom.crypto import KEY_SIZE, PublicKey, derive, random_bytes, random_
 from strongroom.errors import IntegrityError, RollbackError, TamperedError, UnknownPolicyError, WrongKeyError
 from strongroom.sealed import Root
 from strongroom.sealed.anchor import compare_and_swap
+from strongroom.storage import LocalDirectory
 
-_VERSION = 2
+_VERSION = 3
 _COSIGNATURES = "CREATE TABLE cosignatures (witness TEXT PRIMARY KEY, size INTEGER, time INTEGER, note TEXT) STRICT"
 _SCHEMA = (*rows.SCHEMA.split(";"), *log_store.SCHEMA.split(";"), _COSIGNATURES)
 _MAGIC = 0x53724361  # "SrCa"
 
 _SPILLED = 6 << 20  # more than the cache's 2 MB by the 4 MB at which SQLite begins again at the log's start
 
-_parse = functools.lru_cache(maxsize=256)(parse_policy)
+_NEW = "cas.new"
+"""There while a new CAS's keys and database are made, so that one that lost its database is not taken for a new one."""
+
+_LAST, _OWNER = "last", "owner"
+"""Rows of `names`: written by a policy's last entry; the fingerprint of its administrator."""
 
 
 class Store:
@@ -60,9 +65,15 @@ class Store:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / "cas.sqlite"
-        key = derive(_master_key(directory / "master.key", new=not path.exists()), "strongroom/cas/rows/v2")
+        self._directory = directory
+        # A CAS's root key is made after its database.
+        new = not path.exists() and not (directory / "root.key").exists()
+        key = derive(_master_key(directory, new=new), "strongroom/cas/rows/v2")
         self._rows, self._log = Rows(key), Log(key)
+        self._policies = Parsed(parse_policy, size=len)
+        self._signed = Parsed(self._read_signed, size=len)
         self._seen: int | None = None  # the database's version that `_rows` and `_log` hold
+        self._highest = NO_ENTRIES  # the head of the last state that this process has read or committed
         self._changed = False  # whether they hold what this transaction has written
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._lock = threading.RLock()
@@ -83,7 +94,13 @@ class Store:
         db = self._db
         db.execute("BEGIN IMMEDIATE")  # an error closes the connection, which rolls back
         version, magic = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id"))
+        new = self._directory / _NEW
         if (version, magic) == (0, 0) and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            if not new.exists():
+                raise IntegrityError(
+                    "cas.sqlite: is missing or empty, and this CAS had one: its policies, secrets and log are gone",
+                    hint=f"{RESTORE}; or move the CAS's directory away to start another CAS, with another root",
+                )
             for statement in _SCHEMA:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {_VERSION}")
@@ -95,6 +112,10 @@ class Store:
                 hint="it was made by another version of strongroom; move the CAS's directory away to start anew",
             )
         db.execute("COMMIT")
+        if new.exists():
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # into the file that is looked at the next time
+            new.unlink(missing_ok=True)
+            LocalDirectory(self._directory).sync()
         with self._reading():
             pass
 
@@ -123,6 +144,7 @@ class Store:
                 self._catch_up()
                 yield self._db
                 self._db.execute("COMMIT")
+                self._highest = self._log.head()
             except BaseException:
                 if self._changed:
                     self._seen = None
@@ -145,17 +167,22 @@ class Store:
                 self._db.execute("ROLLBACK")
 
     def _catch_up(self) -> None:
-        """Take in what another process has written since (SQLite's data_version tells), or what is there at first."""
+        """Take in what another process has written since (SQLite's data_version tells), or what is there at first.
+
+        Raises:
+            RollbackError: it does not extend what this process has seen.
+        """
         version = self._db.execute("PRAGMA data_version").fetchone()[0]
         if version == self._seen:
             return
         try:
             self._rows.load(self._db, self._log.load(self._db))
+            self._log.check(self._db, self._highest)
         except TamperedError:
             raise WrongKeyError(
                 "master.key: is not the key that cas.sqlite was made with, or its head was changed", hint=RESTORE
             ) from None
-        self._seen = version
+        self._seen, self._highest = version, self._log.head()
 
     def _put(
         self,
@@ -174,7 +201,9 @@ class Store:
 
     def _append(self, db: sqlite3.Connection, now: int, event: str, policy: str, detail: dict[str, object]) -> None:
         self._changed = True
-        self._log.append(db, now, event, policy, detail)
+        previous = self._rows.entry("names", policy, _LAST)
+        self._log.append(db, now, event, policy, detail, previous)
+        self._rows.put(db, b"", self._log.size, "names", policy, _LAST)
         self._log.seal(db, self._rows.total)
 
     # Policies
@@ -201,7 +230,16 @@ class Store:
     def _version(self, db: sqlite3.Connection, name: str, version: int) -> SignedPolicy:
         stored = self._rows.get(db, "policies", name, version)
         assert stored is not None  # noqa: S101  # it is one of `versions`, and `get` raises where it is missing
-        return _signed_policy(stored)
+        return self._signed(stored)
+
+    def _read_signed(self, stored: bytes) -> SignedPolicy:
+        return SignedPolicy.from_wire(json.loads(stored), parse=self._policies)
+
+    def owner(self, name: str) -> str | None:
+        """The fingerprint of a policy's administrator, without reading the policy; None if there is no such policy."""
+        with self._reading() as db:
+            fingerprint = self._rows.get(db, "names", name, _OWNER)
+        return None if fingerprint is None else fingerprint.decode()
 
     def policy_versions(self, name: str, *, after: int, limit: int) -> list[SignedPolicy]:
         """At most `limit` versions of a policy in order, those after number `after`, and none of a name that is not."""
@@ -243,6 +281,8 @@ class Store:
                 return current
             signed.check_after(current)
             stored = json.dumps(signed.to_wire()).encode()
+            self._changed = True
+            self._rows.put(db, policy.owner.encode(), self._log.size + 1, "names", policy.name, _OWNER)
             self._put(db, stored, now, "policy", policy.name, signed.summary, "policies", policy.name, policy.version)
         return policy
 
@@ -360,13 +400,10 @@ class Store:
             return [note for (note,) in db.execute(query)]
 
 
-@functools.lru_cache(maxsize=256)
-def _signed_policy(stored: bytes) -> SignedPolicy:
-    return SignedPolicy.from_wire(json.loads(stored), parse=_parse)
-
-
-def _master_key(path: Path, *, new: bool) -> bytes:
-    if new:
+def _master_key(directory: Path, *, new: bool) -> bytes:
+    path = directory / "master.key"
+    if new and not path.exists():
+        create_once(directory / _NEW, b"")
         create_once(path, random_key())
     try:
         key = path.read_bytes()

@@ -31,7 +31,7 @@ from strongroom.crypto.notes import Ed25519Key
 from strongroom.errors import ConflictError, FormatError, IntegrityError, RollbackError, VerificationError
 from strongroom.storage import OPEN_BYTE, LocalDirectory
 
-_KEY, _LOCK = "witness.key", "lock"
+_KEY, _LOCK, _KNOWN = "witness.key", "lock", "known"
 
 
 class Witness:
@@ -74,9 +74,11 @@ class Witness:
             with path.open("rb") as file:
                 text = file.read(MAX_NOTE + 1).decode("utf-8", "replace")
         except FileNotFoundError:
-            return NO_ENTRIES
+            if path.name not in self._known():
+                return NO_ENTRIES
+            text = ""
         damaged = IntegrityError(
-            f"{path}: is not what this witness cosigned last",
+            f"{path}: is missing, or is not what this witness cosigned last",
             hint="restore the latest copy; a witness that has forgotten must not go on under its old key",
         )
         try:
@@ -122,7 +124,20 @@ class Witness:
             signed = signed.with_signatures([cosign(note.text, self.key.name, self._key, now=now)])
             replace(self._state(cas_root), str(signed).encode())
             LocalDirectory(self._directory).sync()
+            known = self._known()
+            if self._state(cas_root).name not in known:
+                replace(
+                    self._directory / _KNOWN, "".join(f"{n}\n" for n in (*known, self._state(cas_root).name)).encode()
+                )
+                LocalDirectory(self._directory).sync()
         return signed
+
+    def _known(self) -> list[str]:
+        """Of which CAS there is a note: one that is missing was lost."""
+        try:
+            return (self._directory / _KNOWN).read_text("ascii", "replace").splitlines()
+        except FileNotFoundError:
+            return []
 
     def _state(self, cas_root: str) -> Path:
         return self._directory / f"{origin_of(cas_root).rpartition('/')[2]}.note"

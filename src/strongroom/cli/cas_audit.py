@@ -16,12 +16,12 @@ from rich.text import Text
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.files import replace
 from strongroom.cas.log_audit import MAX_AUDIT, Audit, AuditReport, verify_audit
-from strongroom.cas.log_head import NO_ENTRIES, Head
+from strongroom.cas.log_head import NO_ENTRIES, FileHead, Head
 from strongroom.cas.log_note import Checkpoint, WitnessKey, log_vkey
 from strongroom.cas.server import ADDRESS_FILE, CasAddress
 from strongroom.cli import output
 from strongroom.cli.workspace import Home
-from strongroom.errors import FormatError, UsageError, printable
+from strongroom.errors import FormatError, RollbackError, UsageError, printable
 
 _DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
 
@@ -59,7 +59,7 @@ def run_offline(args: argparse.Namespace, home: Home) -> int:
     cas_root = args.cas_root or _own_root(home)
     if cas_root is None:
         raise UsageError("--cas-root: this user has no CAS of its own", hint="say whose log it must be: --cas-root")
-    return _tell(args, audit, cas_root)
+    return _tell(args, audit, cas_root, home.heads(cas_root))
 
 
 def run(args: argparse.Namespace, client: OwnerClient, cas_root: str) -> int:
@@ -68,7 +68,13 @@ def run(args: argparse.Namespace, client: OwnerClient, cas_root: str) -> int:
     audit = client.audit()
     if args.what == "export":
         verify_audit(audit, cas_root=cas_root)
-        replace(args.file, audit.to_bytes())
+        written = audit.to_bytes()
+        if len(written) > MAX_AUDIT:
+            raise FormatError(
+                f"{args.file}: would be {len(written)} bytes, and no more than {MAX_AUDIT} are read back",
+                hint="verify it online: `strongroom cas audit verify`",
+            )
+        replace(args.file, written)
         if args.json:
             output.result({"file": str(args.file), "entries": len(audit.entries)})
         else:
@@ -91,7 +97,12 @@ def _own_root(home: Home) -> str | None:
         return None
 
 
-def _tell(args: argparse.Namespace, audit: Audit, cas_root: str) -> int:
+def _tell(args: argparse.Namespace, audit: Audit, cas_root: str, heads: FileHead | None = None) -> int:
+    """Print what an audit shows.
+
+    Args:
+        heads: what this machine has seen; None if the audit was made with it just now.
+    """
     if args.what == "show":
         _show(args, audit)
         return 0
@@ -99,17 +110,41 @@ def _tell(args: argparse.Namespace, audit: Audit, cas_root: str) -> int:
     quorum = len(keys) if args.quorum is None else args.quorum
     seen = Head.parse(args.seen) if args.seen else NO_ENTRIES
     report = verify_audit(audit, cas_root=cas_root, witnesses=keys, quorum=quorum, seen=seen)
+    vouched = heads is None or seen in (report.head, report.seen)
+    if heads is not None and not args.seen:
+        vouched = _hold(report, heads)
     if args.json:
-        output.result(_report(report, quorum))
+        output.result(_report(report, quorum, vouched=vouched))
     else:
-        _print_report(report, quorum, keys)
+        _print_report(report, quorum, keys, vouched=vouched)
     return 0
 
 
-def _report(report: AuditReport, quorum: int) -> dict[str, object]:
+def _hold(report: AuditReport, heads: FileHead) -> bool:
+    """Whether the head that a file says was seen is one that this machine has seen.
+
+    Raises:
+        RollbackError: this machine has seen another log, or more of it.
+    """
+    known = heads.read()
+    if known.size > report.head.size:
+        raise RollbackError(
+            f"log: the audit has {report.head.size} entries, and this machine has seen {known.size}",
+            hint=f"export it anew; --seen 0:{NO_ENTRIES.root.hex()} checks an old one for itself",
+        )
+    if any(known.size == one.size and known != one for one in (report.head, report.seen)):
+        raise RollbackError(
+            f"log: the {known.size} entries that this machine has seen are others: the log was forked",
+            hint=f"keep the audit and the head: they prove it; {heads.hint}",
+        )
+    return known in (report.head, report.seen)
+
+
+def _report(report: AuditReport, quorum: int, *, vouched: bool) -> dict[str, object]:
     return {
         "head": str(report.head),
         "extends": str(report.seen),
+        "extends_known": vouched,
         "policies": dict(report.policies),
         "witnesses": [{"name": one.name, "size": one.size, "time": one.time} for one in report.witnesses],
         "quorum": quorum,
@@ -117,14 +152,14 @@ def _report(report: AuditReport, quorum: int) -> dict[str, object]:
     }
 
 
-def _print_report(report: AuditReport, quorum: int, keys: Sequence[WitnessKey]) -> None:
+def _print_report(report: AuditReport, quorum: int, keys: Sequence[WitnessKey], *, vouched: bool) -> None:
     def say(text: str) -> None:
         output.stdout.print(printable(text), markup=False, soft_wrap=True)
 
     say(f"head             {report.head}")
     say("signature        by the CAS's root key")
     before = f"extends the {report.seen.size} entries seen before" if report.seen.size else "nothing was seen before"
-    say(f"history          {before}")
+    say(f"history          {before}" + ("" if vouched else ", by the file's own account"))
     if not report.policies:
         say("entries          none is of this key's policies")
     for policy, count in report.policies.items():

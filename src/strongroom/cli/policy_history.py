@@ -7,9 +7,10 @@ import argparse
 from strongroom.cas.difference import differences
 from strongroom.cas.document import FINGERPRINT
 from strongroom.cas.policy import Policy
+from strongroom.cas.succession import SignedPolicy
 from strongroom.cli import output
-from strongroom.cli.policy_files import add_cas, cas_client, check_name, short
-from strongroom.errors import UsageError, printable
+from strongroom.cli.policy_files import add_cas, cas_client, check_name, shown, signers
+from strongroom.errors import UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,22 +27,34 @@ def run(args: argparse.Namespace) -> int:
     if args.pinned is not None and not FINGERPRINT.fullmatch(args.pinned):
         raise UsageError(f"--pinned: got {args.pinned[:80]!r}, wanted a digest, sha256:<64 hex>")
     with cas_client(args) as client:
-        versions = client.policy_history(name, pinned=args.pinned)
-    if args.json:
-        output.result({"policy": name, "pinned": args.pinned, "versions": [_wire(each) for each in versions]})
-        return 0
+        versions = client.policy_versions(name, pinned=args.pinned)
+    told: list[dict[str, object]] = []
     before: Policy | None = None
     for each in versions:
-        who = (
-            "its administrator" if each.owners is None else f"{each.owners.threshold} of {len(each.owners.keys)} owners"
-        )
-        output.stdout.print(f"version {each.version}  {each.digest}  signed by {who}", markup=False, soft_wrap=True)
-        for change in [] if before is None else differences(before, each):
-            output.stdout.print(printable(f"    {change.key}: {short(change.text)}"), markup=False, soft_wrap=True)
-        before = each
+        # Of the pinned version nobody checked who signed it: it is trusted for its digest.
+        pinned = args.pinned is not None and before is None
+        names = None if pinned else _signers(each, before)
+        told.append(_wire(each.policy) | {"signed": names})
+        if not args.json:
+            who = "pinned" if names is None else f"signed by {', '.join(names) or 'its administrator'}"
+            text = f"version {each.policy.version}  {each.policy.digest}  {who}"
+            output.stdout.print(text, markup=False, soft_wrap=True)
+            for change in [] if before is None else differences(before, each.policy):
+                output.stdout.print(f"    {shown(change)}", markup=False, soft_wrap=True)
+        before = each.policy
+    if args.json:
+        output.result({"policy": name, "pinned": args.pinned, "versions": told})
+        return 0
     if args.pinned is None:
         output.note("the first version is trusted as it is: compare its digest with what the owners say")
     return 0
+
+
+def _signers(signed: SignedPolicy, before: Policy | None) -> list[str]:
+    """The owners who signed a version: its own, then those of the version before who are owners no more."""
+    mine = signers(signed.policy.owners, signed.signatures)[0]
+    others = signers(None if before is None else before.owners, signed.signatures)[0]
+    return mine + [name for name in others if name not in mine]
 
 
 def _wire(policy: Policy) -> dict[str, object]:

@@ -7,7 +7,6 @@ owner of the machine.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from typing import Literal
 from strongroom import vault
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client import OwnerClient
+from strongroom.cas.document import to_toml
 from strongroom.cas.files import create_once
 from strongroom.cas.log_head import FileHead
 from strongroom.cas.log_note import origin_of
