@@ -328,7 +328,7 @@ def test_a_cas_that_lost_its_database_does_not_start_as_a_new_one(tmp_path, how)
     if how == "removed":
         (directory / "cas.sqlite").unlink()
         (directory / "master.key").unlink()
-        with pytest.raises(WrongKeyError, match="master.key: is missing"), cas_in(tmp_path):
+        with pytest.raises(WrongKeyError, match=r"master\.key: is missing"), cas_in(tmp_path):
             pass
 
 

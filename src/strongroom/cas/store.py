@@ -22,16 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from strongroom.cas import log_store, rows
-from strongroom.cas.files import create_once
 from strongroom.cas.log_entry import LogEntry
 from strongroom.cas.log_head import NO_ENTRIES, Head
 from strongroom.cas.log_store import Log
+from strongroom.cas.master_key import BEGUN, master_key
 from strongroom.cas.owners import OwnerSignature
 from strongroom.cas.parsed import Parsed
 from strongroom.cas.policy import Policy, parse_policy
 from strongroom.cas.rows import RESTORE, Rows
 from strongroom.cas.succession import SignedPolicy
-from strongroom.crypto import KEY_SIZE, PublicKey, derive, random_bytes, random_key
+from strongroom.crypto import PublicKey, derive, random_bytes
 from strongroom.errors import IntegrityError, RollbackError, TamperedError, UnknownPolicyError, WrongKeyError
 from strongroom.sealed import Root
 from strongroom.sealed.anchor import compare_and_swap
@@ -43,9 +43,6 @@ _SCHEMA = (*rows.SCHEMA.split(";"), *log_store.SCHEMA.split(";"), _COSIGNATURES)
 _MAGIC = 0x53724361  # "SrCa"
 
 _SPILLED = 6 << 20  # more than the cache's 2 MB by the 4 MB at which SQLite begins again at the log's start
-
-_NEW = "cas.new"
-"""There while a new CAS's keys and database are made, so that one that lost its database is not taken for a new one."""
 
 _LAST, _OWNER = "last", "owner"
 """Rows of `names`: written by a policy's last entry; the fingerprint of its administrator."""
@@ -66,15 +63,13 @@ class Store:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / "cas.sqlite"
         self._directory = directory
-        # A CAS's root key is made after its database.
-        new = not path.exists() and not (directory / "root.key").exists()
-        key = derive(_master_key(directory, new=new), "strongroom/cas/rows/v2")
+        key = derive(master_key(directory, path), "strongroom/cas/rows/v2")
         self._rows, self._log = Rows(key), Log(key)
         self._policies = Parsed(parse_policy, size=len)
         self._signed = Parsed(self._read_signed, size=len)
         self._seen: int | None = None  # the database's version that `_rows` and `_log` hold
-        self._highest = NO_ENTRIES  # the head of the last state that this process has read or committed
         self._changed = False  # whether they hold what this transaction has written
+        self._highest = NO_ENTRIES  # the head of the last state that this process has read or committed
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -94,7 +89,7 @@ class Store:
         db = self._db
         db.execute("BEGIN IMMEDIATE")  # an error closes the connection, which rolls back
         version, magic = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id"))
-        new = self._directory / _NEW
+        new = self._directory / BEGUN
         if (version, magic) == (0, 0) and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             if not new.exists():
                 raise IntegrityError(
@@ -398,19 +393,3 @@ class Store:
         with self._reading() as db:
             query = "SELECT note FROM cosignatures ORDER BY size DESC, witness LIMIT 64"
             return [note for (note,) in db.execute(query)]
-
-
-def _master_key(directory: Path, *, new: bool) -> bytes:
-    path = directory / "master.key"
-    if new and not path.exists():
-        create_once(directory / _NEW, b"")
-        create_once(path, random_key())
-    try:
-        key = path.read_bytes()
-    except FileNotFoundError:
-        raise WrongKeyError(
-            f"{path}: is missing, and without it the CAS's database cannot be read", hint=RESTORE
-        ) from None
-    if len(key) != KEY_SIZE:
-        raise WrongKeyError(f"{path}: {len(key)} bytes, wanted {KEY_SIZE}", hint=RESTORE)
-    return key
