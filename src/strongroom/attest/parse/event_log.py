@@ -239,7 +239,7 @@ def secure_boot(events: Sequence[Event], bank: str) -> bool | None:
     for event in events:
         if event.pcr != 7:
             continue
-        if event.kind == _SEPARATOR or event.digests[bank] in ends:
+        if event.kind == _SEPARATOR or event.digests.get(bank) in ends:
             break
         if event.said(bank) == event.data:
             variable = _variable(event.data)
