@@ -191,7 +191,7 @@ def test_a_fresh_service_is_asked(service):
 def test_somebody_between_who_could_make_the_right_evidence_would_be_believed(service):
     """The attempts below fail by what they change, not by how they are made."""
     with between(service, partial(honest, service)) as (_, port), service.client(port) as ours:
-        ours.appraise()
+        assert ours.appraise().session.measurement == registers_measurement(MEASURED)
 
 
 # Relay

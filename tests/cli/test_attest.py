@@ -524,6 +524,27 @@ def test_debug_shows_the_stack_trace_wherever_it_stands(capsys, words):
     assert "strongroom: error: " in told.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["policy", "check", "NO"],
+        ["mpc", "cost", "--shape", "1,3", "NO"],
+        ["mpc", "audit", "NO"],
+        ["vault", "ls", "NO"],
+        ["mirror", "ls", "NO"],
+        ["verify", "model", "NO"],
+        ["spot", "simulate", "--trace", "NO"],
+        ["cas", "audit", "verify", "NO"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_so_it_does_for_every_verb_of_several_actions(capsys, tmp_path, words):
+    words = [str(tmp_path / "none") if word == "NO" else word for word in words]
+    assert main([words[0], "--debug", *words[1:]]) != 0
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "strongroom: error: " in told
+
+
 def test_bad_usage_is_json_where_that_is_asked_for(run, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["attest", "verify", "--json"])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import textwrap
 from typing import Final
 
-from strongroom.cli.parser import DEBUG, Parser
+from strongroom.cli import actions
+from strongroom.cli.parser import Parser
 
 # What each action is, and an example. Its module is `cli/attest_ACTION.py`, which offers what a verb's does.
 ACTIONS: Final = {
@@ -29,25 +28,8 @@ ACTIONS: Final = {
 
 
 def configure(parser: Parser) -> None:
-    parser.set_defaults(help=parser.print_help)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    for name, (summary, example) in ACTIONS.items():
-        action = actions.add_parser(
-            name,
-            help=summary,
-            description=textwrap.fill(f"{summary[0].upper()}{summary[1:]}.", 78),
-            epilog=f"Example: strongroom attest {example}",  # never wrapped: it is for copying
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        action.set_defaults(parser=action)
-        action.module = f"strongroom.cli.attest_{name}"
-        # Without a default: it must not take back a --debug before the action.
-        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG)
+    actions.configure(parser, "attest", ACTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action is None:
-        args.help()
-        return 2
-    status: int = importlib.import_module(f"strongroom.cli.attest_{args.action}").run(args)
-    return status
+    return actions.run(args, "attest")

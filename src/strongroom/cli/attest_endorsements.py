@@ -27,7 +27,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.snp import PRODUCTS
 from strongroom.cli import attest_reading as reading
 from strongroom.cli import output
-from strongroom.cli.parser import DEBUG
+from strongroom.cli.parser import add_debug
 from strongroom.errors import UsageError
 
 
@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="endorsements to put in: another bundle, collateral of dcap-qvl or pccsadmin, AMD's certificates, lists",
     )
     for action in (fetch, gather):
-        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG)
+        add_debug(action)
         action.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
         add_services(action)
         output.add_json(action)

@@ -12,6 +12,7 @@ from strongroom.cas.policy import POLICY_NAME
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, prepare
 from strongroom.cli import cas_audit, cas_endorsements, cas_witness, output
 from strongroom.cli.cas_audit import entry_table
+from strongroom.cli.parser import add_debug
 from strongroom.cli.policy_apply import apply
 from strongroom.cli.serve import local_url
 from strongroom.cli.workspace import Home, SealedVault, entrust
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="keep this witness's cosignatures of the log's head, and show them; may be given again",
     )
     cas_endorsements.configure(start)
-    start.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_debug(start)
     output.add_json(start)
 
     for name, summary in (
@@ -51,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
         action.add_argument("--cas-root", metavar="sha256:...", help="with --cas: the fingerprint of its root key")
         action.add_argument("--owner", type=Path, metavar="FILE", help="the owner's key (default: this user's)")
-        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        add_debug(action)
         output.add_json(action)
         if name == "audit":
             cas_audit.configure(action)

@@ -124,8 +124,9 @@ def _describe(error: OSError) -> str:
 
 
 def _fail(error: StrongroomError, args: argparse.Namespace) -> int:
+    """Say it; `error` may stand for the one that is handled just now, whose stack trace tells where."""
     if args.debug:
-        traceback.print_exception(error)
+        traceback.print_exc()
     as_json = getattr(args, "json", False)
     try:
         sys.stdout.flush()

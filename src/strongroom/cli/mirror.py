@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from strongroom.cli import output, progress
 from strongroom.cli.mirror_directory import places
+from strongroom.cli.parser import add_debug
 from strongroom.errors import IntegrityError, StrongroomError, UsageError, printable
 from strongroom.mirror import export as exporting
 from strongroom.mirror import kept
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"Example: strongroom mirror {example}",
         )
-        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        add_debug(action)
         output.add_json(action)
         action.add_argument("mirror", type=Path, metavar="MIRROR", help="its file, or the directory of `run --mirror`")
         action.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: MIRROR.key)")

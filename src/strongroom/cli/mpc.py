@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 from typing import Final
 
+from strongroom.cli import actions
+from strongroom.cli.parser import Parser
 from strongroom.errors import MissingDependencyError
 
 # What each action is, and an example. Its module is `cli/mpc_ACTION.py`, which offers what a verb's does.
@@ -19,27 +20,12 @@ ACTIONS: Final = {
 }
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(help=parser.print_help)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    for name, (summary, example) in ACTIONS.items():
-        action = actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"Example: strongroom mpc {example}",
-        )
-        action.set_defaults(parser=action)
-        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-        importlib.import_module(f"strongroom.cli.mpc_{name}").configure(action)
+def configure(parser: Parser) -> None:
+    actions.configure(parser, "mpc", ACTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action is None:
-        args.help()
-        return 2
-    status: int = importlib.import_module(f"strongroom.cli.mpc_{args.action}").run(args)
-    return status
+    return actions.run(args, "mpc")
 
 
 def require_torch() -> None:

@@ -38,3 +38,8 @@ class Parser(argparse.ArgumentParser):
             module, self.module = self.module, None
             importlib.import_module(module).configure(self)
         return super().parse_known_args(args, namespace)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """The option once more, for an action. Without a default: it must not take back one before the action."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import Final
+
+from strongroom.cli import actions
+from strongroom.cli.parser import Parser
 
 # What each action is, and an example. Its module is `cli/policy_ACTION.py`, which offers what a verb's does.
 ACTIONS: Final = {
@@ -22,24 +24,9 @@ ACTIONS: Final = {
 }
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(help=parser.print_help)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    for name, (summary, example) in ACTIONS.items():
-        action = actions.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"Example: strongroom policy {example}",
-        )
-        action.set_defaults(parser=action)
-        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
-        importlib.import_module(f"strongroom.cli.policy_{name}").configure(action)
+def configure(parser: Parser) -> None:
+    actions.configure(parser, "policy", ACTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.action is None:
-        args.help()
-        return 2
-    status: int = importlib.import_module(f"strongroom.cli.policy_{args.action}").run(args)
-    return status
+    return actions.run(args, "policy")

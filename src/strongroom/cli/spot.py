@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from strongroom.cli import output
+from strongroom.cli.parser import add_debug
 from strongroom.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=f"Example: {example}"
         )
-        action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        add_debug(action)
         output.add_json(action)
         _ARGUMENTS[name](action)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from strongroom.cli import output, secrets
+from strongroom.cli.parser import add_debug
 
 _HEAD = "VAULT:PATH names what lies at PATH in the vault in directory VAULT; VAULT or VAULT: its top."
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_debug(parser)
     output.add_json(parser)
 
 

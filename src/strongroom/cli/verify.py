@@ -12,6 +12,7 @@ from typing import Any
 from strongroom.attest.binding import canonical
 from strongroom.cas.server import ADDRESS_FILE, CasAddress
 from strongroom.cli import output
+from strongroom.cli.parser import add_debug
 from strongroom.cli.run import program_of
 from strongroom.cli.secrets import add_opening, sealed_vault
 from strongroom.cli.workspace import Home, SealedVault, read_policy
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "digits.vault --policy dev/train-6f2e903e --program python train.py"
         ),
     )
-    model.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+    add_debug(model)
     output.add_json(model)
     model.add_argument("model", metavar="VAULT[:PATH]|FILE", help="in a vault, or a plain file with its lineage beside")
     model.add_argument("--lineage", type=Path, metavar="FILE", help="of a plain file (default: FILE.lineage.json)")
