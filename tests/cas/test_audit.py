@@ -199,7 +199,7 @@ def test_a_spliced_audit_raises_nothing_else(case, at, size, more):
 
 
 def test_proofs_come_in_pages_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.log_api.PROVED_PAGE", 3)
+    monkeypatch.setattr("strongroom.cas.api.log.PROVED_PAGE", 3)
     with cas_in(tmp_path) as cas, world_in(cas) as world, world_in(cas) as other:
         for _ in range(4):
             other.client.put_secret(other.name, "token", b"x")

@@ -9,13 +9,14 @@ from typing import Any, cast
 import pytest
 
 from strongroom.cas import app
+from strongroom.cas.api import bodies
 from strongroom.cas.store import Store
 from strongroom.errors import ChannelError, from_wire
 
 
 @pytest.mark.parametrize("before", [[], [b"{"], [b"{", b'"policy"']])
 def test_a_body_that_does_not_arrive_ends_the_request(tmp_path, monkeypatch, before):
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.05)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
     store = Store(tmp_path)
     application = app.cas_application(store, cast(Any, None))
     parts, sent = list(before), []

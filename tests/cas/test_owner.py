@@ -216,7 +216,7 @@ def test_the_log_tells_an_owner_of_its_own_policies_only(world):
 
 
 def test_the_log_comes_in_pages(world, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.log_api.PAGE", 3)
+    monkeypatch.setattr("strongroom.cas.api.log.PAGE", 3)
     with world_in(world.cas) as other:
         assert len(other.client.log()) == len(world.client.log()) == 4
 

@@ -10,7 +10,9 @@ import re
 import sqlite3
 from pathlib import Path
 
-from strongroom.cas import app, document, log_api, log_audit, log_head, log_note, policy
+from strongroom.cas import app, document, log_audit, log_head, log_note, policy
+from strongroom.cas.api import bodies
+from strongroom.cas.api import log as log_api
 from strongroom.crypto import derive, open_box
 from tests.cas.world import cas_in, world_in
 
@@ -94,7 +96,7 @@ def test_every_path_limit_and_reserved_variable_is_in_the_specification():
     for route in app.cas_application(None, None).routes:
         path = route.path.replace("namespace", "NS")
         assert re.sub(r"{(\w+)}", lambda match: match[1].upper(), path) in shown
-    assert f"{app._MAX_BODY:,}" in SPEC
+    assert f"{bodies.MAX_BODY:,}" in SPEC
     assert f"{document.MAX_DOCUMENT:,}" in SPEC
     for name in re.findall(r"[A-Z_]{2,}", policy._RESERVED.pattern):
         assert f"`{name}" in SPEC

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 from strongroom.cas.client import OwnerClient
-from strongroom.cas.log_note import WitnessKey
 from strongroom.cas.policy import POLICY_NAME
-from strongroom.cas.server import ADDRESS_FILE, CasAddress, prepare
-from strongroom.cli import cas_audit, cas_endorsements, cas_witness, output
+from strongroom.cas.server import CasAddress
+from strongroom.cli import cas_audit, cas_start, cas_witness, output
 from strongroom.cli.cas_audit import entry_table
 from strongroom.cli.parser import add_debug
 from strongroom.cli.policy_apply import apply
-from strongroom.cli.serve import local_url
 from strongroom.cli.workspace import Home, SealedVault, entrust
 from strongroom.crypto import SigningKey
 from strongroom.errors import UsageError
@@ -23,20 +21,7 @@ from strongroom.errors import UsageError
 def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    start = actions.add_parser("start", help="run a CAS until it is told to stop")
-    start.add_argument("--state", type=Path, metavar="DIR", help="its state (default: this user's development CAS)")
-    start.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    start.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
-    start.add_argument(
-        "--witness",
-        action="append",
-        default=[],
-        metavar="VKEY",
-        help="keep this witness's cosignatures of the log's head, and show them; may be given again",
-    )
-    cas_endorsements.configure(start)
-    add_debug(start)
-    output.add_json(start)
+    cas_start.configure(actions.add_parser("start", help="run a CAS until it is told to stop"))
 
     for name, summary in (
         ("status", "who is it"),
@@ -78,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
     home = Home.open()
     if args.action == "start":
-        return _start(args, home)
+        return cas_start.run(args, home)
     if args.action == "audit" and cas_audit.offline(args):
         return cas_audit.run_offline(args, home)
     if args.action == "witness" and args.key_only:
@@ -92,27 +77,6 @@ def run(args: argparse.Namespace) -> int:
         return _deal(args, CasAddress(args.cas, args.cas_root), home)
     with home.cas() as address:
         return _deal(args, address, home)
-
-
-def _start(args: argparse.Namespace, home: Home) -> int:
-    directory = args.state or home.path / "cas"
-    witnesses = [WitnessKey.parse(vkey) for vkey in args.witness]
-    complete = cas_endorsements.completer(args, directory)
-    server, address, store = prepare(directory, host=args.host, port=args.port, witnesses=witnesses, complete=complete)
-    # A CAS that listens everywhere is shown as this machine reaches it.
-    url = local_url(args.host, server.port)
-    if args.json:
-        output.result({"url": url, "cas_root": address.cas_root, "state": str(directory)})
-    else:
-        output.stdout.print(f"CAS at {url}\nroot {address.cas_root}", markup=False, soft_wrap=True)
-    output.note(f"address written to {directory / ADDRESS_FILE}; Ctrl-C ends it")
-    output.warn("its keys lie in files on this machine: run it where its owner trusts the machine")
-    sys.stdout.flush()
-    try:
-        server.run()
-    finally:
-        store.close()
-    return 0
 
 
 def _deal(args: argparse.Namespace, address: CasAddress, home: Home) -> int:

@@ -11,25 +11,24 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from strongroom.cas.authority import Authority
+from strongroom.cas.api.bodies import number, read_body
+from strongroom.cas.api.callers import owner_key
+from strongroom.cas.api.context import Context
+from strongroom.cas.api.endpoint import Endpoint, Handler
 from strongroom.cas.log_head import HEAD_HEADER, Head
-from strongroom.cas.log_note import Note, WitnessKey, log_key_id, verify_cas_checkpoint
+from strongroom.cas.log_note import Note, log_key_id, verify_cas_checkpoint
 from strongroom.cas.store import Store
 from strongroom.cas.wire import b64, text_field
-from strongroom.crypto import PublicKey
-from strongroom.errors import UnauthorizedError, UsageError
+from strongroom.errors import UnauthorizedError
 
 PAGE = 1000
 PROVED_PAGE = 250
 """Entries in one page; with their proofs, of at most 63 hashes each."""
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def hold(store: Store, handler: Handler) -> Handler:
@@ -50,41 +49,31 @@ def hold(store: Store, handler: Handler) -> Handler:
     return held
 
 
-def number(request: Request, name: str, default: int | None = None) -> int:
-    """A number in the request's query. Raises UsageError if it is none, or missing without a default."""
-    text = request.query_params.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise UsageError(f"{name}: got {(text or '')[:20]!r}, wanted a number")
-    return int(text)
-
-
 class LogApi:
-    """The handlers.
-
-    Args:
-        witnesses: whose cosignatures are kept.
-        owner_key: the key of a request's caller.
-        body: a request's JSON object.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        authority: Authority,
-        witnesses: Sequence[WitnessKey],
-        *,
-        owner_key: Callable[[Request], PublicKey],
-        body: Callable[[Request], Awaitable[dict[str, Any]]],
-    ) -> None:
-        self._store, self._authority, self._witnesses = store, authority, tuple(witnesses)
-        self._owner_key, self._body = owner_key, body
+    def __init__(self, context: Context) -> None:
+        self._store, self._authority, self._witnesses = context.store, context.authority, context.witnesses
         self._signed: tuple[Head, Note] | None = None
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        return (
+            Endpoint(
+                "GET", "/v1/log", self.entries, "Entries of the caller's policies", "owner", query=("after", "proofs")
+            ),
+            Endpoint("GET", "/v1/log/head", self.head, "The log's signed head", "anybody"),
+            Endpoint(
+                "GET",
+                "/v1/log/consistency",
+                self.consistency,
+                "That one head extends another",
+                "anybody",
+                query=("from", "to"),
+            ),
+            Endpoint("POST", "/v1/log/cosignatures", self.cosign, "Leave a witness's cosignature", "anybody"),
+        )
 
     async def entries(self, request: Request) -> Response:
         """One page of the log: what of it belongs to the caller's policies, and where the next page starts."""
-        owner = self._owner_key(request).fingerprint
+        owner = owner_key(request).fingerprint
         after = number(request, "after", 0)
         size = number(request, "proofs") if "proofs" in request.query_params else None
         limit = PAGE if size is None else PROVED_PAGE
@@ -122,7 +111,7 @@ class LogApi:
 
     async def cosign(self, request: Request) -> Response:
         """Keep a witness's cosignature."""
-        note = Note.parse(text_field(await self._body(request), "note"))
+        note = Note.parse(text_field(await read_body(request), "note"))
         checkpoint = verify_cas_checkpoint(note, self._authority.cas_root, self._authority.root_key)
         self._store.check_head(Head(checkpoint.size, checkpoint.root))
         own = note.by(checkpoint.origin, log_key_id(self._authority.root_key))

@@ -1,0 +1,1 @@
+"""The CAS's HTTP API (docs/spec/cas.md): who may ask what, and what the answers are. `cas/app.py` puts it together."""
