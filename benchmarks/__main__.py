@@ -22,6 +22,7 @@ from benchmarks.harness import Area, run_area
 AREAS = {
     "story": "seal, train, serve, predict: the whole story against the same without protection",
     "attest": "reports appraised, results verified, the exchange of a boot",
+    "cas": "enclaves attested and provisioned, anchors moved, 100 kills of the CAS",
     "cas_log": "the CAS's audit log at 100,000 entries: appends and proofs",
     "sealed": "sealed files: bytes per second, random reads, opening 100 GiB",
     "mount": "a mounted vault beside gocryptfs and the plain disk",

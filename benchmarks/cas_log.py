@@ -71,9 +71,9 @@ def _appends(store: Store, count: int) -> list[float]:
 def fill(store: Store, count: int) -> None:
     """Append so many entries, a thousand to a transaction."""
     for start in range(0, count, 1000):
-        with store._transaction() as db:
+        with store.transaction():
             for number in range(start, min(start + 1000, count)):
-                store._append(db, number, "attested", f"acme/train-{number % 7}", {"number": number})
+                store._append("attested", f"acme/train-{number % 7}", {"number": number}, number)
 
 
 def longest_proofs(store: Store) -> tuple[int, int]:

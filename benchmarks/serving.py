@@ -328,7 +328,7 @@ def _served_side(load: Load, pipe: Connection) -> None:
     from strongroom.cas.authority import Authority
     from strongroom.cas.wire import RESULT_LIFETIME
     from strongroom.channel import Identity, Server, bind
-    from strongroom.crypto import digest
+    from strongroom.crypto import digest, random_key
     from strongroom.serve import ServiceApp, ServiceAttestation, Stage
 
     moment = dt.datetime.now(dt.UTC)
@@ -337,7 +337,7 @@ def _served_side(load: Load, pipe: Connection) -> None:
     identity = Identity.fresh("service", now=moment)
     registers = {name: bytes(48) for name in REGISTERS}
     with tempfile.TemporaryDirectory() as directory:
-        authority = Authority(Path(directory) / "cas", now=moment, hosts=["localhost"])
+        authority = Authority(Path(directory) / "cas", random_key(), now=moment, hosts=["localhost"])
         vendor = SimulatedVendor.open(Path(directory) / "vendor", now=now)
     told = {"policy": POLICY, "policy_digest": "sha256:" + 64 * "0"}
     claims = canonical(

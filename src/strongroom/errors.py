@@ -7,6 +7,7 @@
     ├── MissingDependencyError           3   missing-dependency
     ├── FormatError                     10   format
     │   ├── PolicyError                 11   policy
+    │   │   └── NotStoredError          13   not-stored
     │   └── ModelFormatError            12   model-format
     ├── IntegrityError                  20   integrity
     │   ├── WrongKeyError               21   wrong-key
@@ -21,12 +22,18 @@
     │   ├── BindingError                34   binding
     │   ├── MeasurementError            35   measurement
     │   ├── TcbError                    36   tcb
-    │   └── ExpiredError                37   expired
+    │   ├── ExpiredError                37   expired
+    │   └── RevokedError                38   revoked
     ├── CasError                        40   cas
     │   ├── UnknownPolicyError          41   unknown-policy
     │   ├── UnauthorizedError           42   unauthorized
+    │   │   └── GrantError              48   grant
     │   ├── ConflictError               43   conflict
-    │   └── CasUnreachableError         44   cas-unreachable
+    │   ├── CasUnreachableError         44   cas-unreachable
+    │   ├── DatabaseError               45   database
+    │   ├── NotReadyError               46   not-ready
+    │   ├── TooManyRequestsError        47   too-many-requests
+    │   └── InstanceLimitError          49   instance-limit
     ├── ChannelError                    50   channel
     │   ├── PeerIdentityError           51   peer-identity
     │   └── PortInUseError              52   port-in-use
@@ -62,8 +69,9 @@ class StrongroomError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self._hint: str | None = None
-        self.hint = hint
+        self._hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")
 
     @property
     def hint(self) -> str | None:
@@ -106,6 +114,12 @@ class PolicyError(FormatError):
     """A policy document that is malformed or says something unsafe."""
 
     code, exit_code = "policy", 11
+
+
+class NotStoredError(PolicyError):
+    """What a policy names, a key or a secret, has not been given to the CAS yet."""
+
+    code, exit_code = "not-stored", 13
 
 
 class ModelFormatError(FormatError):
@@ -198,6 +212,12 @@ class ExpiredError(AttestationError):
     code, exit_code = "expired", 37
 
 
+class RevokedError(AttestationError):
+    """The CAS has revoked an enclave's lease, its key or its measurement, or found out that there are copies of it."""
+
+    code, exit_code = "revoked", 38
+
+
 class CasError(StrongroomError):
     """The CAS refused or failed."""
 
@@ -216,6 +236,12 @@ class UnauthorizedError(CasError):
     code, exit_code = "unauthorized", 42
 
 
+class GrantError(UnauthorizedError):
+    """What a policy imports is not granted to it, or not any more, or not to these enclaves."""
+
+    code, exit_code = "grant", 48
+
+
 class ConflictError(CasError):
     """The state is no longer the one that the request was made for."""
 
@@ -226,6 +252,35 @@ class CasUnreachableError(CasError):
     """Nothing answers at the CAS's address."""
 
     code, exit_code = "cas-unreachable", 44
+
+
+class DatabaseError(CasError):
+    """The CAS's database cannot be used now. Ask again: asking twice for the same does no harm."""
+
+    code, exit_code = "database", 45
+
+
+class NotReadyError(CasError):
+    """The CAS runs, and serves nothing until somebody has confirmed or unsealed it."""
+
+    code, exit_code = "not-ready", 46
+
+
+class TooManyRequestsError(CasError):
+    """The CAS is asked for too much at once by this address, or under this policy; later it answers.
+
+    Attributes:
+        seconds: when to ask again.
+    """
+
+    code, exit_code = "too-many-requests", 47
+    seconds: int = 1
+
+
+class InstanceLimitError(CasError):
+    """As many enclaves live as the policy allows, or another is the replica that this one would be."""
+
+    code, exit_code = "instance-limit", 49
 
 
 class ChannelError(StrongroomError):

@@ -10,8 +10,10 @@ import sqlite3
 import pytest
 
 from strongroom.cas import OwnerClient
+from strongroom.cas.api import log as log_api
+from strongroom.cas.database import Table
 from strongroom.cas.log_audit import verify_audit
-from strongroom.cas.log_head import FileHead, Head
+from strongroom.cas.log_head import FileHead
 from strongroom.cas.store import Store
 from strongroom.cas.witness import Witness
 from strongroom.cli.cas_witness import cosign_head
@@ -218,26 +220,29 @@ def test_an_enclave_asks_for_the_proof_too(lying):
         assert session._http._heads.read() == new
 
 
-def test_what_an_attestation_says_of_the_log_is_proved_with_the_next_answer(tmp_path):
+def test_what_an_attestation_says_of_the_log_is_proved_with_it(tmp_path):
     with cas_in(tmp_path) as cas, world_in(cas) as world, world.session() as session:
         session.attest()
-        proved, told = session._http._heads.read(), session._http._told
-        assert told.size > proved.size
-        session.post("/v1/time-token", {})
-        assert session._http._heads.read() == told
+        seen = session._http._heads.read()
+        world.client.describe()
+        assert seen == world.client._heads.read()
 
 
-def test_a_log_that_was_shown_with_an_attestation_alone_is_found(tmp_path, monkeypatch):
+@pytest.mark.parametrize("brings", [True, False])
+def test_a_proof_that_comes_along_or_is_asked_for_holds_a_cas_alike(tmp_path, monkeypatch, brings):
+    """An older CAS brings none: then it is asked for."""
     with cas_in(tmp_path) as cas, world_in(cas) as world, world.session() as session:
         session.attest()
-        proved, told = session._http._heads.read(), session._http._told
-        session._http._told = Head(told.size, bytes(32))  # as if another log had been shown then
-        monkeypatch.setattr(Store, "check_head", lambda self, seen: self.head())
-        for _ in range(2):
-            with pytest.raises(RollbackError):
-                session.post("/v1/time-token", {})
-            world.client.put_secret(world.name, "token", b"x")  # of the same size, then of a larger one
-        assert session._http._heads.read() == proved
+        before = session._http._heads.read()
+        if not brings:
+            monkeypatch.setattr(log_api, "PROOF_HEADER", "strongroom-other")
+        session.attest()
+        assert session._http._heads.read().size > before.size
+        before, wrong = session._http._heads.read(), [bytes(32)] * 3
+        monkeypatch.setattr(Store, "consistency", lambda *args: wrong)
+        with pytest.raises((FormatError, RollbackError)):
+            session.attest()
+        assert session._http._heads.read() == before
 
 
 def test_no_proof_is_no_extension(tmp_path, monkeypatch):
@@ -334,12 +339,12 @@ def test_a_cas_that_lost_its_database_does_not_start_as_a_new_one(tmp_path, how)
 
 def test_a_cas_that_was_killed_at_its_first_start_starts_the_next_time(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("strongroom.cas.store._SCHEMA", ("no statement",))
+        patched.setattr("strongroom.cas.store.tables", lambda: [Table("no name", {"a": "TEXT"}, ("a",))])
         with pytest.raises(IntegrityError):
             Store(tmp_path)
     assert (tmp_path / "master.key").exists()
     Store(tmp_path).close()
-    assert {path.name for path in tmp_path.iterdir()} == {"cas.sqlite", "master.key"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cas.sqlite", "master.key", "unseal.json"}
 
 
 def test_a_witness_that_lost_a_note_does_not_start_anew(tmp_path):

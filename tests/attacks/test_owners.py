@@ -279,7 +279,7 @@ def test_two_processes_on_one_database_apply_one_of_two_versions(tmp_path):
 
     def put_in(store: Store, policy: Policy) -> None:
         store.put_policy(
-            policy.text,
+            policy,
             sign_policy(policy.text, ADMIN),
             ADMIN.public,
             signatures=signed_by(policy, "alice", "bob"),

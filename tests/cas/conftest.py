@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cas.postgres import PostgresServer, binaries, postgres_server
 from tests.cas.world import Cas, World, cas_in, world_in
 
 
@@ -18,3 +19,12 @@ def world(cas: Cas) -> Iterator[World]:
     """An owner and a policy of this test's own, in the one CAS of all tests."""
     with world_in(cas) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server that all tests share; none may stop it."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL's server is not installed (package postgresql)")
+    with postgres_server() as server:
+        yield server

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Any
 
-_WORDS = {"$schema", "title", "description", "if", "then", "contains", "minContains", "maxContains", "items"}
+_WORDS = {"$schema", "title", "description", "format", "if", "then", "contains", "minContains", "maxContains", "items"}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
@@ -15,8 +16,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def is_valid(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether `value` is valid under `schema`."""
+def is_valid(value: Any, schema: dict[str, Any] | bool) -> bool:
+    """Whether `value` is valid under `schema`. A date or time counts as the string that it is in TOML."""
+    if isinstance(schema, bool):
+        return schema
+    if isinstance(value, dt.date | dt.time):
+        value = value.isoformat()
     if not all(_holds(word, said, value, schema) for word, said in schema.items() if word not in _WORDS):
         return False
     if "if" in schema and is_valid(value, schema["if"]) and not is_valid(value, schema["then"]):
@@ -41,6 +46,8 @@ def _holds(word: str, said: Any, value: Any, schema: dict[str, Any]) -> bool:
             return bool(value == said)
         case "enum":
             return value in said
+        case "allOf":
+            return all(is_valid(value, each) for each in said)
         case "anyOf":
             return any(is_valid(value, each) for each in said)
     if isinstance(value, str) and word in ("pattern", "minLength", "maxLength"):
@@ -49,13 +56,31 @@ def _holds(word: str, said: Any, value: Any, schema: dict[str, Any]) -> bool:
         return said <= len(value) if word == "minLength" else len(value) <= said
     if isinstance(value, int) and word in ("minimum", "maximum"):
         return bool(said <= value if word == "minimum" else value <= said)
-    if isinstance(value, list) and word in ("minItems", "prefixItems"):
+    if isinstance(value, list) and word in ("minItems", "maxItems", "prefixItems", "uniqueItems"):
         if word == "minItems":
-            return len(value) >= said
+            return len(value) >= int(said)
+        if word == "maxItems":
+            return len(value) <= int(said)
+        if word == "uniqueItems":
+            return not said or all(value.count(each) == 1 for each in value)
         return all(is_valid(item, each) for item, each in zip(value, said, strict=False))
     if isinstance(value, dict) and word in _OF_OBJECTS:
         return _of_object(word, said, value, schema)
-    if word in {"pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "prefixItems"} | _OF_OBJECTS:
+    if (
+        word
+        in {
+            "pattern",
+            "minLength",
+            "maxLength",
+            "minimum",
+            "maximum",
+            "minItems",
+            "maxItems",
+            "prefixItems",
+            "uniqueItems",
+        }
+        | _OF_OBJECTS
+    ):
         return True  # it says nothing of values of another type
     raise ValueError(f"keyword {word}")
 

@@ -36,7 +36,7 @@ def test_a_body_that_does_not_arrive_ends_the_request(tmp_path, monkeypatch, bef
         "raw_path": b"/v1/nonce",
         "root_path": "",
         "query_string": b"",
-        "headers": [],
+        "headers": [(b"content-type", b"application/json")],
     }
     asyncio.run(asyncio.wait_for(application(scope, receive, send), 10))
     store.close()

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -48,15 +48,24 @@ def accepting(evidence: Evidence, tee: str, now: int) -> dict[str, object]:
     return {"tees": [tee], "measurements": [claims.measurement], "weaknesses_allowed": list(claims.weaknesses)}
 
 
+@dataclass
+class Past(Clock):
+    """The CAS's clock stands at `now`; but its certificate, for which it is read first, must be valid for clients."""
+
+    certified: bool = False
+
+    def __call__(self) -> float:
+        moment, self.certified = self.now if self.certified else time.time(), True
+        return moment
+
+
 @contextmanager
 def world_of(directory, complete, reference, moment, **changes):
     """A CAS with `complete`, and a policy of those reference values; its clock stands at `moment`."""
-    clock = Clock(time.time())
     with (
-        cas_in(directory, clock, complete=complete) as cas,
+        cas_in(directory, Past(moment), complete=complete) as cas,
         world_in(cas, **{"reference": reference, "vendor_root": "", "more": ""} | changes) as world,
     ):
-        clock.now = moment
         yield world
 
 

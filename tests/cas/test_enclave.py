@@ -23,6 +23,7 @@ from strongroom.errors import (
     ExpiredError,
     FormatError,
     MeasurementError,
+    NotStoredError,
     PolicyError,
     UnauthorizedError,
     UnknownPolicyError,
@@ -46,7 +47,10 @@ def test_an_enclave_receives_what_its_policy_names(world):
     assert set(got.environment) == {"TOKEN", "SEED"}
     entry = world.client.log()[-1]
     said = {"role": "program", "tee": "simulated", "measurement": world.policy.reference.measurements[0], "version": 1}
-    assert (entry["event"], json.loads(entry["detail"])) == ("attested", said)
+    detail = json.loads(entry["detail"])
+    assert detail.pop("expires") - entry["time"] == 600
+    assert detail.pop("lease") == entry["number"] == got.lease
+    assert (entry["event"], detail) == ("attested", said)
 
 
 def test_a_generated_secret_is_the_same_for_every_enclave_and_version(world):
@@ -73,8 +77,10 @@ def test_a_missing_secret_or_key_is_named(cas):
             session.attest()
         world.client.put_vault_key(world.name, "data", VAULT_KEY)
         world.client.put_vault_key(world.name, "out", VAULT_KEY)
-        with pytest.raises(PolicyError, match="secret token: has not been stored"):
+        with pytest.raises(NotStoredError, match="secret token: has not been stored") as refused:
             session.attest()
+        assert f"cas secret {world.name} token" in refused.value.hint
+        assert json.loads(world.client.log()[-1]["detail"])["code"] == "not-stored"
         world.client.put_secret(world.name, "token", TOKEN)
         session.attest()
 
@@ -97,7 +103,7 @@ def test_the_certificate_names_the_policy_and_lasts_an_hour(world):
 def test_a_certificate_for_another_key_is_not_taken(world, monkeypatch):
     certify, other = Authority.certify_enclave, SigningKey.generate().public
     monkeypatch.setattr(
-        Authority, "certify_enclave", lambda self, key, *rest, now: certify(self, other, *rest, now=now)
+        Authority, "certify_enclave", lambda self, key, *rest, **named: certify(self, other, *rest, **named)
     )
     with world.session() as session, pytest.raises(CasError, match="certificate: the CAS sent one for another key"):
         session.attest()
@@ -315,7 +321,7 @@ def test_a_time_token_has_its_time(tmp_path):
             ask_for_a_result(enclave, token, claims)
         clock.now -= RESULT_LIFETIME + 61
         enclave.attest()
-        with pytest.raises(ExpiredError, match="issued at"):
+        with pytest.raises(ExpiredError, match=r"token strongroom-time\+jwt: expired"):
             ask_for_a_result(enclave, token, claims)
 
 

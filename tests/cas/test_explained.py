@@ -79,7 +79,6 @@ def test_every_problem_has_its_line():
         "vaults[1].name": 34,
         "vaults[1].access": 35,
         "vaults[1].mount": 36,
-        "secrets[0].environment": 37,
         "secrets[0].more": 39,
         "owners.threshold": 43,
         "owners.keys.alice": 44,

@@ -82,7 +82,7 @@ def test_a_service_has_no_lineage_to_state(world):
         ({"outputs": [one.to_wire() for one in outputs(MAX_OUTPUTS + 1)]}, "1 to 32"),
         ({"outputs": [one.to_wire() for one in outputs(1)] * 2}, "two of one name"),
         ({"outputs": [{"name": "m", "digest": {"sha256": "00" * 32}}]}, "subject"),
-        ({"measurement": "00" * 48}, "exactly run and outputs"),
+        ({"measurement": "00" * 48}, "unknown field 'measurement'"),
         ({"run": {}}, "run: got nothing"),
     ],
     ids=["none", "too_many", "twice", "one_digest", "more_members", "no_run"],

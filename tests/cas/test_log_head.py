@@ -152,7 +152,7 @@ def test_a_refusal_costs_no_new_look_at_the_whole_database(tmp_path, monkeypatch
     monkeypatch.setattr("strongroom.cas.rows.Rows.load", lambda *args: loads.append(args))
     for _ in range(3):
         with pytest.raises(RollbackError):
-            store.advance_anchor("a/b", "v", None, Root(1, bytes(32)), may_go_back=False, now=2)
-            store.advance_anchor("a/b", "v", Root(1, bytes(32)), Root(1, b"x" * 32), may_go_back=False, now=2)
+            store.advance_anchor("a/b", "v", None, Root(1, bytes(32)), now=2)
+            store.advance_anchor("a/b", "v", Root(1, bytes(32)), Root(1, b"x" * 32), now=2)
     assert not loads
     store.close()

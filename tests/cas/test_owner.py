@@ -11,9 +11,11 @@ import pytest
 
 from strongroom.cas import CasAddress, OwnerClient, running_cas
 from strongroom.cas.client import split_address
-from strongroom.cas.policy import policy_digest
+from strongroom.cas.policy import policy_digest, sign_policy
+from strongroom.cas.restores import Restored
 from strongroom.cas.server import prepare
 from strongroom.cas.store import Store
+from strongroom.cas.wire import b64
 from strongroom.channel import bind
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
@@ -113,14 +115,15 @@ def test_a_name_stays_with_whoever_had_it_first(world):
 def test_a_name_in_the_path_must_be_the_document_s(world):
     text = world.text()
     with pytest.raises(PolicyError, match=f"policy.name: got {world.name}, wanted acme/other"):
-        world.client._put("/v1/policies/acme/other", {"text": text, "signature": ""})
+        signature = b64(sign_policy(text, world.owner))
+        world.client._put("/v1/policies/acme/other", {"text": text, "signature": signature})
 
 
 @pytest.mark.parametrize(
     ("lie", "error", "says"),
     [
         ({"text": ("train.py", "evil.py")}, VerificationError, "policy: signature: does not match the key"),
-        ({"text": ("acme/train", "acme/drain")}, PolicyError, "policy: asked for acme/train"),
+        ({"text": ("/train", "/drain")}, PolicyError, "policy: asked for acme-[0-9]+/train, got"),
         ({"text": ('owner = "sha256:', 'owner = "sha256:' + "0" * 64 + '"\n#')}, VerificationError, "the key that si"),
         ({"owner": ("M", "A")}, FormatError, "public key: not a DER"),
         ({"signature": ("", "")}, VerificationError, "policy: signature: 0 bytes, wanted 64"),
@@ -175,22 +178,45 @@ def test_an_anchor_is_compared_and_swapped(world):
 def test_an_owner_may_put_another_vault_in_a_vault_s_place(world):
     anchor = world.client.anchor(world.name, "out")
     anchor.advance(None, TWO)
-    anchor.advance(TWO, ONE)
+    with pytest.raises(RollbackError, match="wanted a root after 2:"):
+        anchor.advance(TWO, ONE)
+    for _ in range(2):  # an answer may be lost
+        world.client.restore_anchor(world.name, "out", TWO, ONE, reason="another vault")
     assert anchor.read() == ONE
+    *_, moved, entry = world.client.log()
+    assert (moved["event"], entry["event"]) == ("anchor", "restored")
+    assert json.loads(entry["detail"]) == {
+        "vault": "out",
+        "old": str(TWO),
+        "root": str(ONE),
+        "reason": "another vault",
+        "by": world.owner.public.fingerprint,
+    }
+
+
+@pytest.mark.parametrize("reason", ["", "  ", "two\nlines", "\x1b[2J", "x" * 201])
+def test_nothing_goes_back_without_a_reason(world, reason):
+    world.client.anchor(world.name, "out").advance(None, TWO)
+    with pytest.raises(FormatError, match="reason"):
+        world.client.restore_anchor(world.name, "out", TWO, ONE, reason=reason)
+    assert world.client.anchor(world.name, "out").read() == TWO
 
 
 def test_an_enclaves_anchor_moves_forward_by_epoch_sequence_and_log(tmp_path):
     store = Store(tmp_path)
     tag = bytes(16)
     restored = Root(*ONE.version, 1)
-    steps = [None, ONE, Root(*ONE.version, 0, 1, tag), Root(*ONE.version, 0, 2, tag), TWO, restored]
+    steps = [None, ONE, Root(*ONE.version, 0, 1, tag), Root(*ONE.version, 0, 2, tag), TWO]
     for old, new in itertools.pairwise(steps):
         assert new is not None
-        store.advance_anchor("a/b", "out", old, new, may_go_back=False, now=1)
+        store.advance_anchor("a/b", "out", old, new, now=1)
         assert store.anchor("a/b", "out") == new
+    with pytest.raises(RollbackError, match="of the same epoch"):
+        store.advance_anchor("a/b", "out", TWO, restored, now=1)
+    store.advance_anchor("a/b", "out", TWO, restored, restored=Restored("disk failed"), now=1)
     for older in (THREE, TWO, ONE, Root(*THREE.version, 0, 9, tag)):
         with pytest.raises(RollbackError, match="wanted a root after 1:"):
-            store.advance_anchor("a/b", "out", restored, older, may_go_back=False, now=1)
+            store.advance_anchor("a/b", "out", restored, older, now=1)
     store.close()
 
 
@@ -210,7 +236,8 @@ def test_the_log_tells_an_owner_of_its_own_policies_only(world):
     assert [e["event"] for e in mine] == ["policy", "secret", "secret", "secret"]
     assert {e["policy"] for e in mine} == {world.name}
     assert {e["policy"] for e in theirs} == {other.name}
-    assert json.loads(theirs[-1]["detail"]) == {"root": str(ONE), "vault": "out"}
+    by = other.owner.public.fingerprint
+    assert json.loads(theirs[-1]["detail"]) == {"root": str(ONE), "vault": "out", "by": by}
     assert [e["number"] for e in mine] == sorted(e["number"] for e in mine)
     assert world.client.log(after=mine[1]["number"]) == mine[2:]
 
@@ -295,7 +322,7 @@ def test_rows_changed_moved_removed_or_added_are_found_at_once(closed, statement
 
 def test_a_row_changed_under_a_running_cas_is_found_when_it_is_next_read(closed):
     store = Store(closed)
-    name = store.log()[0].policy
+    name = store.log()[1].policy
     edit(closed, "UPDATE secrets SET box = zeroblob(64) WHERE name = 'token'")
     with pytest.raises(IntegrityError, match=r"cas.sqlite: "):
         store.secret(name, "token")
@@ -306,7 +333,7 @@ def test_a_box_changed_behind_its_nonce_is_found_when_it_is_read(closed):
     edit(closed, "UPDATE secrets SET box = CAST(substr(box, 1, 24) || x'00112233' AS BLOB) WHERE name = 'token'")
     store = Store(closed)
     with pytest.raises(TamperedError, match=r"cas.sqlite: row secrets/.*/token was changed"):
-        store.secret(store.log()[0].policy, "token")
+        store.secret(store.log()[1].policy, "token")
     store.close()
 
 
@@ -332,7 +359,7 @@ def test_a_cas_that_starts_again_is_the_same_and_knows_everything(tmp_path):
 
 def test_nothing_that_a_cas_writes_can_be_read_by_others(closed):
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in closed.iterdir()}
-    assert modes == dict.fromkeys(["cas.json", "cas.sqlite", "master.key", "root.key"], 0o600)
+    assert modes == dict.fromkeys(["cas.json", "cas.sqlite", "master.key", "root.key", "unseal.json"], 0o600)
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
@@ -344,7 +371,10 @@ def test_files_of_a_running_cas_cannot_be_read_by_others(world):
 
 def test_another_master_key_opens_nothing(closed):
     (closed / "master.key").write_bytes(bytes(32))
-    with pytest.raises(WrongKeyError, match=r"is not the key that cas.sqlite was made with"):
+    with pytest.raises(WrongKeyError, match=r"root secret: another one than unseal\.json was made of"):
+        prepare(closed)
+    (closed / "unseal.json").unlink()
+    with pytest.raises(WrongKeyError, match="made with"):
         prepare(closed)
 
 
@@ -363,7 +393,7 @@ def test_a_database_of_something_else_is_refused(closed):
     with sqlite3.connect(closed / "cas.sqlite") as db:
         db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(IntegrityError, match="got version 7 of application 0x53724361, wanted 3"):
+    with pytest.raises(IntegrityError, match="got version 7 of application 0x53724361, wanted 4"):
         prepare(closed)
     (closed / "cas.sqlite").write_bytes(b"not a database at all, but long enough to look" * 100)
     with pytest.raises(IntegrityError, match="file is not a database"):

@@ -9,7 +9,14 @@ import pytest
 
 from strongroom.cas.renewal import RETRY_SECONDS, Renewal
 from strongroom.cas.wire import ATTESTED_SECONDS
-from strongroom.errors import CasUnreachableError, ExpiredError, MeasurementError, UnauthorizedError
+from strongroom.errors import (
+    CasUnreachableError,
+    ExpiredError,
+    MeasurementError,
+    RevokedError,
+    RollbackError,
+    UnauthorizedError,
+)
 from tests.cas.world import Clock, cas_in, world_in
 
 
@@ -92,7 +99,7 @@ def test_a_thread_takes_the_steps_and_ends():
     attest.called.wait()
     renewal.close()
     done = attest.times
-    assert not renewal._thread.is_alive()
+    assert not renewal._renewing.alive
     assert attest.times == done
 
 
@@ -140,3 +147,83 @@ def test_a_renewal_survives_a_dropped_connection(tmp_path):
         session._http.connect()._socket.shutdown(2)
         session.renew()
         assert world.events().count("attested") == 2
+
+
+def test_it_says_once_that_it_has_expired_and_again_after_it_came_back():
+    attest, clock, over = Told(), Clock(1000.0), []
+    renewal = Renewal(attest, lifetime=600, left=100, tell=lambda line: None, on_end=over.append, clock=clock)
+    attest.error = CasUnreachableError("CAS: away")
+    clock.now += 99
+    renewal.step()
+    assert over == []
+    clock.now += 1
+    renewal.step(), renewal.step()
+    assert [type(error) for error in over] == [ExpiredError]
+    attest.error = None
+    clock.now += RETRY_SECONDS
+    renewal.step()
+    renewal.check()
+    attest.error = CasUnreachableError("CAS: away")
+    clock.now += 600
+    renewal.step()
+    assert len(over) == 2
+
+
+def test_a_revocation_is_final(kept):
+    _, attest, clock, _ = kept
+    over = []
+    renewal = Renewal(attest, lifetime=600, tell=lambda line: None, on_end=over.append, clock=clock)
+    attest.error = RevokedError("key: revoked")
+    clock.now += 300
+    renewal.step()
+    assert [type(error) for error in over] == [RevokedError]
+    attest.error = None
+    clock.now += 600
+    renewal.step()
+    assert (attest.times, len(over)) == (1, 1)
+    with pytest.raises(RevokedError):
+        renewal.check()
+
+
+def test_a_cas_that_was_rolled_back_has_refused(kept):
+    renewal, attest, clock, _ = kept
+    attest.error = RollbackError("log: has 3 entries, and 5 were seen")
+    clock.now += 300
+    renewal.step()
+    with pytest.raises(RollbackError):
+        renewal.check()
+
+
+def test_the_lifetime_is_what_the_last_renewal_says(kept):
+    _, _, clock, lines = kept
+    renewal = Renewal(lambda: 60, lifetime=600, tell=lines.append, clock=clock)
+    clock.now += 300
+    assert renewal.step() == 30
+
+
+def test_its_end_is_seen_while_a_host_keeps_the_renewal_waiting():
+    asked, kept_waiting, over = threading.Event(), threading.Event(), threading.Event()
+
+    def renew():
+        asked.set()
+        kept_waiting.wait()
+
+    renewal = Renewal(renew, lifetime=0, tell=print, on_end=lambda error: over.set())
+    renewal.start()
+    assert asked.wait(60)
+    assert over.wait(60)
+    kept_waiting.set()
+    renewal.close()
+
+
+def test_whatever_a_renewal_fails_with_it_is_tried_again_and_ends(kept, caplog):
+    _, attest, clock, _ = kept
+    over = []
+    renewal = Renewal(attest, lifetime=600, tell=print, on_end=over.append, clock=clock)
+    attest.error = RecursionError()
+    clock.now += 300
+    assert renewal.step() == RETRY_SECONDS
+    assert "attestation not renewed" in caplog.text
+    clock.now += 300
+    renewal.step()
+    assert (attest.times, [type(error) for error in over]) == (2, [ExpiredError])

@@ -61,6 +61,7 @@ GOOD = [
     with_table(MIRROR + VAULT),
     with_table(MIRROR + 'mount = ""\n'),
     with_table(SECRET + 'environment = "LDX"\ngenerate = 1024\n'),
+    with_table(SECRET),
     "vaults = []\nsecrets = []\n" + text(),
 ]
 BAD = [
@@ -149,7 +150,6 @@ BAD = [
     with_table(MIRROR + 'mount = "/m"\n'),
     with_table(MIRROR + MIRROR.replace('"m"', '"n"')),
     text(MIRROR, role="service"),
-    with_table(SECRET),
     with_table(SECRET + 'environment = "PATH"\n'),
     with_table(SECRET + 'environment = "A"\ngenerate = 15\n'),
     with_table(SECRET + 'environment = "A"\ngenerate = true\n'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import hmac
@@ -10,7 +11,7 @@ import re
 import sqlite3
 from pathlib import Path
 
-from strongroom.cas import app, document, log_audit, log_head, log_note, policy
+from strongroom.cas import app, document, given, log_audit, log_head, log_note, policy
 from strongroom.cas.api import bodies
 from strongroom.cas.api import log as log_api
 from strongroom.crypto import derive, open_box
@@ -53,7 +54,7 @@ def test_the_tree_of_the_log_and_the_boxes_of_the_rows(tmp_path):
         (row, entry) = db.execute("SELECT box, entry FROM policies").fetchone()
         rows = [
             ([table, *key], number, box)
-            for table in ("policies", "secrets", "anchors", "names")
+            for table in ("policies", "secrets", "anchors", "namespaces", "names")
             for *key, number, box in db.execute(f"SELECT * FROM {table}")  # noqa: S608
         ]
     db.close()
@@ -64,7 +65,7 @@ def test_the_tree_of_the_log_and_the_boxes_of_the_rows(tmp_path):
         aad = json.dumps([*at, number], separators=(",", ":")).encode()
         opened.append(open_box(key, box, aad))
         total += int.from_bytes(hmac.digest(sum_key, aad + box[:24], "sha256"), "big")
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert opened[-2:] == [b"", world.owner.public.fingerprint.encode()]  # `last`, `owner`
     peaks = [tree_hash(leaves[:4]).hex()]
     assert json.loads(open_box(key, head, b'["head",1]')) == [4, peaks, f"{total % 2**256:064x}"]
@@ -84,6 +85,19 @@ def test_the_vector_of_an_audit():
     assert json.loads(read.to_bytes()) == value
 
 
+def test_every_event_of_the_log_is_in_the_specification():
+    (listed,) = re.findall(r"`event` \((.*?)\)", SPEC, re.DOTALL)
+    written = set()
+    for path in Path(app.__file__).parent.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call):
+                name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+                said = [word.value for word in call.keywords if word.arg == "event"]
+                said += call.args if name in ("record", "_put", "_tell", "_write") else []
+                written |= {one.value for one in said if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    assert set(re.findall(r"`([a-z-]+)`", listed)) == written
+
+
 def test_the_limits_of_the_log_are_in_the_specification():
     for number in (log_api.PAGE, log_audit.MAX_AUDIT):
         assert f"{number:,}" in SPEC
@@ -91,12 +105,19 @@ def test_the_limits_of_the_log_are_in_the_specification():
     assert log_head.HEAD_HEADER in SPEC
 
 
+def test_every_status_is_in_the_specification():
+    rows = re.findall(r"^\| (\d{3}(?:, \d{3})*) \|", SPEC, re.M)
+    shown = {status for row in rows for status in row.split(", ")}
+    assert shown == {*app.described()["components"]["responses"], "405"}
+
+
 def test_every_path_limit_and_reserved_variable_is_in_the_specification():
-    shown = SPEC.replace("…", "/v1/policies/NS/NAME")
-    for route in app.cas_application(None, None).routes:
-        path = route.path.replace("namespace", "NS")
-        assert re.sub(r"{(\w+)}", lambda match: match[1].upper(), path) in shown
+    rows = re.findall(r"^\| (GET|PUT|POST|DELETE) `([^?`]+)", SPEC.replace("…", "/v1/policies/NS/NAME"), re.M)
+    shown = {(method, re.sub(r"\b[A-Z]+\b", "{}", path)) for method, path in rows}
+    paths = app.described()["paths"].items()
+    served = {(method.upper(), re.sub(r"{\w+}", "{}", path)) for path, methods in paths for method in methods}
+    assert not served ^ shown
     assert f"{bodies.MAX_BODY:,}" in SPEC
     assert f"{document.MAX_DOCUMENT:,}" in SPEC
-    for name in re.findall(r"[A-Z_]{2,}", policy._RESERVED.pattern):
+    for name in re.findall(r"[A-Z_]{2,}", given.RESERVED.pattern):
         assert f"`{name}" in SPEC

@@ -21,11 +21,12 @@ from strongroom.cas import CasAddress, EnclaveSession, OwnerClient, running_cas
 from strongroom.cas.client import cas_expectation, dial_cas, split_address
 from strongroom.cas.completion import Complete
 from strongroom.cas.log_note import WitnessKey
+from strongroom.cas.operation import Operation
 from strongroom.cas.policy import Policy
 from strongroom.cas.session import _provisions
 from strongroom.cas.wire import CONFIGURATION_INFO, b64, bytes_field
 from strongroom.channel import HttpClient, Identity
-from strongroom.crypto import Certificate, HpkeKey, SigningKey, digest
+from strongroom.crypto import Certificate, HpkeKey, Signer, SigningKey, digest
 
 MEASURED = {name: bytes([i]) * 48 for i, name in enumerate(REGISTERS)}
 VAULT_KEY = b"the vault's key, of 32 bytes ok!"
@@ -88,9 +89,13 @@ class Cas:
     def dial(self) -> socket.socket:
         return dial_cas(*split_address(self.address.url))
 
-    def owner(self, key: SigningKey | None = None) -> OwnerClient:
+    def owner(self, key: Signer | None = None) -> OwnerClient:
         """A client with that key, or with a new one: somebody else's."""
         return OwnerClient(self.address.url, cas_root=self.address.cas_root, owner=key or SigningKey.generate())
+
+    def bearer(self, token: str, key: Signer | None = None) -> OwnerClient:
+        """A client that logs in with an issuer's token."""
+        return OwnerClient(self.address.url, cas_root=self.address.cas_root, owner=key, token=lambda: token)
 
 
 @contextmanager
@@ -100,11 +105,18 @@ def cas_in(
     *,
     witnesses: Sequence[WitnessKey] = (),
     complete: Complete | None = None,
+    operation: Operation | None = None,
+    **settings: Any,
 ) -> Iterator[Cas]:
-    """A CAS with its state in that directory, and a vendor beside it; a second time it finds both again."""
+    """A CAS with its state in that directory, and a vendor beside it; a second time it finds both again.
+
+    Args:
+        settings: more fields of `server.Settings`.
+    """
     clock = clock or Clock(time.time())
     vendor = SimulatedVendor.open(directory / "vendor", now=int(clock.now))
-    with running_cas(directory / "cas", witnesses=witnesses, complete=complete, clock=clock) as address:
+    chosen = {"witnesses": witnesses, "complete": complete, "operation": operation, "clock": clock, **settings}
+    with running_cas(directory / "cas", **chosen) as address:
         yield Cas(directory / "cas", address, vendor, clock)
 
 
@@ -175,7 +187,7 @@ def world_in(cas: Cas, **changes: Any) -> Iterator[World]:
     """A new owner with a policy of a new name."""
     owner = SigningKey.generate()
     with cas.owner(owner) as client:
-        world = World(cas, f"acme/train-{next(_counter)}", owner, client)
+        world = World(cas, f"acme-{next(_counter)}/train", owner, client)
         client.apply(world.text(**changes))
         if world.policy.vaults:
             client.put_vault_key(world.name, "data", VAULT_KEY)
@@ -203,6 +215,7 @@ class Enclave:
         self.vendor, self.registers, self.debug = vendor or world.cas.vendor, registers, debug
         self.identity = identity or Identity.fresh("enclave", now=dt.datetime.now(dt.UTC))
         self.hpke = HpkeKey()
+        self.lease: dict[str, Any] = {}
         self.http = HttpClient(
             world.cas.dial,
             host="cas",
@@ -235,7 +248,12 @@ class Enclave:
         return self.vendor.quote(self.registers, bound, debug=self.debug)
 
     def show(self, evidence: Evidence, claims: bytes) -> dict[str, object]:
-        return self.http.post("/v1/attest", {"evidence": evidence.to_wire(), "claims": b64(claims)}, fresh=True)
+        """Steps 3 to 5, with the token of the last answer; `lease` is what the CAS says of the lease."""
+        shown = {"evidence": evidence.to_wire(), "claims": b64(claims)}
+        shown |= {"lease": self.lease["token"]} if self.lease else {}
+        answer = self.http.post("/v1/attest", shown, fresh=True)
+        self.lease = dict(answer["lease"])  # type: ignore[call-overload]
+        return answer
 
     def attest(self, **changes: Any) -> dict[str, object]:
         """Steps 2 to 5, with these claims changed (None: left out)."""
@@ -247,7 +265,8 @@ class Enclave:
         return _provisions(box, "", Certificate(bytes_field(answer, "certificate")))
 
     def put(self, path: str, value: object) -> dict[str, object]:
-        return self.http.request("PUT", path, body=json.dumps(value).encode(), fresh=True).expect_ok().json()
+        body, headers = json.dumps(value).encode(), {"content-type": "application/json"}
+        return self.http.request("PUT", path, body=body, headers=headers, fresh=True).expect_ok().json()
 
     def time_token(self) -> str:
         return str(self.http.post("/v1/time-token", {}, fresh=True)["token"])

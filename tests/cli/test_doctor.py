@@ -247,6 +247,12 @@ def test_wireguard_loaded_built_in_or_loadable() -> None:
         assert row(FakeMachine(files={path: text}), "wireguard").status == "ok"
 
 
+def test_memory_and_processors_say_how_large_an_enclave_may_be() -> None:
+    assert row(FakeMachine(), "memory").status == "unknown"
+    machine = FakeMachine(files={"/proc/cpuinfo": CPUINFO, "/proc/meminfo": "MemTotal:       16384000 kB\n"})
+    assert row(machine, "memory").detail == "15.6 GiB, processors: 2; strongroom gramine takes 8G, 16 threads"
+
+
 def test_processor_instructions() -> None:
     assert {row(FakeMachine(), name).status for name in ("AES", "VAES", "AVX-512")} == {"ok"}
     arm = FakeMachine(arch="aarch64", files={"/proc/cpuinfo": "Features\t: fp asimd aes sha2\n"})

@@ -73,7 +73,8 @@ def test_owners_sign_one_after_the_other_and_the_last_applies(capsys):
     assert said(capsys, "sign", "policy.toml", "--key", "alice.key") == told  # once more changes nothing
     assert said(capsys, "sign", "policy.toml", "--key", "dave.key", status=42)["code"] == "unauthorized"
     assert said(capsys, "sign", "policy.toml", "--key", "carol.key")["not_yet"] == ["bob"]
-    assert said(capsys, "apply", "policy.toml") == {"policy": "acme/train", "version": 1, "digest": first["digest"]}
+    applied = said(capsys, "apply", "policy.toml")
+    assert (applied["policy"], applied["version"], applied["digest"]) == ("acme/train", 1, first["digest"])
     assert len(SignatureFile.parse(Path("policy.toml.signatures").read_text()).signatures) == 2
 
     # Bob goes and signs that he does; dave comes.
@@ -208,11 +209,63 @@ def test_init_writes_a_document_that_is_sound_and_says_what_to_do(capsys, home):
     keys = [said(capsys, "key", f"{name}.key")["public"] for name in ("alice", "bob")]
     for key in keys:
         full = full.replace("MFkw...", key, 1)
+    full = full.replace('key = "sha256:..."', f'key = "{fingerprint("alice")}"')
     (home / "full.toml").write_text(full)
-    assert said(capsys, "check", "full.toml")["owners"] == ["alice", "bob"]
+    told = said(capsys, "check", "full.toml")
+    assert (told["owners"], told["administrators"]) == (["alice", "bob"], ["alice"])
+    assert (told["expires"], told["instances"]) == ("2027-01-01T00:00:00Z", 1)
     assert said(capsys, "init", "--", "python", "train.py", status=2)["error"].endswith("file exists")
     assert said(capsys, "init", status=2)["hint"] == "strongroom policy init -- python train.py"
     assert said(capsys, "init", "--out", "elsewhere/policy.toml", "--", "python", "train.py", status=2)
+
+
+def test_init_writes_the_very_words_of_a_command(capsys, home):
+    said(capsys, "init", "--", "python", "train.py", "${HOME}")
+    assert '"$${HOME}"' in (home / "policy.toml").read_text()
+    said(capsys, "check", "policy.toml")
+
+
+def test_check_warns_of_what_hardly_anybody_wants(capsys, home):
+    text = (Path(__file__).parents[1] / "fuzz" / "policy.toml").read_text()
+    text = text.replace("2027-01-01T01", "2020-01-01T01").replace('may = ["log"]', 'may = ["apply"]')
+    (home / "policy.toml").write_text(text)
+    assert main(["policy", "check", "policy.toml"]) == 0
+    shown = capsys.readouterr()
+    assert "expires          2020-01-01T00:00:00Z" in shown.out
+    warnings = [
+        "policy.expires: has passed, and nothing attests under it",
+        "administrators.bob: may apply, without owners: decides alone what gets the secrets",
+        "program.command: holds the secret db, for every process of the enclave to see",
+        "paths: what is below /shared is the host's, which reads and changes it",
+        "mesh: this launcher cannot enforce it: `strongroom run` refuses the policy, and its measurement does not "
+        "cover this",
+    ]
+    assert [line.removeprefix("strongroom: warning: ") for line in shown.err.splitlines()] == warnings
+
+
+def test_a_line_s_number_is_shown_as_a_number(capsys, home):
+    (home / "policy.toml").write_text("# \n" * 99 + "x = 1\n")
+    assert main(["policy", "check", "policy.toml"]) == 11
+    assert "policy.toml:100: policy document: unknown key 'x'" in capsys.readouterr().out
+
+
+def test_an_administrator_who_may_applies_the_next_version(capsys, home):
+    said(capsys, "init", "--name", "acme/train", "--", "python", "train.py")
+    said(capsys, "key", "carol.key")
+    table = f'\n[[administrators]]\nname = "carol"\nkey = "{fingerprint("carol")}"\nmay = ["apply"]\n'
+    with (home / "policy.toml").open("a") as document:
+        document.write(table)
+    follow(2, said(capsys, "apply", "policy.toml")["digest"])
+    second = said(capsys, "apply", "policy.toml", "--owner", "carol.key")
+    assert [each["by"] for each in said(capsys, "history", "acme/train")["versions"]] == [None, "carol"]
+    assert main(["policy", "history", "acme/train"]) == 0
+    assert f"version 2  {second['digest']}  signed by carol\n" in capsys.readouterr().out
+    follow(3, second["digest"])
+    (home / "policy.toml").write_text((home / "policy.toml").read_text().replace('"apply"]', '"apply", "log"]'))
+    assert (
+        "administrators: are other ones"
+        in said(capsys, "apply", "policy.toml", "--owner", "carol.key", status=42)["error"]
+    )
 
 
 def test_check_says_each_problem_by_line_and_key(capsys, home):
@@ -258,5 +311,22 @@ def test_wrong_usage_is_said(capsys, words):
 def test_the_administrator_s_key_is_enough_where_there_are_no_owners(capsys, home):
     main(["policy", "init", "--", "python", "train.py"])
     assert said(capsys, "apply", "policy.toml")["version"] == 1
-    assert said(capsys, "sign", "policy.toml", status=42)
+    assert "policy apply" in said(capsys, "sign", "policy.toml", status=42)["hint"]
     assert main(["policy"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ('[mesh]\npeers = ["acme/worker"]\n', "mesh"),
+        ('[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\n', "egress"),
+    ],
+)
+def test_check_says_what_no_launcher_enforces_yet(capsys, more, key):
+    assert main(["policy", "init", "--name", "acme/train", "--", "python", "train.py"]) == 0
+    with Path("policy.toml").open("a") as file:
+        file.write("\n" + more)
+    capsys.readouterr()
+    assert main(["policy", "check", "policy.toml"]) == 0
+    said = capsys.readouterr().err
+    assert f"{key}: this launcher cannot enforce it" in " ".join(said.split())

@@ -194,6 +194,8 @@ def test_a_policy_by_hand_runs(home, cas, capfd):
     assert main(["cas", "apply", "policy.toml"]) == 0
     assert main(["run", "--policy", "policy.toml"]) == 0
     assert "ran" in capfd.readouterr().out
+    assert main(["measure", "--policy", "policy.toml", "--diff"]) == 0  # from what the CAS accepted just now
+    assert "nothing differs" in capfd.readouterr().out
 
 
 def test_an_unknown_policy(home, cas, refused):
@@ -209,7 +211,7 @@ def test_a_script_changed_by_one_byte(home, cas, refused, capfd):
     written.script.write_text("print('Ran')\n")
     line, hint = refused(35, "run", "--policy", "policy.toml")
     assert "measurement: got" in line
-    assert hint
+    assert "strongroom measure --policy policy.toml --diff" in hint
 
 
 def test_a_debug_enclave(home, cas, refused):

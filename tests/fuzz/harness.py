@@ -19,7 +19,7 @@ import atheris
 
 from tests.fuzz.mutate import mutate
 
-with atheris.instrument_imports(include=["strongroom.attest", "strongroom.crypto"]):
+with atheris.instrument_imports(include=["strongroom.attest", "strongroom.cas", "strongroom.crypto"]):
     from strongroom.errors import StrongroomError
     from tests.fuzz.parsers import PARSERS, seeds
 

@@ -1,4 +1,6 @@
-"""Every parser of evidence, and of what comes with it, as one check each; `harness` fuzzes them, `test_fuzz` replays.
+"""Every parser of evidence, of what comes with it, and of policies, as one check each.
+
+`harness` fuzzes them, `test_fuzz` replays what it found.
 
 A check takes any bytes. It returns, or raises an error of ours: whatever else it raises is a fault in the parser. Where
 there is a writer, what was read is written and read again alike. Some checks wrap the bytes in what has to be right
@@ -12,6 +14,7 @@ import datetime as dt
 import functools
 import json
 import struct
+import tomllib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,9 +52,18 @@ from strongroom.attest.result import RESULT_CWT, RESULT_TOKEN, ResultStatement, 
 from strongroom.attest.result import verify_result as verify_attestation_result
 from strongroom.attest.token import sign_token, thumbprint, verify_token
 from strongroom.attest.verify import verify
+from strongroom.cas.difference import differences
+from strongroom.cas.document import to_toml
+from strongroom.cas.grant_files import GrantFile, GrantRequest
+from strongroom.cas.grants import Grant, SignedGrant
+from strongroom.cas.lines import Lines
+from strongroom.cas.policy import parse_policy, policy_problems
+from strongroom.cas.schema import policy_schema
+from strongroom.cas.templates import as_template, parse_template
 from strongroom.crypto import Certificate, CertificateAuthority, SigningKey
 from strongroom.crypto.chains import RevocationList, VendorCertificate, VendorKey, pem_certificates, verify_chain
-from strongroom.errors import FormatError, StrongroomError, VerificationError
+from strongroom.errors import FormatError, PolicyError, StrongroomError, VerificationError
+from tests.cas.json_schema import is_valid
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CORPUS = Path(__file__).parent / "corpus"
@@ -648,3 +660,119 @@ def check_dsse(raw: bytes) -> None:
     again = Envelope.parse(found.to_bytes())
     assert (again.payload_type, again.payload, again.signature) == (found.payload_type, found.payload, found.signature)
     found.verify(key().public, "text/plain")
+
+
+# Policies.
+
+
+@functools.cache
+def every_key() -> str:
+    return (Path(__file__).parent / "policy.toml").read_text()
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    return policy_schema()
+
+
+@parser("policy", lambda: [every_key().encode()], runs=5_000)
+def check_policy(raw: bytes) -> None:
+    text = text_of(raw)
+    problems, lines = policy_problems(text), Lines(text)
+    assert all(1 <= lines.of(each.where) <= text.count("\n") + 1 for each in problems)
+    assert all(each.error.message.isprintable() and len(each.error.message) < 1000 for each in problems)
+    try:
+        policy = parse_policy(text)
+    except PolicyError:
+        assert problems
+        raise
+    assert not problems
+    assert is_valid(tomllib.loads(text), schema())
+    differences(policy, parse_policy(every_key()))
+    differences(parse_policy(every_key()), policy)
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case None:
+            raise FormatError("TOML has no null")
+        case str():
+            return to_toml(value)
+        case list():
+            return f"[{', '.join(map(_toml, value))}]"
+        case dict():
+            return "{" + ", ".join(f"{to_toml(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+        case float():
+            return repr(value)
+    return json.dumps(value)
+
+
+@parser("policy-document", lambda: [json.dumps(tomllib.loads(every_key()), default=str).encode()], runs=5_000)
+def check_policy_document(raw: bytes) -> None:
+    """A policy as JSON, of which a mutation keeps the form; the date-time is in quotes there."""
+    document = document_of(raw)
+    if not isinstance(document, dict) or not isinstance(document.get("policy"), dict):
+        raise FormatError("no policy")
+    head = document.pop("policy")
+    moment = head.pop("expires", None)
+    with suppress(TypeError, ValueError):
+        moment = dt.datetime.fromisoformat(moment)
+    written = [f"{to_toml(key)} = {_toml(each)}\n" for key, each in document.items()]
+    text = "".join(written) + "[policy]\n" + "".join(f"{to_toml(key)} = {_toml(each)}\n" for key, each in head.items())
+    if moment is not None:
+        text += f"expires = {moment.isoformat() if isinstance(moment, dt.datetime) else _toml(moment)}\n"
+    check_policy(text.encode("utf-8", "surrogatepass"))
+
+
+@parser("policy-template", lambda: [b"a=${secret.db}\n$${x} $$${y} ${secret.a}${secret.b}$"])
+def check_policy_template(raw: bytes) -> None:
+    text = text_of(raw)
+    assert parse_template(as_template(text)).render({}) == text
+    template = parse_template(text)
+    values = dict.fromkeys(template.names, "${secret.db}$")
+    assert template.render(values).count("${secret.db}$") >= len(template.places)
+
+
+# Grants.
+
+
+def grant() -> Grant:
+    return Grant(
+        "hospital/records",
+        "acme/train",
+        ("vault:patients", "secret:db"),
+        ("ab" * 48,),
+        "sha256:" + "cd" * 32,
+        "train",
+        ("acme/serve", "sha256:" + "ef" * 32),
+        1_900_000_000,
+        7,
+    )
+
+
+@parser("grant", lambda: [grant().to_bytes()])
+def check_grant(raw: bytes) -> None:
+    assert Grant.from_bytes(raw).to_bytes() == raw
+
+
+@parser("grant-request", lambda: [grant_request().to_text().encode()])
+def check_grant_request(raw: bytes) -> None:
+    found = GrantRequest.parse(raw.decode("utf-8", "replace"))
+    assert GrantRequest.parse(found.to_text()) == found
+    made = found.grant(expires=1_900_000_000, serial=1)
+    assert Grant.from_bytes(made.to_bytes()) == made
+
+
+@parser("grant-file", lambda: [GrantFile(SignedGrant(signed_grant()), grant_request().reference).to_text().encode()])
+def check_grant_file(raw: bytes) -> None:
+    found = GrantFile.parse(raw.decode("utf-8", "replace"))
+    assert GrantFile.parse(found.to_text()) == found
+
+
+def grant_request() -> GrantRequest:
+    reference = {"tees": ["tdx"], "measurements": ["ab" * 48]}
+    return GrantRequest("hospital/records", "acme/train", ("secret:db",), reference, "train", (), ("python", "a.py"))
+
+
+def signed_grant() -> Grant:
+    return grant_request().grant(expires=1_900_000_000, serial=7)

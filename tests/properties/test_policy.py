@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import datetime as dt
 import json
 import tomllib
+from contextlib import suppress
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,8 +14,8 @@ from hypothesis import strategies as st
 
 from strongroom.cas.document import MAX_DOCUMENT, to_toml
 from strongroom.cas.lines import Lines, syntax_line
+from strongroom.cas.places import TAKEN
 from strongroom.cas.policy import (
-    _TAKEN,
     Program,
     VaultRule,
     parse_policy,
@@ -21,10 +24,12 @@ from strongroom.cas.policy import (
     verify_policy,
 )
 from strongroom.cas.succession import check_succession
+from strongroom.cas.templates import as_template
 from strongroom.cli.workspace import policy_name, write_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import PolicyError, StrongroomError, VerificationError
 from tests.cas.world import PROGRAM, document
+from tests.fuzz.parsers import check_policy, every_key
 
 KEY = SigningKey.generate()
 ROOT = "sha256:" + "0f" * 32
@@ -102,6 +107,8 @@ def toml(value: object) -> str:
         return "{" + ", ".join(f"{toml(k)} = {toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
     return (
         json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         if isinstance(value, str)
@@ -118,6 +125,36 @@ def test_a_field_of_any_type(place, value):
     text = "\n".join(f"{key} = {toml(content)}" for key, content in document.items())
     tomllib.loads(text)
     parses_or_raises(text)
+
+
+def places_in(value: object, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, each in inner for place in ((*at, key), *places_in(each, (*at, key)))]
+
+
+EVERY_KEY = tomllib.loads(every_key())
+EVERY_PLACE = places_in(EVERY_KEY)
+
+
+@fuzz
+@given(st.sampled_from(EVERY_PLACE), st.sampled_from(EVERY_PLACE), st.none() | values)
+def test_a_document_of_every_key_with_one_thing_changed(place, other, value):
+    """Taken out, exchanged for what stands elsewhere, or for anything: reader, explainer, schema and `diff` agree."""
+    document = tomllib.loads(every_key())
+
+    def at(place):
+        found = document
+        for key in place:
+            found = found[key]
+        return found
+
+    if value is None and place == other:
+        del at(place[:-1])[place[-1]]
+    else:
+        at(place[:-1])[place[-1]] = copy.deepcopy(at(other)) if value is None else value
+    text = "".join(f"{toml(key)} = {toml(content)}\n" for key, content in document.items())
+    with suppress(PolicyError):
+        check_policy(text.encode())
 
 
 @fuzz
@@ -340,12 +377,12 @@ paths = st.lists(parts.filter(lambda p: p not in (".", "..") and "/" not in p), 
 variables = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}", fullmatch=True).map(lambda name: "X" + name)
 programs = st.builds(
     lambda head, tail, files, environment: Program((head, *tail), tuple(files), environment),
-    st.text(characters, min_size=1, max_size=10),
-    st.lists(st.text(characters, max_size=10), max_size=3),
+    st.text(characters, min_size=1, max_size=10).map(as_template),
+    st.lists(st.text(characters, max_size=10).map(as_template), max_size=3),
     st.lists(paths, max_size=3),
-    st.dictionaries(variables, st.text(characters, max_size=10), max_size=3),
+    st.dictionaries(variables, st.text(characters, max_size=10).map(as_template), max_size=3),
 )
-places = paths.filter(lambda path: path.split("/")[0] not in _TAKEN)
+places = paths.filter(lambda path: path.split("/")[0] not in TAKEN)
 vaults = st.lists(
     st.builds(VaultRule, words, st.just("") | places.map("/".__add__), st.sampled_from(["read-only", "read-write"])),
     max_size=3,

@@ -12,21 +12,17 @@ by the rules of `attest/endorsements/complete.py`; `verify` trusts them no more 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from strongroom.attest.endorsements import Bundle, Sources, bundle, endorsements_for
 from strongroom.attest.evidence import Evidence
+from strongroom.cas.threads import AT_ONCE, PATIENCE, Patience
 from strongroom.errors import CasError, ChannelError, FormatError, StrongroomError, UsageError
-
-AT_ONCE = 4
-# Seconds, with the wait for a free thread; an enclave waits 30 for its answer.
-PATIENCE = 20.0
 
 # Kinds that `wants` has nothing to ask for.
 _CARRY_ALL = frozenset({"simulated", "nitro", "tpm"})
@@ -52,8 +48,7 @@ class Completion:
 
     def __init__(self, complete: Complete | None, *, at_once: int = AT_ONCE, patience: float = PATIENCE) -> None:
         self._complete = complete
-        self._free = asyncio.Semaphore(at_once)
-        self._patience = patience
+        self._patience = Patience("endorsements", at_once=at_once, seconds=patience, hint="attest again in a while")
 
     async def __call__(self, evidence: Evidence, now: int) -> Evidence:
         """`evidence`, and that of its devices, with endorsements.
@@ -72,48 +67,12 @@ class Completion:
                 )
             return evidence
         try:
-            async with asyncio.timeout(self._patience):
-                await self._free.acquire()
-                return await self._in_thread(self._complete, evidence, now)
-        except TimeoutError:
-            raise CasError(
-                f"endorsements: not had within {self._patience:g} seconds", hint="attest again in a while"
-            ) from None
+            return await self._patience.call(partial(self._complete, evidence, now))
         except (ChannelError, UsageError) as error:
             raise CasError(
                 f"endorsements: {error.message}",
                 hint="attest again in a while; a CAS that has a bundle (--endorsements) need ask nobody",
             ) from error
-
-    def _in_thread(self, complete: Complete, evidence: Evidence, now: int) -> asyncio.Future[Evidence]:
-        """Takes over what was acquired: a thread that nobody waits for any more counts until it ends."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Evidence] = loop.create_future()
-
-        def finish(result: Evidence | None, error: BaseException | None) -> None:
-            self._free.release()
-            if done.cancelled():
-                return
-            if result is None:
-                done.set_exception(error or CasError("endorsements: none"))
-            else:
-                done.set_result(result)
-
-        def work() -> None:
-            result, problem = None, None
-            try:
-                result = complete(evidence, now)
-            except BaseException as error:
-                problem = error
-            with contextlib.suppress(RuntimeError):  # the CAS has ended meanwhile
-                loop.call_soon_threadsafe(finish, result, problem)
-
-        try:
-            # A daemon, so that a vendor's service cannot keep the CAS from ending.
-            threading.Thread(target=work, name="endorsements", daemon=True).start()
-        except RuntimeError as error:
-            finish(None, error)
-        return done
 
 
 class Completer:

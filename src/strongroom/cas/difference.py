@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.words import BY_PRODUCT
+from strongroom.cas.difference_rules import (
+    Change,
+    Effect,
+    changed_administrators,
+    changed_egress,
+    changed_files,
+    changed_limits,
+    changed_mesh,
+    changed_paths,
+    changed_recipients,
+    changed_secrets,
+    changed_vaults,
+)
 from strongroom.cas.owners import Owners
-from strongroom.cas.policy import Policy, Program, SecretRule, VaultRule
+from strongroom.cas.policy import Policy, Program
 from strongroom.crypto import PublicKey
 
-Effect = Literal["more", "less", "other"]
+__all__ = ["Change", "differences"]
+
 Floors = Mapping[str, Mapping[str, int]]
-_ACCESS = {"read-only": "only read", "read-write": "read and write", "mirror": "write as its mirror"}
-
-
-@dataclass(frozen=True)
-class Change:
-    """One thing that is not as before.
-
-    Attributes:
-        key: where in the document.
-        effect: ``more`` if the new version accepts, gives or allows more than the old one, ``less`` if it does less.
-        text: what changed.
-    """
-
-    key: str
-    effect: Effect
-    text: str
 
 
 def differences(old: Policy, new: Policy) -> list[Change]:
@@ -45,11 +42,22 @@ def _differences(old: Policy, new: Policy) -> Iterator[Change]:
     ):
         if before != after:
             yield Change(key, "other", f"was {before}, is {after}")
+    yield from changed_limits((old.expires, old.instances, old.lease), (new.expires, new.instances, new.lease))
+    if old.purpose != new.purpose:
+        was, now = (repr(purpose) if purpose else "not said" for purpose in (old.purpose, new.purpose))
+        yield Change("policy.purpose", "other", f"was {was}, is {now}")
+    yield from changed_recipients(old.recipients, new.recipients)
     yield from _owners(old.owners, new.owners)
+    yield from changed_administrators(old.administrators, new.administrators)
     yield from _reference(old.reference, new.reference, "reference")
     yield from _program(old.program, new.program)
-    yield from _vaults({v.name: v for v in old.vaults}, {v.name: v for v in new.vaults})
-    yield from _secrets({s.name: s for s in old.secrets}, {s.name: s for s in new.secrets})
+    yield from changed_secrets(old.secrets, new.secrets)
+    yield from changed_files(old.files, new.files)
+    yield from changed_vaults(old.vaults, new.vaults, "vaults")
+    yield from changed_vaults(old.sealed, new.sealed, "sealed")
+    yield from changed_paths(old.paths, new.paths)
+    yield from changed_mesh(old.mesh, new.mesh)
+    yield from changed_egress(old.egress, new.egress)
 
 
 def _owners(old: Owners | None, new: Owners | None) -> Iterator[Change]:
@@ -204,43 +212,6 @@ def _program(old: Program | None, new: Program | None) -> Iterator[Change]:
         if before != after:
             was, now = ("not set" if value is None else repr(value) for value in (before, after))
             yield Change(f"program.environment.{name}", "other", f"was {was}, is {now}")
-
-
-def _vaults(old: Mapping[str, VaultRule], new: Mapping[str, VaultRule]) -> Iterator[Change]:
-    for name in sorted({*old, *new}):
-        before, after, key = old.get(name), new.get(name), f"vaults.{name}"
-        if before is None and after is not None:
-            at = f" at {after.mount}" if after.mount else ""
-            yield Change(key, "more", f"the enclave gets its key, to {_ACCESS[after.access]} it{at}")
-        elif after is None:
-            yield Change(key, "less", "the enclave does not get its key any more")
-        elif before is not None:
-            if before.access != after.access:
-                effects: dict[str, Effect] = {"read-only": "less", "read-write": "more"}
-                effect = "other" if before.access == "mirror" else effects.get(after.access, "other")
-                text = f"the enclave may {_ACCESS[after.access]} it; before it could {_ACCESS[before.access]} it"
-                yield Change(f"{key}.access", effect, text)
-            if before.mount != after.mount:
-                was, now = (mount or "not mounted" for mount in (before.mount, after.mount))
-                yield Change(f"{key}.mount", "other", f"was {was}, is {now}")
-
-
-def _secrets(old: Mapping[str, SecretRule], new: Mapping[str, SecretRule]) -> Iterator[Change]:
-    for name in sorted({*old, *new}):
-        before, after, key = old.get(name), new.get(name), f"secrets.{name}"
-        if before is None and after is not None:
-            yield Change(key, "more", f"the enclave gets it as {after.environment}, {_from(after)}")
-        elif after is None:
-            yield Change(key, "less", "the enclave does not get it any more")
-        elif before is not None:
-            if before.environment != after.environment:
-                yield Change(f"{key}.environment", "other", f"was {before.environment}, is {after.environment}")
-            if before.generate != after.generate:
-                yield Change(f"{key}.generate", "other", f"was {_from(before)}, is {_from(after)}")
-
-
-def _from(rule: SecretRule) -> str:
-    return "stored by its owner" if rule.generate is None else f"{rule.generate} bytes drawn by the CAS"
 
 
 def _and(names: Iterable[str]) -> str:

@@ -6,8 +6,10 @@ takes an empty value in its place; what it then makes of the document is thrown 
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import json
+import math
 import re
 import tomllib
 import unicodedata
@@ -15,12 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from strongroom.cas.wire import FINGERPRINT as FINGERPRINT
 from strongroom.errors import PolicyError
 
 MAX_DOCUMENT = 1 << 18
 _MAX_DOTS = 16
 _MAX_PROBLEMS = 100
-FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
 # Strings and comments of TOML (https://toml.io/en/v1.0.0). An open one reaches to its line's or the document's end.
 QUOTED = re.compile(
@@ -109,6 +111,7 @@ def number(value: object) -> str:
     return str(value) if isinstance(value, int) and abs(value) < 1 << 63 else type(value).__name__
 
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MISSING: Any = object()
 _TOP = "policy document"
 
@@ -183,16 +186,17 @@ class Table:
 
     def tables(self, key: str) -> list[Table]:
         value = self.take(key, [])
+        path = key if self.path == _TOP else f"{self.path}.{key}"
         if not isinstance(value, list):
-            self.refuse(f"{key}: wanted an array of tables, [[{key}]]", key)
+            self.refuse(f"{path}: wanted an array of tables, [[{path}]]", key)
             return []
-        return [Table(v, key, where=(*self.where, key, i), problems=self._problems) for i, v in enumerate(value)]
+        return [Table(v, path, where=(*self.where, key, i), problems=self._problems) for i, v in enumerate(value)]
 
-    def text(self, key: str, default: Any = _MISSING) -> str:
+    def text(self, key: str, default: Any = _MISSING, *, limit: int = 4096) -> str:
         value = self.take(key, default)
-        if not isinstance(value, str) or len(value) > 4096:
+        if not isinstance(value, str) or len(value) > limit:
             self.refuse(
-                f"{self.path}.{key}: got {type(value).__name__}, wanted a string of at most 4096 characters", key
+                f"{self.path}.{key}: got {type(value).__name__}, wanted a string of at most {limit} characters", key
             )
             return ""
         return value
@@ -203,8 +207,8 @@ class Table:
             self.refuse(f"{self.path}.{key}: got {value[:80]!r}, wanted {wanted}", key)
         return value
 
-    def choice(self, key: str, options: tuple[str, ...]) -> str:
-        value = self.text(key)
+    def choice(self, key: str, options: tuple[str, ...], default: Any = _MISSING) -> str:
+        value = self.text(key, default)
         if value not in options:
             self.refuse(f"{self.path}.{key}: got {value[:80]!r}, wanted {' or '.join(options)}", key)
         return value
@@ -217,6 +221,36 @@ class Table:
             self.refuse(f"{self.path}.{key}: got {number(value)}, wanted a positive whole number", key)
             return 1
         return value
+
+    def between(self, key: str, lowest: int, highest: int, default: Any = _MISSING) -> int:
+        value = self.take(key, default)
+        if value is default:
+            return default  # type: ignore[no-any-return]  # the caller's own
+        if type(value) is not int or not lowest <= value <= highest:
+            self.refuse(f"{self.path}.{key}: got {number(value)}, wanted {lowest} to {highest}", key)
+            return lowest
+        return value
+
+    def moment(self, key: str) -> int | None:
+        """An offset date-time as Unix seconds, a fraction cut off; None where the key is missing."""
+        value = self.take(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, dt.datetime):
+            self.refuse(
+                f"{self.path}.{key}: got {type(value).__name__}, wanted a date and time such as 2027-01-01T00:00:00Z",
+                key,
+                hint="without quotes" if isinstance(value, str) else None,
+            )
+        elif value.tzinfo is None:
+            self.refuse(
+                f"{self.path}.{key}: got {value.isoformat()}, which is another moment in every time zone",
+                key,
+                hint=f"write {value.isoformat()}Z for UTC, or an offset such as +02:00",
+            )
+        else:
+            return math.floor((value - _EPOCH).total_seconds())
+        return None
 
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         value = self.take(key, default)
@@ -237,3 +271,17 @@ class Table:
         if not value and default is _MISSING:
             self.refuse(f"{self.path}.{key}: is empty, and nothing would pass it", key)
         return tuple(value)
+
+    def words(self, key: str, pattern: re.Pattern[str], wanted: str, default: Any = _MISSING) -> tuple[str, ...]:
+        """Strings of one form, each once."""
+        values = self.strings(key, default)
+        seen: set[str] = set()
+        for value in values:
+            if not pattern.fullmatch(value):
+                self.refuse(f"{self.path}.{key}: got {value[:80]!r}, wanted {wanted}", key)
+                break  # one problem of a place is told
+            if value in seen:
+                self.refuse(f"{self.path}.{key}: {value!r} appears twice", key)
+                break
+            seen.add(value)
+        return values

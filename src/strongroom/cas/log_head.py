@@ -8,9 +8,11 @@ is caught at each of its lies, not once.
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +20,17 @@ from typing import Protocol
 
 from strongroom.cas.files import replace
 from strongroom.cas.log_tree import EMPTY_ROOT, read_hashes, verify_consistency
-from strongroom.channel import Expect, HttpClient, Identity, Response
+from strongroom.channel import Expect, HttpClient, Identity, Response, TlsStream
 from strongroom.errors import ChannelError, FormatError, RollbackError
 
 HEAD_HEADER = "strongroom-head"
 """Of requests: the highest head that the caller has seen. Of answers: the log's head."""
 
-_UNPROVED = "/v1/attest"
-"""The answer to this is worth waiting for: what it says of the log's head is proved with the next answer."""
+_JSON = {"content-type": "application/json"}
+PROOF_HEADER = "strongroom-proof"
+"""Of answers: that the log's head extends the request's, if it is larger; hashes in hexadecimal, with commas."""
 
-_TEXT = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})", re.ASCII)
+HEAD_TEXT = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Head:
     @classmethod
     def parse(cls, text: str) -> Head:
         """Raises FormatError unless `text` is the text form of a head."""
-        match = _TEXT.fullmatch(text)
+        match = HEAD_TEXT.fullmatch(text)
         if match is None:
             raise FormatError(f"head: got {text[:90]!r}, wanted <size>:<64 hex digits>")
         return cls(int(match[1]), bytes.fromhex(match[2]))
@@ -117,11 +120,23 @@ class FileHead:
             replace(self.path, f"{head}\n".encode())
 
 
+Ask = Callable[[str, Mapping[str, object]], dict[str, object]]
+"""POST a JSON object to a path on one connection; the answer's. Raises what the CAS reports."""
+Greeting = Callable[[TlsStream, Ask], None]
+"""What is done on each new connection before the first request."""
+
+_PATIENCE = 10
+"""Seconds that a client waits at most where a CAS says that it is asked too much."""
+_TRIES = 3
+
+
 class CasHttp(HttpClient):
-    """An HTTP client of one CAS that holds it to its log.
+    """An HTTP client of one CAS that holds it to its log, and comes back later where the CAS says when.
 
     Args:
         heads: where the highest head is remembered; the others are those of `HttpClient`.
+        greetings: done in order on each connection, once the CAS is known to be the one that is meant.
+        sleep: waits so many seconds.
     """
 
     def __init__(
@@ -134,10 +149,12 @@ class CasHttp(HttpClient):
         max_body: int,
         timeout: float,
         identity: Identity | None = None,
+        greetings: Sequence[Greeting] = (),
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(dial, host=host, expect=expect, identity=identity, max_body=max_body, timeout=timeout)
         self._heads = heads
-        self._told = NO_ENTRIES  # by the answer to _UNPROVED
+        self._greetings, self._sleep = greetings, sleep
 
     def request(
         self,
@@ -154,10 +171,9 @@ class CasHttp(HttpClient):
             RollbackError: the log of the CAS is no extension of what was seen of it; the CAS says so, or its answer, or
                 its proof.
         """
-        proved = self._heads.read()
-        seen = self._told if self._told.size > proved.size else proved
+        seen = self._heads.read()
         carried = {**(headers or {}), HEAD_HEADER: str(seen)}
-        response = super().request(method, path, body=body, headers=carried, fresh=fresh)
+        response = self._patient(method, path, body=body, headers=carried, fresh=fresh)
         text = response.headers.get(HEAD_HEADER)
         if text is None:
             self._check_refusal(response)
@@ -167,13 +183,45 @@ class CasHttp(HttpClient):
             raise RollbackError(
                 f"log: the CAS's head is {head.size} entries, and it had {seen.size}, or others", hint=self._heads.hint
             )
-        if path == _UNPROVED:
-            self._told = head
-            return response
-        for old in {proved, seen}:
-            if 0 < old.size < head.size:
-                self._prove(old, head, fresh=fresh)
+        if 0 < seen.size < head.size:
+            brought = response.headers.get(PROOF_HEADER)
+            if brought is None:
+                self._prove(seen, head, fresh=fresh)
+            else:
+                self._verify(seen, head, read_hashes(brought.split(",") if brought else []))
         self._heads.advance(head)
+        return response
+
+    def connect(self) -> TlsStream:
+        """As `HttpClient.connect`, with the greetings."""
+        if self._stream is not None:
+            return self._stream
+        stream = super().connect()
+
+        def ask(path: str, value: Mapping[str, object]) -> dict[str, object]:
+            body = json.dumps(value).encode()
+            return self._exchange(stream, "POST", path, [body], _JSON).expect_ok().json()
+
+        try:
+            for greet in self._greetings:
+                greet(stream, ask)
+        except BaseException:
+            self.close()
+            raise
+        return stream
+
+    def _patient(
+        self, method: str, path: str, *, body: bytes | Sequence[bytes], headers: Mapping[str, str], fresh: bool
+    ) -> Response:
+        """Ask, and where the CAS says that it is too much, at most twice again when it says, if that is soon."""
+        for left in reversed(range(_TRIES)):
+            response = super().request(method, path, body=body, headers=headers, fresh=fresh)
+            after = response.headers.get("retry-after", "")
+            if response.status != 429 or not left or not (after.isascii() and after.isdigit() and len(after) < 4):
+                break
+            if int(after) > _PATIENCE:
+                break
+            self._sleep(int(after))
         return response
 
     def _prove(self, old: Head, new: Head, *, fresh: bool) -> None:
@@ -181,7 +229,9 @@ class CasHttp(HttpClient):
         response = super().request("GET", path, headers={HEAD_HEADER: str(old)}, fresh=fresh)
         if HEAD_HEADER not in response.headers:
             self._check_refusal(response)
-        proof = read_hashes(response.expect_ok().json().get("hashes"))
+        self._verify(old, new, read_hashes(response.expect_ok().json().get("hashes")))
+
+    def _verify(self, old: Head, new: Head, proof: Sequence[bytes]) -> None:
         try:
             verify_consistency(old.size, old.root, new.size, new.root, proof)
         except RollbackError as error:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strongroom.cas.log_tree import HASH_SIZE, MAX_SIZE
+from strongroom.cas.wire import FINGERPRINT
 from strongroom.crypto import PublicKey, SigningKey, digest
 from strongroom.crypto.notes import (
     ED25519_KEY_SIZE,
@@ -31,11 +32,13 @@ from strongroom.errors import FormatError, VerificationError
 
 MAX_NOTE = 1 << 16
 MAX_SIGNATURES = 64
+MAX_EXTENSION = 16
+"""Lines of a checkpoint after its three."""
+
 _ECDSA, _COSIGNATURE = b"\x02", b"\x04"
 _KEY_ID = 4
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 _NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,200}")
-_FINGERPRINT = re.compile(r"sha256:([0-9a-f]{64})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +108,31 @@ def _base64(text: str, what: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The head of a log: `root` stands for its first `size` entries."""
+    """The head of a log: `root` stands for its first `size` entries. `extension` are lines that say more."""
 
     origin: str
     size: int
     root: bytes
+    extension: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """What is signed."""
-        return f"{self.origin}\n{self.size}\n{base64.b64encode(self.root).decode()}\n"
+        lines = (self.origin, str(self.size), base64.b64encode(self.root).decode(), *self.extension)
+        return "".join(f"{line}\n" for line in lines)
 
     @classmethod
     def parse(cls, text: str) -> Checkpoint:
-        """Raises FormatError unless `text` is a checkpoint's, without extension lines."""
+        """Raises FormatError unless `text` is a checkpoint's."""
         lines = text.split("\n")
-        if len(lines) != 4 or lines[3] or not lines[0]:
-            raise FormatError("checkpoint: wanted three lines: origin, size, root")
+        if not 4 <= len(lines) <= 4 + MAX_EXTENSION or lines.pop() or not all(lines):
+            raise FormatError(f"checkpoint: wanted lines of origin, size and root, and at most {MAX_EXTENSION} more")
         if not _SIZE.fullmatch(lines[1]) or int(lines[1]) > MAX_SIZE:
             raise FormatError(f"checkpoint size: got {lines[1][:40]!r}, wanted a number")
         root = _base64(lines[2], "checkpoint root")
         if len(root) != HASH_SIZE:
             raise FormatError(f"checkpoint root: {len(root)} bytes, wanted {HASH_SIZE}")
-        return cls(lines[0], int(lines[1]), root)
+        return cls(lines[0], int(lines[1]), root, tuple(lines[3:]))
 
 
 # The log's own signature
@@ -135,10 +140,9 @@ class Checkpoint:
 
 def origin_of(cas_root: str) -> str:
     """The origin of the log of the CAS with that root. Raises FormatError if it is no fingerprint."""
-    match = _FINGERPRINT.fullmatch(cas_root)
-    if match is None:
+    if not FINGERPRINT.fullmatch(cas_root):
         raise FormatError(f"cas_root: got {cas_root[:80]!r}, wanted sha256:<64 hex digits>")
-    return f"strongroom-cas/{match[1]}"
+    return f"strongroom-cas/{cas_root.removeprefix('sha256:')}"
 
 
 def log_key_id(key: PublicKey) -> bytes:
@@ -146,10 +150,10 @@ def log_key_id(key: PublicKey) -> bytes:
     return digest(key.spki)[:_KEY_ID]
 
 
-def sign_checkpoint(size: int, root: bytes, key: SigningKey) -> Note:
+def sign_checkpoint(size: int, root: bytes, key: SigningKey, extension: Sequence[str] = ()) -> Note:
     """The head of the log of the CAS whose root key is `key`."""
     origin = origin_of(key.public.fingerprint)
-    text = Checkpoint(origin, size, root).text
+    text = Checkpoint(origin, size, root, tuple(extension)).text
     signature = NoteSignature(origin, log_key_id(key.public), sign_der(key, text.encode()))
     return Note(text, (signature,))
 

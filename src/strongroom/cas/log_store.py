@@ -9,27 +9,33 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from strongroom.cas.database import APPEND, RESTORE, Database, Table, check_text
 from strongroom.cas.log_entry import SALT_SIZE, LogEntry
 from strongroom.cas.log_head import Head
 from strongroom.cas.log_tree import HASH_SIZE, Frontier, Node, consistency_proof, inclusion_proof, node_hash
-from strongroom.cas.rows import RESTORE
 from strongroom.crypto import BlockCipher, open_box, random_bytes, seal_box
 from strongroom.errors import IntegrityError, RollbackError, UsageError
 
-SCHEMA = """
-CREATE TABLE log (
-    number INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, policy TEXT NOT NULL, detail TEXT NOT NULL,
-    previous INTEGER NOT NULL, salt BLOB NOT NULL
-) STRICT;
-CREATE TABLE nodes (
-    level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), box BLOB NOT NULL) STRICT
-"""
+TABLES = (
+    Table(
+        "log",
+        {
+            "number": "INTEGER",
+            "time": "INTEGER",
+            "event": "TEXT",
+            "policy": "TEXT",
+            "detail": "TEXT",
+            "previous": "INTEGER",
+            "salt": "BLOB",
+        },
+        ("number",),
+    ),
+    Table("nodes", {"level": "INTEGER", "place": "INTEGER", "hash": "BLOB"}, ("level", "place")),
+    Table("head", {"id": "INTEGER", "box": "BLOB"}, ("id",)),
+)
 _HEAD_AAD = b'["head",1]'
 _TOP_LEVEL = 63
 _KNOWN_ROOTS = 4096
@@ -47,18 +53,18 @@ class Log:
     def size(self) -> int:
         return self._frontier.size
 
-    def load(self, db: sqlite3.Connection) -> int:
+    def load(self, db: Database) -> int:
         """Take in the head; the sum of the rows that it stands for.
 
         Raises:
             TamperedError: it was changed, or sealed under another key.
             IntegrityError: it is missing, or the log does not end where it says.
         """
-        row = db.execute("SELECT box FROM head").fetchone()
-        if row is None:
+        box = db.head()
+        if box is None:
             raise IntegrityError("log: its head is missing", hint=RESTORE)
-        size, peaks, total = json.loads(open_box(self._cipher, row[0], _HEAD_AAD))
-        last = db.execute("SELECT max(number) FROM log").fetchone()[0] or 0
+        size, peaks, total = json.loads(open_box(self._cipher, box, _HEAD_AAD))
+        last = db.execute("SELECT max(number) FROM log")[0][0] or 0
         if last != size:
             raise IntegrityError(
                 f"log: ends with entry {last}, wanted {size}; entries were removed or added", hint=RESTORE
@@ -68,20 +74,20 @@ class Log:
         self._remember()
         return int(total, 16)
 
-    def seal(self, db: sqlite3.Connection, total: int) -> None:
+    def seal(self, db: Database, total: int) -> None:
         """Write the head, with the sum of the rows."""
         frontier = self._frontier
         head = [frontier.size, [peak.hex() for peak in frontier.peaks], f"{total:064x}"]
         box = seal_box(self._cipher, json.dumps(head, separators=(",", ":")).encode(), _HEAD_AAD)
-        db.execute("INSERT OR REPLACE INTO head VALUES (1, ?)", (box,))
+        db.put_head(box)
 
     def append(
         self,
-        db: sqlite3.Connection,
+        db: Database,
         time: int,
         event: str,
         policy: str,
-        detail: dict[str, object],
+        detail: Mapping[str, object],
         previous: int,
     ) -> LogEntry:
         """Add an entry; `seal` follows in the same transaction.
@@ -89,13 +95,16 @@ class Log:
         Args:
             previous: the number of the entry before of the same policy, from somewhere that the head stands for.
         """
-        text = json.dumps(detail, sort_keys=True, separators=(",", ":"))
+        check_text(event, policy)
+        text = json.dumps(dict(detail), sort_keys=True, separators=(",", ":"))
         entry = LogEntry(self.size + 1, time, event, policy, text, previous, random_bytes(SALT_SIZE))
         row = (entry.number, time, event, policy, text, previous, entry.salt)
-        db.execute("INSERT INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        db.execute(APPEND, row)
         self._frontier, nodes = self._frontier.append(entry.leaf)
         # What lies beyond the head is nobody's: an interrupted transaction leaves nothing, so somebody wrote it.
-        db.executemany("INSERT OR REPLACE INTO nodes VALUES (?, ?, ?)", nodes)
+        db.execute_many(
+            "INSERT INTO nodes VALUES (?, ?, ?) ON CONFLICT (level, place) DO UPDATE SET hash = excluded.hash", nodes
+        )
         self._remember()
         return entry
 
@@ -104,13 +113,23 @@ class Log:
         while len(self._roots) > _KNOWN_ROOTS:
             self._roots.popitem(last=False)
 
+    def mark(self) -> Frontier:
+        return self._frontier
+
+    def undo(self, mark: Frontier) -> None:
+        """Forget the appends since `mark`."""
+        while self._roots and next(reversed(self._roots)) > mark.size:
+            self._roots.popitem()
+        self._frontier = mark
+        self._remember()
+
     # What it answers. `db` is in a transaction that began with the state that is in memory.
 
     def head(self) -> Head:
         """Size and root of the log now."""
         return Head(self.size, self._roots[self.size])
 
-    def check(self, db: sqlite3.Connection, seen: Head) -> None:
+    def check(self, db: Database, seen: Head) -> None:
         """Check that the log extends what somebody has seen.
 
         Raises:
@@ -127,14 +146,18 @@ class Log:
                 hint="two copies of the database were written to: run the CAS on one of them, and compare their logs",
             )
 
-    def root_at(self, db: sqlite3.Connection, size: int) -> bytes:
+    def remembers(self, seen: Head) -> bool:
+        """Whether it is known, without a look at the database, that the log extends what somebody has seen."""
+        return seen.size <= self.size and self._roots.get(seen.size) == seen.root
+
+    def root_at(self, db: Database, size: int) -> bytes:
         """The root of the first `size` entries."""
         root = self._roots.get(size)
         if root is None:
             root = Frontier.of(self._nodes(db), size).root()
         return root
 
-    def page(self, db: sqlite3.Connection, after: int, limit: int) -> list[LogEntry]:
+    def page(self, db: Database, after: int, limit: int) -> list[LogEntry]:
         """At most `limit` entries in order, those after number `after`.
 
         Raises:
@@ -150,7 +173,7 @@ class Log:
             raise IntegrityError(f"log entry {after + len(entries) + 1}: was changed or removed", hint=RESTORE)
         return entries
 
-    def inclusion(self, db: sqlite3.Connection, numbers: Sequence[int], size: int) -> list[list[bytes]]:
+    def inclusion(self, db: Database, numbers: Sequence[int], size: int) -> list[list[bytes]]:
         """For each entry the proof that it is among the first `size`. Raises UsageError if there is no such entry."""
         self._check_size(size)
         if any(not 1 <= number <= size for number in numbers):
@@ -158,7 +181,7 @@ class Log:
         node = self._nodes(db)
         return [inclusion_proof(node, number - 1, size) for number in numbers]
 
-    def consistency(self, db: sqlite3.Connection, old: int, new: int) -> list[bytes]:
+    def consistency(self, db: Database, old: int, new: int) -> list[bytes]:
         """The proof that the first `new` entries begin with the first `old`. Raises UsageError for sizes beyond it."""
         self._check_size(new)
         if not 0 <= old <= new:
@@ -169,12 +192,12 @@ class Log:
         if not 0 <= size <= self.size:
             raise UsageError(f"size: got {size}, and the log has {self.size} entries")
 
-    def _nodes(self, db: sqlite3.Connection) -> Node:
+    def _nodes(self, db: Database) -> Node:
         known = dict(zip(self._frontier.peak_levels(), self._frontier.peaks, strict=True))
 
         def read(level: int, place: int) -> bytes:
-            row = db.execute("SELECT hash FROM nodes WHERE level = ? AND place = ?", (level, place)).fetchone()
-            return row[0] if row else b""
+            row = db.execute("SELECT hash FROM nodes WHERE level = ? AND place = ?", (level, place))
+            return bytes(row[0][0]) if row else b""
 
         def node(level: int, place: int) -> bytes:
             path = []

@@ -19,7 +19,7 @@ from typing import Any
 
 from strongroom.cas.document import FINGERPRINT, Table, number
 from strongroom.cas.wire import b64, bytes_field, text_field
-from strongroom.crypto import PublicKey, SigningKey
+from strongroom.crypto import PublicKey, Signer
 from strongroom.errors import FormatError, UnauthorizedError, VerificationError
 
 MAX_OWNERS = 32
@@ -78,7 +78,7 @@ def signed_bytes(name: str, version: int, digest: str) -> bytes:
     return _LABEL + json.dumps([name, version, digest], separators=(",", ":")).encode()
 
 
-def sign_version(key: SigningKey, *, name: str, version: int, digest: str) -> OwnerSignature:
+def sign_version(key: Signer, *, name: str, version: int, digest: str) -> OwnerSignature:
     """An owner's signature of a version."""
     return OwnerSignature(key.public.fingerprint, key.sign(signed_bytes(name, version, digest)))
 

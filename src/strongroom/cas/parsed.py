@@ -22,10 +22,10 @@ class Parsed(Generic[S, T]):
 
     Args:
         parse: gives the same for the same text.
-        size: of a text.
+        size: of a text and what it gave.
     """
 
-    def __init__(self, parse: Callable[[S], T], *, size: Callable[[S], int], limit: int = LIMIT) -> None:
+    def __init__(self, parse: Callable[[S], T], *, size: Callable[[S, T], int], limit: int = LIMIT) -> None:
         self._parse, self._size, self._limit = parse, size, limit
         self._kept: OrderedDict[S, T] = OrderedDict()
         self._total = 0
@@ -40,7 +40,7 @@ class Parsed(Generic[S, T]):
         with self._lock:
             if text not in self._kept:
                 self._kept[text] = value
-                self._total += self._size(text)
+                self._total += self._size(text, value)
             while self._total > self._limit:
-                self._total -= self._size(self._kept.popitem(last=False)[0])
+                self._total -= self._size(*self._kept.popitem(last=False))
         return value

@@ -8,16 +8,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_data
 from strongroom.attest.evidence import Evidence
-from strongroom.cas.client import MAX_ANSWER, TIMEOUT, CasAnchor, cas_expectation
+from strongroom.attest.reference import ReferenceValues
+from strongroom.cas.client import MAX_ANSWER, TIMEOUT, CasAnchor, cas_expectation, policy_path
+from strongroom.cas.client_evidence import greetings
 from strongroom.cas.log_head import CasHttp, MemoryHead
+from strongroom.cas.watch import RevocationWatch
 from strongroom.cas.wire import (
     ATTEST_FIRST,
+    ATTESTED_SECONDS,
     CONFIGURATION_INFO,
     MAX_OUTPUTS,
     b64,
@@ -27,19 +32,67 @@ from strongroom.cas.wire import (
 )
 from strongroom.channel import Identity, Response, TlsStream
 from strongroom.crypto import Certificate, HpkeKey, digest
-from strongroom.errors import CasError, ChannelError
+from strongroom.errors import CasError, ChannelError, FormatError, RevokedError, StrongroomError
 from strongroom.lineage.statement import Output, Run
 
 
 @dataclass(frozen=True)
+class Keyed:
+    """The key of a vault or of a sealed file, and how this enclave may use it.
+
+    Attributes:
+        access: ``read-only``, ``read-write`` or ``mirror``.
+        policy: whose it is: its anchor is kept there.
+        freshness: ``strict`` or ``grouped``.
+    """
+
+    key: bytes = field(repr=False)
+    access: str
+    policy: str
+    freshness: str
+
+
+@dataclass(frozen=True)
 class Provisions:
-    """What a CAS gave an attested enclave. What is secret stays out of `repr`."""
+    """What a CAS gave an attested enclave. What is secret stays out of `repr`.
+
+    Attributes:
+        vaults, sealed: by name.
+        secrets: by name; one that is still to be deposited is missing.
+        environment: the secrets that a program gets as variables, by the variable.
+        deposits: the secrets that an enclave of this policy writes.
+        paths: rules for paths: path, rule and vault, each.
+        wanted: what else of the policy this enclave must enforce, or refuse.
+        root_secret, root_key: of the CAS, the key sealed: for another instance of it alone (`unseal/peer.py`).
+        lease: its number.
+        seconds: for which the lease counts, from when it was asked for.
+    """
 
     policy_digest: str
     certificate: Certificate
-    vault_keys: Mapping[str, bytes] = field(repr=False)
-    vault_access: Mapping[str, str]
+    vaults: Mapping[str, Keyed]
+    sealed: Mapping[str, Keyed]
+    secrets: Mapping[str, bytes] = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
+    deposits: tuple[str, ...] = ()
+    paths: tuple[tuple[str, str, str], ...] = ()
+    wanted: tuple[str, ...] = ()
+    lease: int = 0
+    seconds: int = ATTESTED_SECONDS
+    root_secret: bytes = field(default=b"", repr=False)
+    root_key: bytes = field(default=b"", repr=False)
+
+    @property
+    def vault_keys(self) -> Mapping[str, bytes]:
+        return {name: each.key for name, each in self.vaults.items()}
+
+    @property
+    def vault_access(self) -> Mapping[str, str]:
+        return {name: each.access for name, each in self.vaults.items()}
+
+    def keyed(self, name: str) -> Keyed | None:
+        """The vault or sealed file of that name, which no two have."""
+        return self.vaults.get(name) or self.sealed.get(name)
 
 
 @dataclass(frozen=True)
@@ -57,8 +110,8 @@ class EnclaveSession:
     """An attested connection to a CAS. May be used from several threads.
 
     The enclave attests again, and only then sends the request, whenever the connection had to be made anew (a CAS drops
-    idle ones after seconds), whenever the policy has a new version, and whenever its evidence is ten minutes old. A
-    request that was cut off is sent again, once.
+    idle ones after seconds), whenever the policy has a new version, and whenever its lease has run out. A request that
+    was cut off is sent again, once.
 
     Args:
         dial: gives a connected socket; the host that makes it is trusted with nothing.
@@ -66,6 +119,8 @@ class EnclaveSession:
         policy: the policy that the enclave was measured for.
         role: ``program`` or ``service``.
         attester: where evidence comes from.
+        replica: which one of the policy's it is, if its launcher was told.
+        reference: what the CAS's own evidence must be, before anything is sent to it; None trusts its root alone.
     """
 
     def __init__(
@@ -76,12 +131,17 @@ class EnclaveSession:
         policy: str,
         role: str,
         attester: Attester,
+        replica: int | None = None,
+        reference: ReferenceValues | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._identity = Identity.fresh("Strongroom enclave", now=dt.datetime.fromtimestamp(clock(), dt.UTC))
         self._hpke = HpkeKey()
         self._cas_root, self._policy, self._role = cas_root, policy, role
-        self._attester = attester
+        self._attester, self._replica = attester, replica
+        self._dial, self._heads = dial, MemoryHead()
+        self._token: bytes | None = None  # of the last answer, for the next attestation
+        self._attested = 0.0  # when the last one began, by a clock that only goes forward
         self._lock = threading.RLock()
         self._stream: TlsStream | None = None
         self._provisions: Provisions | None = None
@@ -90,10 +150,11 @@ class EnclaveSession:
             dial,
             host="cas",
             expect=cas_expectation(cas_root),
-            heads=MemoryHead(),  # for the enclave's life: it has nowhere to keep it that the host could not change
+            heads=self._heads,  # for the enclave's life: it has nowhere to keep it that the host could not change
             identity=self._identity,
             max_body=MAX_ANSWER,
             timeout=TIMEOUT,
+            greetings=greetings(reference, cas_root, clock=clock),
         )
 
     def close(self) -> None:
@@ -130,18 +191,64 @@ class EnclaveSession:
         offer = self._http.post("/v1/nonce", {"policy": self._policy}, fresh=True)
         nonce, policy_digest = hex_field(offer, "nonce"), text_field(offer, "policy_digest")
         # 3
-        claims = canonical(self._claims(policy_digest))
+        started = time.monotonic()
+        claims = canonical(self._claims(policy_digest) | ({} if self._replica is None else {"replica": self._replica}))
         binder = stream.export(EXPORTER_LABEL, self._role.encode())
         evidence = self._attester.evidence(report_data(Kind.SESSION, fresh=nonce, binder=binder, claims=claims))
-        answer = self._http.post("/v1/attest", {"evidence": evidence.to_wire(), "claims": b64(claims)}, fresh=True)
+        shown = {"evidence": evidence.to_wire(), "claims": b64(claims)}
+        shown |= {} if self._token is None else {"lease": self._token.hex()}
+        answer = self._http.post("/v1/attest", shown, fresh=True)
         # 6
+        lease = answer.get("lease")
+        if not isinstance(lease, dict) or not all(type(lease.get(name)) is int for name in ("number", "seconds")):
+            raise CasError("answer: says nothing of the lease")
+        self._token = hex_field(lease, "token")
         box = self._hpke.open(bytes_field(answer, "configuration"), info=CONFIGURATION_INFO)
         certificate = Certificate(bytes_field(answer, "certificate"))
         if certificate.key != self._identity.key.public:
             raise CasError("certificate: the CAS sent one for another key")
-        self._provisions = _provisions(box, policy_digest, certificate)
-        self._stream = stream
+        given = _provisions(box, policy_digest, certificate)
+        self._provisions = replace(given, lease=lease["number"], seconds=lease["seconds"])
+        self._stream, self._attested = stream, started
         return self._provisions
+
+    @property
+    def lease_seconds(self) -> int:
+        """Seconds for which an attestation counts."""
+        with self._lock:
+            return self._provisions.seconds if self._provisions else 0
+
+    @property
+    def lease_left(self) -> float:
+        """Seconds for which the lease counts yet, of which the host's clock has no say."""
+        with self._lock:
+            return self.lease_seconds - (time.monotonic() - self._attested)
+
+    def end(self) -> None:
+        """Give the lease back, so that another enclave may live in its place. Where that fails, it runs out."""
+        with self._lock, suppress(StrongroomError):
+            if self._stream is not None and self._http.connect() is self._stream:
+                self._http.post("/v1/lease/end", {}, fresh=True)
+            self._stream = None
+
+    def watch(
+        self, on_own: Callable[[RevokedError], None], *, on_revoked: Callable[[str, str], None] | None = None
+    ) -> RevocationWatch:
+        """Be told of revocations, on a connection of its own.
+
+        Args:
+            on_own: called once, from that thread, when this enclave's key or what runs in it is revoked.
+            on_revoked: called with the policy and the fingerprint of each other key that is revoked.
+        """
+        return RevocationWatch(
+            self._dial,
+            cas_root=self._cas_root,
+            heads=self._heads,
+            policy=self._policy,
+            key=self._identity.key.public.fingerprint,
+            on_own=on_own,
+            on_revoked=on_revoked,
+        )
 
     def _claims(self, policy_digest: str) -> dict[str, Any]:
         return {
@@ -175,9 +282,26 @@ class EnclaveSession:
         headers = {"content-type": "application/json"}
         return self.request("POST", path, body=body, headers=headers).expect_ok().json()
 
-    def anchor(self, vault: str) -> CasAnchor:
-        """The CAS's anchor of one of the policy's vaults."""
-        return CasAnchor(self, self._policy, vault)
+    def anchor(self, name: str) -> CasAnchor:
+        """The CAS's anchor of one of the policy's vaults or sealed files; of one that is imported, its owner's."""
+        keyed = None if self._provisions is None else self._provisions.keyed(name)
+        return CasAnchor(self, self._policy if keyed is None else keyed.policy, name)
+
+    def deposit(self, name: str, value: bytes) -> None:
+        """Write one of the policy's secrets, which only its enclaves may: one that it has as `deposited`.
+
+        Raises:
+            PolicyError: the policy has no such secret.
+            FormatError: it is too long, or holds a zero byte and is to be a variable.
+        """
+        body = json.dumps({"value": b64(value)}).encode()
+        headers = {"content-type": "application/json"}
+        self.request("PUT", policy_path(self._policy, "deposits", name), body=body, headers=headers).expect_ok()
+
+    def slot_key(self, policy: str, slot: str) -> bytes | None:
+        """The key of a vault's slot, or None if the CAS keeps none of that name."""
+        answer = self.request("GET", policy_path(policy, "slots", slot)).expect_ok().json()
+        return None if answer.get("key") is None else bytes_field(answer, "key")
 
     def _provisioned(self) -> Provisions:
         with self._lock:
@@ -262,12 +386,30 @@ def _endorsed_like(evidence: Evidence, other: Evidence) -> Evidence:
 def _provisions(opened: bytes, policy_digest: str, certificate: Certificate) -> Provisions:
     try:
         configuration = json.loads(opened)
+        secrets = {str(name): bytes_field(configuration["secrets"], name) for name in configuration["secrets"]}
         return Provisions(
             policy_digest=policy_digest,
             certificate=certificate,
-            vault_keys={name: bytes_field(v, "key") for name, v in configuration["vaults"].items()},
-            vault_access={name: str(v["access"]) for name, v in configuration["vaults"].items()},
-            environment={str(name): str(value) for name, value in configuration["environment"].items()},
+            vaults=_keyed(configuration["vaults"]),
+            sealed=_keyed(configuration["sealed"]),
+            secrets=secrets,
+            # As Python's own os.environ holds bytes that are not UTF-8.
+            environment={
+                str(variable): secrets[name].decode("utf-8", "surrogateescape")
+                for variable, name in configuration["environment"].items()
+            },
+            deposits=tuple(str(name) for name in configuration["deposits"]),
+            paths=tuple((str(p["path"]), str(p["rule"]), str(p["vault"])) for p in configuration["paths"]),
+            wanted=tuple(str(name) for name in configuration["wanted"]),
+            root_secret=bytes_field(configuration["cas"], "root_secret") if "cas" in configuration else b"",
+            root_key=bytes_field(configuration["cas"], "root_key") if "cas" in configuration else b"",
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, FormatError):
         raise CasError("configuration: the CAS sent one of another form") from None
+
+
+def _keyed(wire: Mapping[str, Mapping[str, str]]) -> dict[str, Keyed]:
+    return {
+        str(name): Keyed(bytes_field(each, "key"), str(each["access"]), str(each["policy"]), str(each["freshness"]))
+        for name, each in wire.items()
+    }

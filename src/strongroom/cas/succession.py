@@ -2,9 +2,11 @@
 
 Rules:
 
-- Version n+1 names the digest of version n, and its administrator signs it.
-- Where version n or n+1 has owners, enough of each version's owners sign version n+1.
-- Without owners before, the administrator stays the same; owners may name another.
+- Version n+1 names the digest of version n. Its owner signs it, whom `policy.owner` names, or an administrator who has
+  the right ``apply`` in both versions.
+- Where version n or n+1 has owners (`[owners]`), enough of each version's owners sign version n+1.
+- Without owners before, `policy.owner` stays the same, and an administrator's version leaves `[owners]` and
+  `[[administrators]]` as they are: nobody gives himself a right. Owners may change all of it.
 """
 
 from __future__ import annotations
@@ -61,24 +63,46 @@ class SignedPolicy:
     def summary(self) -> dict[str, object]:
         """What the audit log says of it: version and digest, and who signed it where it has owners."""
         said: dict[str, object] = {"version": self.policy.version, "digest": self.policy.digest}
+        if not self.by_owner:
+            said["by"] = self.owner.fingerprint
         return said | ({"signed": [one.key for one in self.signatures]} if self.signatures else {})
 
-    def check_administrator(self, wrong: type[StrongroomError] = UnauthorizedError) -> None:
-        """Check that the administrator whom it names signed it.
+    @property
+    def by_owner(self) -> bool:
+        """Whether the key that it came with is the owner's."""
+        return self.owner.fingerprint == self.policy.owner
+
+    @property
+    def by_administrator(self) -> bool:
+        """Whether that key is an administrator's who may apply, as this version has it; the one before must too."""
+        return not self.by_owner and _applies(self.policy, self.owner.fingerprint)
+
+    def check_signature(self) -> None:
+        """Raises VerificationError unless the key shown with it signed it, whosever that is."""
+        verify_policy(self.policy.text, self.signature, self.owner)
+
+    def check_administrator(self, current: Policy | None, wrong: type[StrongroomError] = UnauthorizedError) -> None:
+        """Check that its owner signed it, or an administrator who may, in this version and in the one before.
+
+        Args:
+            current: the version before; None if there is none or it is not known, and then only the owner may.
 
         Raises:
             VerificationError: its signature does not match the key.
             StrongroomError: `wrong`, if the key is another's.
         """
-        if self.owner.fingerprint != self.policy.owner:
+        signer = self.owner.fingerprint
+        before = current is not None and _applies(current, signer)
+        if not (self.by_owner or (before and self.by_administrator)):
             raise wrong(
-                f"policy.owner: got {self.policy.owner}, the key that signed it is {self.owner.fingerprint}",
-                hint="sign it with the key that it names, or name this key in it",
+                f"policy.owner: got {self.policy.owner}, the key that signed it is {signer}",
+                hint="sign it with the key that it names, or with one whose [[administrators]] may apply, in the "
+                "version before too",
             )
-        verify_policy(self.policy.text, self.signature, self.owner)
+        self.check_signature()
 
     def check_own(self) -> None:
-        """Check what can be checked without the version before: the administrator, and this version's own owners.
+        """Check what can be checked without the version before: its owner's signature, and this version's own owners.
 
         Signatures of owners that only the version before has are not looked at.
 
@@ -86,7 +110,7 @@ class SignedPolicy:
             VerificationError, UnauthorizedError, FormatError.
         """
         policy = self.policy
-        self.check_administrator(VerificationError)
+        self.check_administrator(None, VerificationError)
         owners = policy.owners
         mine = [one for one in self.signatures if owners is not None and owners.name_of(one.key) is not None]
         self._check_owners(mine, None)
@@ -96,12 +120,21 @@ class SignedPolicy:
 
         Raises:
             RollbackError, ConflictError, PolicyError: as `check_succession`.
-            UnauthorizedError: signed by somebody else than its administrator, or by too few owners.
+            UnauthorizedError: signed by somebody else than its owner or an administrator who may, by an administrator
+                who changes who may what, or by too few owners.
             VerificationError: a signature does not match.
             FormatError: a key has signed twice.
         """
-        self.check_administrator()
+        self.check_administrator(current)
         check_succession(self.policy, current)
+        if not self.by_owner and current is not None and current.owners is None:
+            for key in ("owners", "administrators"):
+                if getattr(self.policy, key) != getattr(current, key):
+                    raise UnauthorizedError(
+                        f"{key}: are other ones than in version {current.version}, and an administrator signed, "
+                        f"{self.owner.fingerprint}",
+                        hint="who may what is changed by the key that policy.owner names, or by owners together",
+                    )
         self._check_owners(self.signatures, current)
 
     def _check_owners(self, signatures: Sequence[OwnerSignature], current: Policy | None) -> None:
@@ -114,6 +147,10 @@ class SignedPolicy:
             owners=policy.owners,
             before=None if current is None else current.owners,
         )
+
+
+def _applies(policy: Policy, key: str) -> bool:
+    return any(each.key == key and each.allows("apply") for each in policy.administrators)
 
 
 def check_succession(new: Policy, current: Policy | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,26 @@ ATTESTED_SECONDS = 600
 
 MAX_OUTPUTS = 32
 """Statements of lineage in one answer."""
+
+MAX_DEPOSIT = 1 << 16
+"""Bytes of a secret that an enclave deposits."""
+
+FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
+"""How a key is named, and what else is by its SHA-256."""
+
+CERTIFICATE_SECONDS = 3600
+"""How long a certificate that the CAS issues to an enclave or a party is valid, at most."""
+
+SLOT_NAME = re.compile(r"[0-9a-f]{32}")
+"""What the CAS calls a vault's key slot: it says nothing of the vault."""
+
+
+PARTY_ROLE = "party"
+
+
+def party_statement(binder: bytes, policy: str) -> bytes:
+    """What a party's key signs to be certified: this connection's exporter, and as which policy's party."""
+    return b"strongroom/cas/party/v1\0" + binder + policy.encode()
 
 
 def b64(data: bytes) -> str:

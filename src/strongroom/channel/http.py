@@ -17,7 +17,7 @@ import h11
 from OpenSSL import SSL
 
 from strongroom.channel.plain import MAX_HEAD, Head, read_head, request_head
-from strongroom.channel.tls import Expect, Identity, TlsStream, client_context, connect
+from strongroom.channel.tls import Expect, Identity, TlsStream, connect
 from strongroom.errors import ChannelError, StrongroomError, from_wire
 
 MAX_BODY = 1 << 30
@@ -130,8 +130,10 @@ class HttpClient:
         if self._stream is None:
             sock = self._dial()
             sock.settimeout(self._timeout)
-            self._context = self._context or client_context(self._identity)
-            self._stream = connect(sock, expect=self._expect, host=self._host, context=self._context, hold=True)
+            self._stream = connect(
+                sock, expect=self._expect, identity=self._identity, host=self._host, context=self._context, hold=True
+            )
+            self._context = self._stream.context
         return self._stream
 
     def request(

@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self, cast
 
 import uvicorn
@@ -96,9 +96,21 @@ class Server:
     """Serves an ASGI application over TLS 1.3 on a bound socket.
 
     `run` blocks in this thread; used as a context manager it serves from a thread of its own.
+
+    Args:
+        drain_seconds: how long requests that have begun are waited for at the end.
+        ending: called before that, to end what would otherwise wait for longer.
     """
 
-    def __init__(self, app: App, sock: socket.socket, identity: Identity, *, drain_seconds: int = 10) -> None:
+    def __init__(
+        self,
+        app: App,
+        sock: socket.socket,
+        identity: Identity,
+        *,
+        drain_seconds: int = 10,
+        ending: Callable[[], None] = lambda: None,
+    ) -> None:
         self._socket = sock
         self.host, self.port = sock.getsockname()[:2]
         context = server_context(identity)
@@ -120,11 +132,14 @@ class Server:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=drain_seconds,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Uvicorn(config, ending)
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or `stop`; requests in flight are answered first."""
+        """Serve until SIGINT, SIGTERM or `stop`; requests in flight are answered first, unless a second signal comes.
+
+        The signal is raised once more at the end, for the handler that it had before.
+        """
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -144,10 +159,25 @@ class Server:
             self._thread.join()
 
 
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ending: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.force_exit or self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._ending()
+        await super().shutdown(sockets)
+
+
 class _Http(HttpToolsProtocol):
     """uvicorn's protocol, with the connection's `TlsInfo` in each request's scope, and limits on a request's head."""
 
     tls: TlsInfo
+    flush: Callable[[], None]
     _head_size = 0  # of the lines that are complete
     _unfinished = 0  # bytes fed since the head began, while it has not ended
     _in_head = True
@@ -177,13 +207,15 @@ class _Http(HttpToolsProtocol):
         """Note that so many bytes went to the parser, which keeps an unfinished line whole, however long it grows."""
         if not self._in_head:
             return
+        if self._head_deadline is None:
+            self.await_head()
         self._unfinished += size
         if self._unfinished > _MAX_HEAD + _PLAIN_BUFFER:
             self._abandon()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.await_head()
+        self._unset_head_deadline()  # `fed` sets one if the head does not end with what has arrived
         self._head_size = self._unfinished = 0
         self._in_head = True
         self.scope["scheme"] = "https"
@@ -202,6 +234,10 @@ class _Http(HttpToolsProtocol):
         self._in_head = False
         super().on_headers_complete()
 
+    def on_response_complete(self) -> None:
+        self.flush()  # now, and not in the loop's next turn: the caller waits for it
+        super().on_response_complete()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_head_deadline()
         super().connection_lost(exc)
@@ -215,6 +251,7 @@ class _TlsProtocol(asyncio.Protocol):
         self._tls = SSL.Connection(context, None)
         self._tls.set_accept_state()
         self._http = _Http(**kwargs)
+        self._http.flush = self.flush
         self._transport: asyncio.Transport | None = None
         self._secure = False
         self._flushing = False
@@ -276,9 +313,12 @@ class _TlsProtocol(asyncio.Protocol):
         """Send what OpenSSL has written."""
         if self._transport is None:
             return
+        sent = CHUNK
         try:
-            while True:
-                self._transport.write(self._tls.bio_read(CHUNK))
+            while sent == CHUNK:  # else that was all, and to be told so costs an exception
+                data = self._tls.bio_read(CHUNK)
+                self._transport.write(data)
+                sent = len(data)
         except SSL.Error:
             return
 

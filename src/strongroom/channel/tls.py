@@ -15,7 +15,7 @@ from functools import cache
 from types import TracebackType
 from typing import Self
 
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from strongroom.crypto import Certificate, SigningKey, equal, self_signed
 from strongroom.errors import ChannelError, FormatError, PeerIdentityError, StrongroomError
@@ -68,7 +68,8 @@ def expect_authority(root_key: str, *, uri: str, now: Callable[[], dt.datetime])
             shown = chain[-1].key.fingerprint
             raise PeerIdentityError(
                 f"peer authority: got {shown}, wanted {root_key}",
-                hint="this is not the CAS that was named; do not go on unless its owner replaced its root key",
+                hint="this is not the CAS that was named, or it is sealed after a restart and waits for its people to "
+                "`strongroom cas unseal` it: ask its operator, and send it nothing until then",
             )
         try:
             root.verify_issued_by(root, now=now())
@@ -122,16 +123,20 @@ def peer_chain(connection: SSL.Connection) -> list[Certificate]:
         PeerIdentityError: one of them is not X.509 with a P-256 key.
     """
     try:
-        chain = connection.get_peer_cert_chain(as_cryptography=True)
-        leaf = connection.get_peer_certificate(as_cryptography=True)
+        # As bytes: OpenSSL takes certificates that what reads them here does not.
+        chain, leaf = connection.get_peer_cert_chain(), connection.get_peer_certificate()
         if leaf is None:
             return []
-        found = [Certificate.from_native(c) for c in chain or []]
+        found = [_read(certificate) for certificate in chain or []]
         # A server's view of the chain leaves out the leaf; a client's begins with it.
-        first = Certificate.from_native(leaf)
+        first = _read(leaf)
         return found if found and found[0].der == first.der else [first, *found]
     except FormatError as error:
         raise PeerIdentityError(f"peer certificate: {error.message}") from error
+
+
+def _read(certificate: crypto.X509) -> Certificate:
+    return Certificate.shown(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
 
 
 def export(connection: SSL.Connection, label: bytes, context: bytes) -> bytes:
@@ -156,11 +161,12 @@ class TlsStream:
     ) -> None:
         self.close()
 
-    def handshake(self, expect: Expect, *, hold: bool = False) -> None:
+    def handshake(self, expect: Expect, *, hold: bool = False, meanwhile: Callable[[], None] | None = None) -> None:
         """Shake hands and check the peer.
 
         Args:
             hold: keep the last message of the handshake back until something is sent or awaited.
+            meanwhile: called once, after the first message is sent and before the answer is awaited.
 
         Raises:
             PeerIdentityError: `expect` does not accept the peer.
@@ -172,6 +178,9 @@ class TlsStream:
                 break
             except SSL.WantReadError:
                 self._flush()
+                ready, meanwhile = meanwhile, None
+                if ready is not None:
+                    ready()
                 self._fill()
             except SSL.Error as error:
                 raise ChannelError(f"TLS handshake: {_reason(error)}") from None
@@ -185,6 +194,11 @@ class TlsStream:
     def export(self, label: bytes, context: bytes) -> bytes:
         """32 bytes that only the two ends of this very connection can compute."""
         return export(self._tls, label, context)
+
+    @property
+    def context(self) -> SSL.Context:
+        """What `connect` may be given for the next connection of the same identity."""
+        return self._tls.get_context()
 
     def release(self) -> tuple[SSL.Connection, socket.socket]:
         """The connection and its socket, for whoever goes on with them instead of this stream."""
@@ -225,13 +239,15 @@ class TlsStream:
             raise ChannelError("connection: it is the parent process's", hint="connect after a fork")
 
     def _flush(self) -> None:
+        sent = CHUNK
         try:
-            while True:
+            while sent == CHUNK:  # else that was all, and to be told so costs an exception
                 try:
                     pending = self._tls.bio_read(CHUNK)
                 except SSL.WantReadError:
                     return
                 self._socket.sendall(pending)
+                sent = len(pending)
         except OSError as error:
             raise ChannelError(f"connection: {error.strerror or error}") from None
 
@@ -273,7 +289,7 @@ def connect(
         expect: who the peer must be.
         identity: what to show the server, if anything.
         host: the server's name, sent in clear so that a relay can route by it; it is not what is checked.
-        context: `client_context` of that identity, if it has been made before.
+        context: the `context` of an earlier connection with that identity.
         hold: keep the last message of the handshake back, to go out together with what the caller sends at once.
 
     Raises:
@@ -282,17 +298,30 @@ def connect(
     """
     if sock.family != getattr(socket, "AF_UNIX", None):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection = SSL.Connection(context or client_context(identity), None)
+    connection = SSL.Connection(context or client_context(None), None)
     if host and any(c.isalpha() for c in host) and ":" not in host:
         connection.set_tlsext_host_name(host.encode("idna"))
     connection.set_connect_state()
-    return _shake_hands(sock, connection, expect, hold=hold)
+
+    def load_identity() -> None:
+        # The server asks for it with its answer; until that is here there is time.
+        if context is None and identity is not None:
+            connection.set_context(client_context(identity))
+
+    return _shake_hands(sock, connection, expect, hold=hold, meanwhile=load_identity)
 
 
-def _shake_hands(sock: socket.socket, connection: SSL.Connection, expect: Expect, *, hold: bool = False) -> TlsStream:
+def _shake_hands(
+    sock: socket.socket,
+    connection: SSL.Connection,
+    expect: Expect,
+    *,
+    hold: bool = False,
+    meanwhile: Callable[[], None] | None = None,
+) -> TlsStream:
     stream = TlsStream(sock, connection)
     try:
-        stream.handshake(expect, hold=hold)
+        stream.handshake(expect, hold=hold, meanwhile=meanwhile)
     except BaseException:
         sock.close()
         raise

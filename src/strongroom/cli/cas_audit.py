@@ -6,12 +6,10 @@ import argparse
 import json
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.table import Table
-from rich.text import Text
 
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.files import replace
@@ -19,11 +17,13 @@ from strongroom.cas.log_audit import MAX_AUDIT, Audit, AuditReport, verify_audit
 from strongroom.cas.log_head import NO_ENTRIES, FileHead, Head
 from strongroom.cas.log_note import Checkpoint, WitnessKey, log_vkey
 from strongroom.cas.server import ADDRESS_FILE, CasAddress
-from strongroom.cli import output
+from strongroom.cli import cas_address, output
 from strongroom.cli.workspace import Home
 from strongroom.errors import FormatError, RollbackError, UsageError, printable
 
-_DIGEST = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
+_DIGEST = re.compile(r"([0-9a-f]{12})[0-9a-f]{52,}")
+_INDENT = 7  # as wide as a number
+_WIDE = 100  # columns in which, besides the policy's name, a line has room for most details
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def run_offline(args: argparse.Namespace, home: Home) -> int:
     if args.file.stat().st_size > MAX_AUDIT:
         raise FormatError(f"{args.file}: longer than {MAX_AUDIT} bytes")
     audit = Audit.parse(args.file.read_bytes())
-    cas_root = args.cas_root or _own_root(home)
+    cas_root = cas_address.root_of(args) or _own_root(home)
     if cas_root is None:
         raise UsageError("--cas-root: this user has no CAS of its own", hint="say whose log it must be: --cas-root")
     return _tell(args, audit, cas_root, home.heads(cas_root))
@@ -189,7 +189,7 @@ def _show(args: argparse.Namespace, audit: Audit) -> None:
         size = Checkpoint.parse(one.note.text).size
         output.stdout.print(printable(f"{size} entries cosigned by {names}"), markup=False, soft_wrap=True)
     if checkpoint.size:
-        output.stdout.print(entry_table([entry.to_wire() for entry, _ in audit.entries]))
+        print_entries([entry.to_wire() for entry, _ in audit.entries])
     output.note("nothing of this was verified: `strongroom cas audit verify` does")
     sys.stdout.flush()
 
@@ -201,36 +201,37 @@ def _stamp(seconds: int) -> str:
         return f"{seconds} seconds after 1970"
 
 
-def entry_table(entries: Sequence[dict[str, object]]) -> Table:
-    """Entries of the log for a terminal of 80 columns."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    # 80 columns: number, time and event stay whole; long policy names and details fold.
-    for name in ("number", "time", "event"):
-        table.add_column(name, no_wrap=True, justify="right" if name == "number" else "left")
-    table.add_column("policy", overflow="fold", max_width=22)
-    table.add_column("detail", overflow="fold", ratio=1)
+def print_entries(entries: Sequence[dict[str, object]]) -> None:
+    """Entries of the log: a line each for a pipe or a wide terminal, and on a narrow one the details below it."""
+    width = output.stdout.width
+    longest = max((len(str(entry["policy"])) for entry in entries), default=0)
     for entry in entries:
         # A refused enclave can put text into a detail: it is shown as it is, not as markup.
-        row = (
-            entry["number"],
-            _stamp(int(str(entry["time"]))),
-            entry["event"],
-            entry["policy"],
-            _shown(entry["detail"]),
-        )
-        table.add_row(*(Text(printable(value)) for value in row))
-    return table
+        begin = f"{entry['number']:>6} {_stamp(int(str(entry['time'])))} {entry['event']:<9}"
+        policy, detail = printable(entry["policy"]), printable(_shown(entry["detail"]))
+        if not output.stdout.is_terminal or width >= _WIDE + longest:
+            output.stdout.print(f"{begin} {policy:<{longest}}  {detail}", markup=False, soft_wrap=True)
+            continue
+        output.stdout.print(f"{begin} {policy}", markup=False, soft_wrap=True)
+        for line in textwrap.wrap(detail, max(20, width - _INDENT), break_on_hyphens=False):
+            output.stdout.print(f"{' ' * _INDENT}{line}", markup=False, soft_wrap=True)
 
 
 def _shown(detail: object) -> str:
-    """A detail of the log for a narrow table: `name value` pairs, digests cut short."""
+    """A detail of the log for a person: `name value` pairs, digests cut short."""
     try:
         value = json.loads(detail) if isinstance(detail, str) else detail
     except (ValueError, RecursionError):
         value = detail
     if isinstance(value, dict):
-        parts = {name: " and ".join(map(str, x)) if isinstance(x, list) else x for name, x in value.items()}
+        parts = {name: _part(name, part) for name, part in value.items()}
         text = ", ".join(f"{name} {part}" for name, part in parts.items())
     else:
         text = json.dumps(value)
     return _DIGEST.sub(lambda match: match[1] + "...", text)
+
+
+def _part(name: str, part: object) -> object:
+    if name == "expires" and isinstance(part, int):
+        return _stamp(part)
+    return " and ".join(map(str, part)) if isinstance(part, list) else part

@@ -11,7 +11,7 @@ from strongroom.cas.files import replace
 from strongroom.cas.log_head import Head, HeadMemory
 from strongroom.cas.log_note import Checkpoint, Note
 from strongroom.cas.witness import Witness
-from strongroom.cli import output
+from strongroom.cli import cas_reference, output
 from strongroom.errors import CasUnreachableError, ChannelError, ConflictError, UnauthorizedError, UsageError
 
 
@@ -37,10 +37,11 @@ def run(args: argparse.Namespace, url: str, cas_root: str) -> int:
     """Cosign what the CAS at `url` shows."""
     if args.every is not None and args.every < 1:
         raise UsageError(f"--every: got {args.every}, wanted at least 1 second")
-    witness = Witness(args.state, name=args.name)
+    witness, reference = Witness(args.state, name=args.name), cas_reference.of(args)
     while True:
         try:
-            with OwnerClient(url, cas_root=cas_root, heads=_Cosigned(witness, cas_root)) as client:
+            heads = _Cosigned(witness, cas_root)
+            with OwnerClient(url, cas_root=cas_root, heads=heads, reference=reference) as client:
                 note = cosign_head(witness, client, cas_root, now=int(time.time()))
                 _deliver(args, client, witness, note)
         except (CasUnreachableError, ChannelError) as error:

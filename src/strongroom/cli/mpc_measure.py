@@ -8,6 +8,7 @@ from pathlib import Path
 from strongroom.cli import output
 from strongroom.cli.mpc import require_torch
 from strongroom.cli.mpc_dealer import dealer_enclave, dealer_policy, settings_here
+from strongroom.cli.remembered import known_digests
 from strongroom.cli.workspace import Home
 from strongroom.enclave.measure import measure
 from strongroom.errors import UsageError
@@ -36,8 +37,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("program: none was given", hint="strongroom mpc measure predict.py")
     require_torch()
     config, files = dealer_enclave(words, settings_here(args), module=args.module, include=args.include)
-    measured = measure(config, files)
-    root = args.vendor_root or Home.open().vendor().root_digest
+    home = Home.open()
+    with known_digests(home):
+        measured = measure(config, files)
+    root = args.vendor_root or home.vendor().root_digest
     text = dealer_policy(measured.value, root)
     if args.output is not None:
         args.output.write_text(text)

@@ -22,7 +22,9 @@ from strongroom.mpc.policy import Policy
 from strongroom.mpc.script import RANK, Script, run_program
 
 if TYPE_CHECKING:
+    from strongroom.mpc.certificates import Credentials
     from strongroom.mpc.party import Party
+    from strongroom.mpc.peers import Peers
     from strongroom.mpc.tensor.world import World
 
 _DEALER = NAMES.index("D")
@@ -56,7 +58,7 @@ def run_party(args: argparse.Namespace, rank: int, script: Script) -> int:
 
 
 def _join(args: argparse.Namespace, rank: int, script: Script) -> Party:
-    from strongroom.mpc.peers import Peers, make_settings, party_directory, settings_of  # which needs torch
+    from strongroom.mpc.peers import Peers, make_settings, settings_of  # which needs torch
 
     given = settings_of(args.settings) | ({} if args.timeout is None else {"seconds": args.timeout})
     appraise = None
@@ -69,22 +71,36 @@ def _join(args: argparse.Namespace, rank: int, script: Script) -> Party:
             rank, args.sockets, make_settings(given), wait=args.wait, program=script.digest, appraise=appraise
         )
     peers = Peers.load(args.peers)
-    certificates = args.certificates or peers.certificates
-    if certificates is None:
-        raise UsageError(
-            f"certificates: {args.peers} names none",
-            hint="`strongroom mpc certificates` makes them; --certificates DIR",
-        )
     return mpc.join_tcp(
         rank,
         peers.addresses,
-        party_directory(certificates, rank),
+        _credentials(args, peers, rank),
         make_settings(peers.settings, given),
         listen=bind(*peers.listen[rank]) if rank in peers.listen else None,
         wait=args.wait or _WAIT,
         program=script.digest,
         appraise=appraise,
     )
+
+
+def _credentials(args: argparse.Namespace, peers: Peers, rank: int) -> Path | Credentials:
+    from strongroom.mpc.peers import party_directory
+
+    if peers.cas is not None:
+        if args.certificates is not None:
+            raise UsageError(f"--certificates: {args.peers} has them from a CAS", hint="leave [cas] out of it")
+        from strongroom.cli.mpc_cas import credentials
+
+        return credentials(peers.cas, rank, args.owner)
+    if args.owner is not None:
+        raise UsageError(f"--owner: {args.peers} names no CAS", hint="[cas] says where certificates come from")
+    certificates = args.certificates or peers.certificates
+    if certificates is None:
+        raise UsageError(
+            f"certificates: {args.peers} names none",
+            hint="`strongroom mpc certificates` makes them; --certificates DIR",
+        )
+    return party_directory(certificates, rank)
 
 
 def _run(party: Party, world: World, script: Script) -> int:

@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--rank", metavar="R", help="which one runs here: P0, P1 or D (or 0, 1, 2)")
     one.add_argument("--peers", type=Path, metavar="FILE", help="where the parties are (TOML), over mutual TLS 1.3")
     one.add_argument("--certificates", type=Path, metavar="DIR", help="this party's, instead of those the file names")
+    one.add_argument("--owner", type=Path, metavar="FILE", help="where a CAS gives certificates: the key for that")
     one.add_argument("--sockets", type=Path, metavar="DIR", help="instead of --peers: meet on this machine, in DIR")
     one.add_argument("--wait", type=float, metavar="S", help="seconds for the others to come (default: 300, here 60)")
     one.add_argument("--enclave", action="store_true", help="with --rank D: deal in an enclave, which servers appraise")
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     if args.rank is None:
-        for name in ("peers", "sockets", "certificates", "wait", "dealer_policy", "endorsements"):
+        for name in ("peers", "sockets", "certificates", "owner", "wait", "dealer_policy", "endorsements"):
             if getattr(args, name) is not None:
                 raise UsageError(
                     f"--{name.replace('_', '-')}: is for one party of three", hint="--rank says which one runs here"
@@ -101,8 +102,9 @@ def _check(args: argparse.Namespace) -> None:
         )
     elif args.show is not None:
         raise UsageError("--show: is for three processes here, and one party's output is its own")
-    elif args.certificates is not None and args.peers is None:
-        raise UsageError("--certificates: are for --peers: Unix sockets use none")
+    elif (args.certificates or args.owner) is not None and args.peers is None:
+        which = "certificates" if args.certificates else "owner"
+        raise UsageError(f"--{which}: is for --peers: Unix sockets use no certificates")
     if args.dealer_enclave and args.rank is not None:
         raise UsageError("--dealer-enclave: is for three processes here", hint="--rank D --enclave")
     if args.include and not (args.enclave or args.dealer_enclave):
@@ -133,8 +135,8 @@ def _check_dealer(args: argparse.Namespace, rank: int) -> None:
         raise UsageError("--endorsements: are for appraising a dealer", hint="add --dealer-policy FILE")
     if args.dealer_policy is not None and rank == NAMES.index("D"):
         raise UsageError("--dealer-policy: is for the servers, which appraise the dealer")
-    if args.enclave and (args.certificates or args.report):
-        which = "certificates" if args.certificates else "report"
+    if args.enclave and (args.certificates or args.owner or args.report):
+        which = "certificates" if args.certificates else "owner" if args.owner else "report"
         raise UsageError(f"--{which}: a dealer in an enclave has none: it makes its key, and writes no file")
 
 

@@ -30,8 +30,8 @@ class _Console(Console):
 
 # https://no-color.org; rich would keep bold type then.
 _COLOURS: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-stdout = _Console(highlight=False, color_system=_COLOURS)
-stderr = _Console(stderr=True, highlight=False, color_system=_COLOURS)
+stdout = _Console(highlight=False, emoji=False, color_system=_COLOURS)
+stderr = _Console(stderr=True, highlight=False, emoji=False, color_system=_COLOURS)
 
 SIMULATED_BANNER = (
     "simulated enclave: isolates like a sandbox and attests like hardware, "

@@ -16,6 +16,10 @@ ACTIONS: Final = {
     "sign": ("add an owner's signature to those beside a document", "sign policy.toml --key alice.key"),
     "diff": ("say in words what changed between two versions", "diff old.toml policy.toml"),
     "apply": ("store a document and its signatures in a CAS", "apply policy.toml"),
+    "request": ("ask another policy's people for what a document imports", "request train.toml > request.json"),
+    "approve": ("look at a request, sign it, and store the grant", "approve request.json --expires 2027-06-30"),
+    "grants": ("list what a policy's people let others import", "grants hospital/records"),
+    "withdraw": ("end a grant at once", "withdraw hospital/records acme/train"),
     "history": (
         "fetch a policy's versions from a CAS, and check that each follows the one before",
         "history acme/train",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
+from strongroom.cas.difference_rules import moment
 from strongroom.cas.document import Problem
 from strongroom.cas.lines import Lines, syntax_line
-from strongroom.cas.policy import Policy, parse_policy, policy_problems
+from strongroom.cas.policy import Policy, Program, parse_policy, policy_problems
+from strongroom.cas.templates import parse_template
 from strongroom.cli import output
-from strongroom.cli.policy_files import show
+from strongroom.cli.policy_files import show, warn_of_zeros
+from strongroom.cli.run import check_launchable
 from strongroom.cli.workspace import read_document
-from strongroom.errors import PolicyError, printable
+from strongroom.errors import EnclaveError, PolicyError, printable
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +30,9 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         return _explain(args, text, problems)
     policy = parse_policy(text, draft=args.draft)
-    if any(not value.strip("0") for value in policy.reference.measurements):
-        output.warn(f"reference.measurements: zeros; `strongroom measure --policy {args.policy}` prints the value")
+    warn_of_zeros(policy, args.policy)
+    for warning in _warnings(policy, int(time.time())):
+        output.warn(warning)
     told = _summary(policy)
     if args.json:
         output.result({"valid": True} | told | {"problems": []})
@@ -36,11 +41,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _warnings(policy: Policy, now: int) -> list[str]:
+    """What may be said, and hardly anybody wants."""
+    told = []
+    if policy.expires is not None and policy.expires <= now:
+        told.append("policy.expires: has passed, and nothing attests under it")
+    for person in policy.administrators:
+        if "apply" in person.may and policy.owners is None:
+            told.append(f"administrators.{person.name}: may apply, without owners: decides alone what gets the secrets")
+    named = {name for word in (policy.program or Program(())).command for name in parse_template(word).names}
+    for name in sorted(named):
+        told.append(f"program.command: holds the secret {name}, for every process of the enclave to see")
+    for rule in policy.paths:
+        if rule.rule == "host":
+            told.append(f"paths: what is below {rule.path} is the host's, which reads and changes it")
+    try:
+        check_launchable(policy)
+    except EnclaveError as error:
+        told.append(f"{error.message}: `strongroom run` refuses the policy, and its measurement does not cover this")
+    return told
+
+
 def _summary(policy: Policy) -> dict[str, object]:
     told: dict[str, object] = {"policy": policy.name, "version": policy.version, "digest": policy.digest}
     if policy.owners is not None:
         told["owners"] = list(policy.owners.keys)
         told["threshold"] = policy.owners.threshold
+    if policy.administrators:
+        told["administrators"] = [each.name for each in policy.administrators]
+    if policy.expires is not None:
+        told["expires"] = moment(policy.expires)
+    if policy.instances is not None:
+        told["instances"] = policy.instances
     return told
 
 

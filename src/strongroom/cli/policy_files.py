@@ -13,9 +13,9 @@ from strongroom.cas.difference import Change
 from strongroom.cas.owners import Owners, OwnerSignature, SignatureFile
 from strongroom.cas.policy import POLICY_NAME, Policy
 from strongroom.cas.server import CasAddress
-from strongroom.cli import output
+from strongroom.cli import cas_address, cas_reference, output
+from strongroom.cli.signers import add_caller, caller
 from strongroom.cli.workspace import Home
-from strongroom.crypto import SigningKey
 from strongroom.errors import FormatError, UsageError, printable
 
 _LONG = re.compile(r"([0-9a-f]{16})[0-9a-f]{48,}")
@@ -24,27 +24,30 @@ _DIGESTS = re.compile(r"reference\.(devices\.)?(measurements|signers|tpm_roots|a
 
 def add_cas(parser: argparse.ArgumentParser) -> None:
     """Give an action that talks to a CAS the arguments that say to which, and as whom."""
-    parser.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
-    parser.add_argument("--cas-root", metavar="sha256:...", help="with --cas: the fingerprint of its root key")
-    parser.add_argument("--owner", type=Path, metavar="FILE", help="the administrator's key (default: this user's)")
+    cas_address.add(parser)
+    cas_reference.add(parser)
+    add_caller(parser)
 
 
 @contextmanager
 def cas_client(args: argparse.Namespace) -> Iterator[OwnerClient]:
     """A client of the CAS that the arguments of `add_cas` name."""
-    if bool(args.cas) != bool(args.cas_root):
-        raise UsageError(
-            "--cas, --cas-root: one is useless without the other",
-            hint="give both; `strongroom cas start` prints them",
-        )
-    home = Home.open()
-    owner = SigningKey.load(args.owner) if args.owner else home.owner()
-    if args.cas:
-        with home.owner_client(CasAddress(args.cas, args.cas_root), owner) as client:
-            yield client
-        return
-    with home.cas() as address, home.owner_client(address, owner) as client:
+    with cas_and_client(args) as (_, client):
         yield client
+
+
+@contextmanager
+def cas_and_client(args: argparse.Namespace) -> Iterator[tuple[CasAddress, OwnerClient]]:
+    """That CAS too."""
+    cas_address.named(args)  # what is wrong with the arguments is said first
+    home = Home.open()
+    owner, token = caller(args, home)
+    reference = cas_reference.of(args)
+    with (
+        cas_address.cas_of(args, home) as address,
+        home.owner_client(address, owner, token=token, reference=reference) as client,
+    ):
+        yield address, client
 
 
 def check_name(name: str) -> str:
@@ -88,6 +91,12 @@ def signatures_of(policy: Policy, document: Path, given: Path | None) -> tuple[O
     read = read_signature_file(path)
     read.check_of(policy.name, policy.version, policy.digest)
     return read.signatures
+
+
+def warn_of_zeros(policy: Policy, document: Path) -> None:
+    """Say so if a document has measurements that stand for none: nothing attests under them."""
+    if any(not value.strip("0") for value in policy.reference.measurements):
+        output.warn(f"reference.measurements: zeros; `strongroom measure --policy {document}` prints the value")
 
 
 def signers(owners: Owners | None, signatures: tuple[OwnerSignature, ...]) -> tuple[list[str], list[str]]:

@@ -34,9 +34,11 @@ def run(args: argparse.Namespace) -> int:
         # Of the pinned version nobody checked who signed it: it is trusted for its digest.
         pinned = args.pinned is not None and before is None
         names = None if pinned else _signers(each, before)
-        told.append(_wire(each.policy) | {"signed": names})
+        by = None if pinned else _administrator(each)
+        told.append(_wire(each.policy) | {"signed": names, "by": by})
         if not args.json:
-            who = "pinned" if names is None else f"signed by {', '.join(names) or 'its administrator'}"
+            who = "pinned" if names is None else f"signed by {', '.join(names) or by or 'its administrator'}"
+            who += f", applied by {by}" if by and names else ""
             text = f"version {each.policy.version}  {each.policy.digest}  {who}"
             output.stdout.print(text, markup=False, soft_wrap=True)
             for change in [] if before is None else differences(before, each.policy):
@@ -55,6 +57,13 @@ def _signers(signed: SignedPolicy, before: Policy | None) -> list[str]:
     mine = signers(signed.policy.owners, signed.signatures)[0]
     others = signers(None if before is None else before.owners, signed.signatures)[0]
     return mine + [name for name in others if name not in mine]
+
+
+def _administrator(signed: SignedPolicy) -> str | None:
+    """The administrator who signed a version in its owner's place, or None."""
+    if signed.by_owner:
+        return None
+    return next((each.name for each in signed.policy.administrators if each.key == signed.owner.fingerprint), None)
 
 
 def _wire(policy: Policy) -> dict[str, object]:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from strongroom.cas.document import to_toml
 from strongroom.cas.policy import parse_policy
+from strongroom.cas.templates import as_template
 from strongroom.cli import output
 from strongroom.cli.policy_files import check_name
 from strongroom.cli.run import program_of
+from strongroom.cli.signers import KEY, signer
 from strongroom.cli.workspace import Home
-from strongroom.crypto import SigningKey
 from strongroom.errors import UsageError
 
 UNMEASURED = "00" * 48
@@ -23,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAMESPACE/NAME", help="the policy's name (default: my/PROGRAM)")
     parser.add_argument("--role", choices=("program", "service"), default="program", help="what attests under it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: policy.toml)")
-    parser.add_argument("--owner", type=Path, metavar="FILE", help="the administrator's key (default: this user's)")
+    parser.add_argument("--owner", metavar=KEY, help="its key, a file or a pkcs11: URI (default: this user's)")
     parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
     output.add_json(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     word = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:63] or "program"
     name = check_name(args.name or f"my/{word}")
     home = Home.open()
-    key = SigningKey.load(args.owner) if args.owner else home.owner()
+    key = signer(args.owner, home)
     command, files = program_of(command, args.include)
     # The document's directory is where its files are looked for.
     base = next((path.resolve().parents[file.count("/")] for file, path in files.items()), Path.cwd())
@@ -51,12 +52,17 @@ def run(args: argparse.Namespace) -> int:
         role=args.role,
         owner=key.public.fingerprint,
         vendor_root=home.vendor().root_digest,
-        command=command,
+        command=[as_template(word) for word in command],
         files=sorted(files),
     )
     parse_policy(text)
-    with out.open("x", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{out}: file exists", hint="--out FILE writes another, beside it") from None
+    if any("${secret." in word for word in command):
+        output.note("`${` of the command is written as `$${`, itself: for a secret's value edit program.command")
     if args.json:
         output.result({"path": str(out), "policy": name, "owner": key.public.fingerprint, "files": sorted(files)})
         return 0
@@ -78,6 +84,9 @@ version = 1
 # The administrator's key, which stores versions and secrets:
 owner = {to_toml(owner)}
 role = {to_toml(role)}
+# From when on nothing attests under it, and how many enclaves may live at once:
+# expires = 2027-01-01T00:00:00Z
+# instances = 1
 
 # Several people who must agree to every version, the next one included. `strongroom policy key FILE` prints a key.
 # [owners]
@@ -100,6 +109,7 @@ command = {to_toml(command)}
 # Relative to this document; the enclave sees these and no other file of yours.
 files = {to_toml(files)}
 
+# In the command, in variables and in files ${{secret.NAME}} is a secret of [[secrets]]; to say ${{ write $${{.
 # [program.environment]
 # OMP_NUM_THREADS = "1"
 
@@ -109,8 +119,22 @@ files = {to_toml(files)}
 # mount = "/data"
 # access = "read-only"
 
-# A secret for a variable, stored with `strongroom cas secret`; with generate = 32 the CAS draws it.
+# A secret for a variable, or without one for templates, stored with `strongroom cas secret`. With generate = 32 the CAS
+# draws it; with `deposited = true` an enclave of this policy writes it.
 # [[secrets]]
 # name = "token"
 # environment = "UPLOAD_TOKEN"
+
+# A file that is written into the enclave's memory before the program starts.
+# [[files]]
+# path = "/secrets/upload.conf"
+# content = "token=${{secret.token}}\\n"
+
+# Somebody else who may do a part of what the administrator may: apply, secrets, anchors, log, revoke, grants,
+# certificates.
+# [[administrators]]
+# name = "alice"
+# key = "sha256:..."
+# may = ["secrets"]
+# resources = ["secret:token"]
 """

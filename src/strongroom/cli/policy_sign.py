@@ -12,14 +12,15 @@ from strongroom.cas.policy import Policy
 from strongroom.cas.succession import check_succession
 from strongroom.cli import output
 from strongroom.cli.policy_files import add_signatures, read_signature_file, show, signatures_path, signers
+from strongroom.cli.signers import KEY, signer
 from strongroom.cli.workspace import Home, read_policy
-from strongroom.crypto import SigningKey
+from strongroom.crypto import Signer
 from strongroom.errors import UnauthorizedError, UsageError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", type=Path, metavar="FILE")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="the owner's key (default: this user's)")
+    parser.add_argument("--key", metavar=KEY, help="the owner's key, a file or a pkcs11: URI (default: this user's)")
     add_signatures(parser)
     parser.add_argument(
         "--previous",
@@ -37,7 +38,12 @@ def run(args: argparse.Namespace) -> int:
         if before.name != policy.name:
             raise UsageError(f"--previous: got a version of {before.name}, wanted one of {policy.name}")
         check_succession(policy, before)
-    key = SigningKey.load(args.key) if args.key else Home.open().owner()
+    key = signer(args.key, Home.open())
+    if not _owners(policy, before):
+        raise UnauthorizedError(
+            f"policy {policy.name}: has no [owners] who sign it",
+            hint="`strongroom policy apply` signs it with the key that policy.owner names (--owner KEY)",
+        )
     if _owner(policy, before, key) is None:
         raise UnauthorizedError(
             f"key: {key.public.fingerprint} is that of no owner of {policy.name}, version {policy.version}",
@@ -86,7 +92,7 @@ def _check_held(policy: Policy, before: Policy | None, held: SignatureFile) -> N
         raise
 
 
-def _owner(policy: Policy, before: Policy | None, key: SigningKey) -> str | None:
+def _owner(policy: Policy, before: Policy | None, key: Signer) -> str | None:
     found = (o.name_of(key.public.fingerprint) for o in _owners(policy, before))
     return next((name for name in found if name is not None), None)
 

@@ -8,9 +8,13 @@ import datetime as dt
 from rich.table import Table
 from rich.text import Text
 
+from strongroom.cas.slots import SCHEME, slot_of
 from strongroom.cli import output
-from strongroom.cli.secrets import NewHolder, new_holder, sealed_vault
-from strongroom.errors import UsageError, printable
+from strongroom.cli.policy_files import cas_client
+from strongroom.cli.secrets import Keeper, NewHolder, new_holder, sealed_vault
+from strongroom.cli.workspace import SealedVault
+from strongroom.errors import StrongroomError, UsageError, printable
+from strongroom.sealed import Root
 from strongroom.storage import LocalDirectory
 from strongroom.vault.access import changing_ring, create_ring
 from strongroom.vault.engine import META
@@ -21,8 +25,10 @@ def keys(args: argparse.Namespace) -> int:
     if args.keys_action == "list":
         return _list(args)
     made: NewHolder | None = None
+    before: list[bytes] = []
     sealed = sealed_vault(args.vault, args)
     with sealed.open("r+") as opened:
+        at = sealed.anchor.read()
         now = dt.datetime.now(dt.UTC)
         if args.keys_action == "add":
             with changing_ring(opened) as ring:
@@ -34,6 +40,7 @@ def keys(args: argparse.Namespace) -> int:
                 ring = create_ring(opened, made.holder, label=label, now=now)
         else:
             with changing_ring(opened) as ring:
+                before = _kept_by_cas(ring)
                 if ring is None:
                     raise UsageError(f"key slots: {args.vault} has none", hint="`strongroom vault keys add` makes one")
                 if args.keys_action == "remove":
@@ -44,8 +51,47 @@ def keys(args: argparse.Namespace) -> int:
                     assert not isinstance(opener, bytes)  # noqa: S101  # a file or a secret
                     ring.rotate(opener, made.holder, now=now, label=args.label)  # type: ignore[arg-type]
     assert ring is not None  # noqa: S101  # all three have one
+    gone = [data for data in before if data not in _kept_by_cas(ring)]
+    for data in gone:
+        _forget(args, data)
+    named = {args.cas_slot, getattr(args, "new_cas", None), *(slot_of(data)[0] for data in gone)}
+    for policy in sorted(name for name in named if name):
+        _follow(args, policy, sealed, at)
     _say(args, ring.slots, made)
     return 0
+
+
+def _kept_by_cas(ring: KeyRing | None) -> list[bytes]:
+    return [slot.data for slot in ring.slots if slot.scheme == SCHEME] if ring else []
+
+
+def _forget(args: argparse.Namespace, data: bytes) -> None:
+    """Have the CAS forget the key of a slot that is gone: then copies of the keys file do not open with it either."""
+    try:
+        Keeper(args).forget(data)
+    except StrongroomError as error:
+        output.warn(f"the CAS still keeps the key of the slot that is gone: {error.message}")
+    else:
+        output.note("the CAS has forgotten the slot's key; older copies of the keys file do not open with it either")
+
+
+def _follow(args: argparse.Namespace, policy: str, sealed: SealedVault, before: Root | None) -> None:
+    """Have the CAS's anchor of the vault follow, if it was where the anchor file was before the slots were changed."""
+    after = sealed.anchor.read()
+    try:
+        with cas_client(args) as client:
+            for rule in client.policy(policy).vaults:
+                if rule.source or after is None or after == before:
+                    continue
+                anchor = client.anchor(policy, rule.name)
+                if anchor.read() == before:
+                    anchor.advance(before, after)
+                    output.note(f"the CAS's anchor of {rule.name} in {policy} has followed")
+    except StrongroomError as error:
+        output.warn(
+            f"the CAS's anchor in {policy} has not followed: {error.message}; `strongroom cas entrust {policy} NAME "
+            f"{args.vault}` has it follow, else enclaves refuse the vault"
+        )
 
 
 def _make(args: argparse.Namespace) -> NewHolder:

@@ -12,13 +12,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from strongroom import vault
+from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.document import to_toml
@@ -26,11 +27,13 @@ from strongroom.cas.files import create_once
 from strongroom.cas.log_head import FileHead
 from strongroom.cas.log_note import origin_of
 from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
+from strongroom.cas.restores import goes_back
 from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
+from strongroom.cli import output
 from strongroom.cli.mirror_directory import mirror_key
-from strongroom.crypto import SigningKey, digest
+from strongroom.crypto import Signer, SigningKey, digest
 from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
-from strongroom.sealed import NO_FRESHNESS, FileAnchor
+from strongroom.sealed import NO_FRESHNESS, FileAnchor, Root, open_sealed
 from strongroom.sealed.keyfile import create_key, load_key
 from strongroom.storage import LocalDirectory
 from strongroom.vault.access import KEYS, VaultKey, unlock
@@ -61,6 +64,7 @@ class Home:
         path = self.path / "owner.key"
         if not path.exists():
             create_once(path, SigningKey.generate().pem())
+            output.note(f"made this user's key, {path}")
         return SigningKey.load(path)
 
     def vendor(self) -> SimulatedVendor:
@@ -71,10 +75,25 @@ class Home:
         """Where the highest head seen of that CAS's log is remembered."""
         return FileHead(self.path / "heads" / origin_of(cas_root).rpartition("/")[2])
 
-    def owner_client(self, address: CasAddress, owner: SigningKey | None = None) -> OwnerClient:
-        """An owner's client of a CAS that holds it to the head that this user has seen; `owner` is this user's key."""
-        heads = self.heads(address.cas_root)
-        return OwnerClient(address.url, cas_root=address.cas_root, owner=owner or self.owner(), heads=heads)
+    def owner_client(
+        self,
+        address: CasAddress,
+        owner: Signer | None = None,
+        *,
+        token: Callable[[], str] | None = None,
+        reference: ReferenceValues | None = None,
+    ) -> OwnerClient:
+        """An owner's client of a CAS that holds it to the head that this user has seen.
+
+        Args:
+            owner: by default this user's key, or none where there is a token.
+            token: gives an issuer's token to log in with.
+            reference: what the CAS's own evidence must be.
+        """
+        heads, key = self.heads(address.cas_root), owner if token else owner or self.owner()
+        return OwnerClient(
+            address.url, cas_root=address.cas_root, owner=key, token=token, heads=heads, reference=reference
+        )
 
     @contextmanager
     def cas(self) -> Iterator[CasAddress]:
@@ -84,6 +103,8 @@ class Home:
         if running is not None:
             yield running
             return
+        if not (directory / ADDRESS_FILE).exists():
+            output.note(f"makes this user's development CAS, in {directory}")
         with running_cas(directory) as address:
             yield address
 
@@ -247,25 +268,55 @@ def apply_development_policy(client: OwnerClient, **content: object) -> Policy:
     return client.apply(following)
 
 
-def entrust(client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVault]) -> None:
-    """Give the CAS the keys of a policy's vaults, and the root that each has now.
+Restore = Callable[[str, Root, Root], None]
+
+
+def entrust(
+    client: OwnerClient, policy: Policy, vaults: Mapping[str, SealedVault], *, restore: Restore | None = None
+) -> None:
+    """Give the CAS the keys of a policy's vaults and sealed files, and the root that each has now.
 
     A vault may be written under several policies, by enclaves or by its owner: whichever of its anchor file and the
     CAS's anchor is further, the other follows. Neither ever moves back; an authorised restore is further.
+
+    Args:
+        restore: moves the CAS's anchor of that name from one root to another, after such a restore.
+
+    Raises:
+        RollbackError: there was one, and nothing to move it.
     """
     for name, sealed in vaults.items():
         rule = policy.vault(name)
         mirror = rule is not None and rule.access == "mirror"
-        client.put_vault_key(policy.name, name, mirror_key(sealed) if mirror else sealed.key())
+        alone = policy.sealed_file(name) is not None
+        if alone:
+            client.put_sealed_key(policy.name, name, load_key(sealed.key_path))
+        else:
+            client.put_vault_key(policy.name, name, mirror_key(sealed) if mirror else sealed.key())
         take_back(client, policy, name, sealed)
-        if not mirror:
+        if alone:
+            open_sealed(sealed.path, key=load_key(sealed.key_path), anchor=sealed.anchor).close()
+        elif not mirror:
             with sealed.open():
                 pass  # it opens, and its anchor file is up to date now
         root = sealed.anchor.read()
         anchor = client.anchor(policy.name, name)
         known = anchor.read()
-        if root is not None and root.comes_after(known):
+        if root is None or not root.comes_after(known):
+            continue
+        if known is not None and goes_back(known, root) and restore is not None:
+            restore(name, known, root)
+        else:
             anchor.advance(known, root)
+
+
+def restored_here(client: OwnerClient, policy: Policy) -> Restore:
+    """What takes along to a development CAS what `strongroom vault restore` did on this machine."""
+
+    def restore(name: str, old: Root, new: Root) -> None:
+        client.restore_anchor(policy.name, name, old, new, reason="strongroom vault restore, on this machine")
+
+    return restore
 
 
 def take_back(client: OwnerClient, policy: Policy, name: str, sealed: SealedVault) -> None:

@@ -13,7 +13,7 @@ from strongroom.crypto.aead import KEY_SIZE, NONCE_SIZE, TAG_SIZE, BlockCipher, 
 from strongroom.crypto.content import ContentDigest, content_digest
 from strongroom.crypto.derive import derive, digest, equal, random_bytes, random_key
 from strongroom.crypto.hpke import HpkeKey, hpke_seal
-from strongroom.crypto.keys import PublicKey, SigningKey
+from strongroom.crypto.keys import PublicKey, Signer, SigningKey
 from strongroom.crypto.keystream import STREAM_KEY_SIZE, KeyStream
 from strongroom.crypto.x509 import Certificate, CertificateAuthority, self_signed
 
@@ -29,6 +29,7 @@ __all__ = [
     "HpkeKey",
     "KeyStream",
     "PublicKey",
+    "Signer",
     "SigningKey",
     "content_digest",
     "derive",

@@ -22,7 +22,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -146,7 +146,7 @@ class VendorCertificate:
         self.der = bytes(der)
         self.key = VendorKey(spki)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the DER, as ``sha256:<hex>``."""
         return "sha256:" + digest(self.der).hex()

@@ -26,7 +26,7 @@ def derive(key: bytes, label: str, *, context: bytes = b"", length: int = KEY_SI
 
 def digest(*parts: bytes, algorithm: str = "sha256") -> bytes:
     """The digest of the concatenation of `parts`. Callers frame variable-length parts themselves."""
-    state = hashlib.new(algorithm)
+    state = hashlib.sha256() if algorithm == "sha256" else hashlib.new(algorithm)
     for part in parts:
         state.update(part)
     return state.digest()

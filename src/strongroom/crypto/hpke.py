@@ -13,15 +13,32 @@ from cryptography.hazmat.primitives.asymmetric import x25519
 from strongroom.errors import FormatError, TamperedError
 
 _SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
-PUBLIC_SIZE = 32
+PUBLIC_SIZE = PRIVATE_SIZE = 32
 
 
 class HpkeKey:
-    """A private HPKE key that never leaves this object. `public` is its 32-byte X25519 point."""
+    """A private HPKE key that leaves this object only through `private`. `public` is its 32-byte X25519 point.
 
-    def __init__(self) -> None:
-        self._key = x25519.X25519PrivateKey.generate()
+    Args:
+        private: one that was kept, 32 bytes; a new one without.
+
+    Raises:
+        FormatError: `private` has another length.
+    """
+
+    def __init__(self, private: bytes | None = None) -> None:
+        if private is None:
+            self._key = x25519.X25519PrivateKey.generate()
+        elif len(private) == PRIVATE_SIZE:
+            self._key = x25519.X25519PrivateKey.from_private_bytes(private)
+        else:
+            raise FormatError(f"private HPKE key: {len(private)} bytes, wanted {PRIVATE_SIZE}")
         self.public = self._key.public_key().public_bytes_raw()
+
+    @property
+    def private(self) -> bytes:
+        """The private scalar, 32 bytes, for who keeps the key."""
+        return self._key.private_bytes_raw()
 
     def open(self, box: bytes, *, info: bytes) -> bytes:
         """Open what `hpke_seal` sealed to this key under the same `info`.

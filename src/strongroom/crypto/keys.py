@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -30,12 +32,22 @@ class PublicKey:
             key = serialization.load_der_public_key(spki)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise FormatError("public key: not a DER SubjectPublicKeyInfo") from None
+        self._take(key)
+
+    def _take(self, key: object) -> None:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise FormatError("public key: not an elliptic-curve key on P-256")
         self._key = key
         self.spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
-    @property
+    @classmethod
+    def of(cls, key: object) -> PublicKey:
+        """The same of a key that was read already. Raises FormatError if it is not on P-256."""
+        made = cls.__new__(cls)
+        made._take(key)
+        return made
+
+    @cached_property
     def fingerprint(self) -> str:
         return "sha256:" + digest(self.spki).hex()
 
@@ -66,6 +78,17 @@ class PublicKey:
 
     def __repr__(self) -> str:
         return f"PublicKey({self.fingerprint})"
+
+
+class Signer(Protocol):
+    """What signs: a key in memory, or one that a piece of hardware keeps."""
+
+    @property
+    def public(self) -> PublicKey: ...
+
+    def sign(self, message: bytes) -> bytes:
+        """The raw signature, r || s, 64 bytes big-endian."""
+        ...
 
 
 class SigningKey:

@@ -29,13 +29,22 @@ class Certificate:
         """Raises FormatError if `der` is not an X.509 certificate with a P-256 key."""
         try:
             self._cert = x509.load_der_x509_certificate(der)
-            spki = self._cert.public_key().public_bytes(
-                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-            )
-        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+            key = self._cert.public_key()
+            negative = self._cert.serial_number < 0
+        except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, Warning):
             raise FormatError("certificate: not X.509 DER") from None
+        if negative:  # RFC 5280, section 4.1.2.2; what reads it only warns
+            raise FormatError("certificate: its serial number is negative")
         self.der = der
-        self.key = PublicKey(spki)
+        self.key = PublicKey.of(key)
+
+    @classmethod
+    def _of(cls, made: x509.Certificate, key: PublicKey) -> Certificate:
+        """One that was made here, for that key."""
+        certificate = cls.__new__(cls)
+        certificate._cert, certificate.key = made, key
+        certificate.der = made.public_bytes(serialization.Encoding.DER)
+        return certificate
 
     @classmethod
     def from_pem(cls, pem: bytes) -> Certificate:
@@ -47,9 +56,9 @@ class Certificate:
         return cls(cert.public_bytes(serialization.Encoding.DER))
 
     @classmethod
-    def from_native(cls, certificate: x509.Certificate) -> Certificate:
-        """Wrap what the TLS layer hands out. Raises FormatError as the constructor does."""
-        return _parsed(certificate.public_bytes(serialization.Encoding.DER))
+    def shown(cls, der: bytes) -> Certificate:
+        """One that peers show again and again. Raises FormatError as the constructor does."""
+        return _parsed(der)
 
     @property
     def native(self) -> x509.Certificate:
@@ -64,9 +73,14 @@ class Certificate:
         """The URIs of the subject alternative name, such as a SPIFFE ID."""
         try:
             names = self._cert.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        except x509.ExtensionNotFound:
-            return []
+        except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+            return []  # it names nothing that can be read
         return names.value.get_values_for_type(x509.UniformResourceIdentifier)
+
+    @property
+    def serial(self) -> str:
+        """The serial number in hexadecimal digits."""
+        return f"{self._cert.serial_number:x}"
 
     @property
     def not_after(self) -> dt.datetime:
@@ -124,7 +138,7 @@ class CertificateAuthority:
         builder = _builder(_name(name), _name(name), key.public, now, dt.timedelta(days=days))
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(ca=True), critical=True)
-        return cls(key, _sign(builder, key))
+        return cls(key, _sign(builder, key, key.public))
 
     def issue(
         self,
@@ -139,14 +153,14 @@ class CertificateAuthority:
         """A leaf for TLS servers and clients; `hosts` are DNS names and IP addresses."""
         issuer = self.certificate.native.subject
         builder = _builder(_name(name), issuer, public, now, lifetime)
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(_usage(ca=False), critical=True)
+        builder = builder.add_extension(_NO_CA, critical=True)
+        builder = builder.add_extension(_SIGNS, critical=True)
         builder = builder.add_extension(_TLS_USES, critical=False)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris or []]
         names += [_host(host) for host in hosts or []]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return _sign(builder, self.key)
+        return _sign(builder, self.key, public)
 
 
 _TLS_USES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
@@ -157,13 +171,14 @@ def self_signed(
 ) -> Certificate:
     """A certificate that carries a key into TLS and proves nothing else."""
     builder = _builder(_name(name), _name(name), key.public, now, lifetime)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_NO_CA, critical=True)
     if uri is not None:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
         builder = builder.add_extension(names, critical=False)
-    return _sign(builder, key)
+    return _sign(builder, key, key.public)
 
 
+@lru_cache(maxsize=64)
 def _name(common: str) -> x509.Name:
     # X.520 caps a common name at 64 characters.
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64])])
@@ -200,6 +215,8 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _sign(builder: x509.CertificateBuilder, key: SigningKey) -> Certificate:
-    cert = builder.sign(key.private_key, hashes.SHA256())
-    return Certificate(cert.public_bytes(serialization.Encoding.DER))
+_NO_CA, _SIGNS = x509.BasicConstraints(ca=False, path_length=None), _usage(ca=False)
+
+
+def _sign(builder: x509.CertificateBuilder, key: SigningKey, public: PublicKey) -> Certificate:
+    return Certificate._of(builder.sign(key.private_key, hashes.SHA256()), public)

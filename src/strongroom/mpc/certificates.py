@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from strongroom.channel import Identity, expect_authority
@@ -120,12 +119,27 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"certificates: {path}: {(error.strerror or str(error)).lower()}") from None
 
 
-@dataclass(frozen=True)
 class Credentials:
-    """What a party shows the others, and whom it takes for them."""
+    """What a party shows the others, and whom it takes for them.
 
-    identity: Identity
-    authority: str  # the fingerprint of its key
+    Args:
+        authority: the fingerprint of its key.
+        uris: how certificates name the parties, by rank; as `uri` says if none are given.
+    """
+
+    def __init__(self, identity: Identity, authority: str, uris: Sequence[str] | None = None) -> None:
+        self._identity = identity
+        self.authority = authority
+        self._uris = tuple(map(uri, range(len(NAMES)))) if uris is None else tuple(uris)
+
+    @property
+    def identity(self) -> Identity:
+        """What it shows now."""
+        return self._identity
+
+    def named(self, chain: Sequence[Certificate]) -> int | None:
+        """The party that a chain's leaf names, whoever issued it."""
+        return next((rank for rank, each in enumerate(self._uris) if each in chain[0].uris), None)
 
     @classmethod
     def load(cls, directory: Path) -> Credentials:
@@ -141,12 +155,12 @@ class Credentials:
         """A peer that is one of `ranks`."""
 
         def check(chain: Sequence[Certificate]) -> None:
-            rank = named(chain)
+            rank = self.named(chain)
             if rank is None or rank not in ranks:
                 wanted = " or ".join(NAMES[each] for each in ranks)
                 raise PeerIdentityError(f"peer name: got {', '.join(chain[0].uris) or 'none'}, wanted {wanted}")
             try:
-                expect_authority(self.authority, uri=uri(rank), now=now)(chain)
+                expect_authority(self.authority, uri=self._uris[rank], now=now)(chain)
             except PeerIdentityError as error:
                 raise PeerIdentityError(
                     f"{NAMES[rank]}: {error.message}", hint="the certificates of all three are made together, once"

@@ -98,7 +98,7 @@ def join_unix(
 def join_tcp(
     rank: int,
     addresses: Mapping[int, Address],
-    certificates: Path,
+    certificates: Path | Credentials,
     settings: Settings | None = None,
     *,
     listen: socket.socket | None = None,
@@ -112,7 +112,7 @@ def join_tcp(
     Args:
         rank: this party's.
         addresses: of the two servers; this party's own is listened on.
-        certificates: this party's directory, as `certificates.create` makes it.
+        certificates: this party's directory, as `certificates.create` makes it, or what it shows otherwise.
         listen: a bound socket to use instead of this party's own address.
         wait, program, appraise: as for `join_unix`.
 
@@ -124,27 +124,31 @@ def join_tcp(
         ChannelError: the others did not come in time.
     """
     chosen = settings or Settings()
-    credentials = Credentials.load(certificates)
-    own = named(credentials.identity.chain)
+    credentials = certificates if isinstance(certificates, Credentials) else Credentials.load(certificates)
+    identity = credentials.identity  # one for all of these connections, which outlive it
+    own = credentials.named(identity.chain)
     if own != rank:
         raise UsageError(f"certificates: {certificates} is not {NAMES[rank]}'s", hint="each host has its party's alone")
     expected = credentials.expect(range(rank + 1, len(NAMES)), _now)
 
+    def deals(chain: Sequence[Certificate]) -> bool:
+        return DEALER in (named(chain), credentials.named(chain))
+
     def expect(chain: Sequence[Certificate]) -> None:
-        if appraise is None or named(chain) != DEALER:
-            expected(chain)
-        else:
+        if appraise is not None and deals(chain):
             _expect_dealer(chain)
+        else:
+            expected(chain)
 
     def dial(other: int, patience: float) -> Guest:
         sock = socket.create_connection(addresses[other], patience)
-        stream = connect(sock, expect=credentials.expect([other], _now), identity=credentials.identity)
+        stream = connect(sock, expect=credentials.expect([other], _now), identity=identity)
         return Guest(other, TlsChannel(stream, NAMES[other], seconds=chosen.seconds), sock, stream.peer[0])
 
     def greet(sock: socket.socket) -> Guest:
-        stream = accept(sock, expect=expect, identity=credentials.identity)
-        found = named(stream.peer)
-        if found == DEALER and appraise is not None:
+        stream = accept(sock, expect=expect, identity=identity)
+        found = credentials.named(stream.peer)
+        if appraise is not None and deals(stream.peer):
             return _appraised(stream, appraise, chosen)
         assert found is not None  # noqa: S101  # the expectation named it
         return Guest(found, TlsChannel(stream, NAMES[found], seconds=chosen.seconds), sock, stream.peer[0])
@@ -152,7 +156,7 @@ def join_tcp(
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen or bind(*addresses[rank])) if rank != DEALER else None
         met = _meet(rank, dial, listener, greet, chosen.seconds if wait is None else wait)
-    leaves = {other: guest.leaf for other, guest in met.items()} | {rank: credentials.identity.chain[0]}
+    leaves = {other: guest.leaf for other, guest in met.items()} | {rank: identity.chain[0]}
     identities = b"".join(leaf.der for _, leaf in sorted(leaves.items()) if leaf is not None)
     channels = {other: guest.channel for other, guest in met.items()}
     return Party(rank, channels, chosen, identities=identities, program=program, observer=observer)

@@ -14,11 +14,19 @@
     [settings]                        # only what is not as usual
     frac = 16
 
+    [cas]                             # instead of `certificates`: a CAS gives them, each for an hour
+    url = "https://cas.example:8443"
+    root = "sha256:..."               # the fingerprint of its root key
+    P0 = "hospital/p0"                # the parties' policies, by whose names they know each other
+    P1 = "bank/p1"
+    D = "dealer/d"
+
 Only `[parties]` must be there. What is not known is refused.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,9 +39,46 @@ from strongroom.mpc.ring import Settings
 
 Address = tuple[str, int]
 _MOST = 1 << 16  # bytes of the file
+_POLICY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}")
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _SERVERS = NAMES[:2]
 _TYPES = {"int": int, "bool": bool, "float": float}
 _KINDS = {each.name: _TYPES[str(each.type)] for each in fields(Settings) if str(each.type) in _TYPES}
+
+
+@dataclass(frozen=True)
+class CasPeers:
+    """Where the parties have their certificates from, and as whose.
+
+    Attributes:
+        policies: of the parties, by rank: ``namespace/name``.
+    """
+
+    url: str
+    root: str
+    policies: tuple[str, ...]
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """How certificates name the parties, by rank."""
+        return tuple(f"spiffe://strongroom/{policy}" for policy in self.policies)
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any]) -> CasPeers:
+        """Raises FormatError."""
+        _known("[cas]", table, ("url", "root", *NAMES))
+        for name in ("url", "root", *NAMES):
+            if not isinstance(table.get(name), str):
+                raise FormatError(f"[cas]: {name} is missing, or no string")
+        policies = tuple(str(table[name]) for name in NAMES)
+        for name, policy in zip(NAMES, policies, strict=True):
+            if not _POLICY.fullmatch(policy):
+                raise FormatError(f"[cas]: {name}: got {policy[:80]!r}, wanted a policy's namespace/name")
+        if len(set(policies)) != len(NAMES):
+            raise FormatError("[cas]: two parties have one policy", hint="each party has its own, with its own key")
+        if not _FINGERPRINT.fullmatch(str(table["root"])):
+            raise FormatError("[cas]: root is no fingerprint, sha256:<64 hex>", hint="`strongroom cas status` tells it")
+        return cls(str(table["url"]), str(table["root"]), policies)
 
 
 @dataclass(frozen=True)
@@ -45,12 +90,14 @@ class Peers:
         listen: of the servers, by rank, where each listens.
         certificates: the directory, if the file names one.
         settings: those that the file names.
+        cas: where certificates come from, if not from a directory.
     """
 
     addresses: Mapping[int, Address]
     listen: Mapping[int, Address]
     certificates: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    cas: CasPeers | None = None
 
     @classmethod
     def load(cls, path: Path) -> Peers:
@@ -65,7 +112,7 @@ class Peers:
     def parse(cls, text: str, *, beside: Path) -> Peers:
         """Raises FormatError: it is no TOML, an address is missing, or it says something unknown."""
         document = parse_toml(text)
-        _known("the file", document, ("certificates", "parties", "listen", "settings"))
+        _known("the file", document, ("certificates", "parties", "listen", "settings", "cas"))
         parties, listening = (_table(document, name) for name in ("parties", "listen"))
         _known("[parties]", parties, NAMES)
         _known("[listen]", listening, _SERVERS)
@@ -79,7 +126,10 @@ class Peers:
             raise FormatError(f"certificates: got {place!r}, wanted a directory")
         settings = _table(document, "settings")
         _known("[settings]", settings, tuple(_KINDS))
-        return cls(addresses, listen, None if place is None else beside / place, settings)
+        cas = CasPeers.parse(_table(document, "cas")) if "cas" in document else None
+        if cas is not None and place is not None:
+            raise FormatError("[cas]: certificates come from it or from a directory", hint="leave one of the two out")
+        return cls(addresses, listen, None if place is None else beside / place, settings, cas)
 
 
 def address(name: str, text: object) -> Address:

@@ -219,13 +219,24 @@ def check_fresh(
         )
     if not follows(root, previous, since, latest):  # (b), (c), (d)
         raise RollbackError(
-            f"{what}: root {root}, wanted {latest or 'none, as the anchor is empty'}",
-            hint="the data was rolled back or replaced; restore the latest version"
-            if latest
-            else "give the anchor of this data",
+            f"{what}: root {root}, wanted {latest or 'none, as the anchor is empty'}", hint=_hint(root, latest)
         )
     anchor.advance(latest, root)
     return root
+
+
+def _hint(root: Root, latest: Root | None) -> str:
+    if latest is None:
+        return "give the anchor of this data"
+    if root.comes_after(latest):
+        return (
+            "it is newer than its anchor: it was changed under another one, or replaced; where a CAS keeps this one, "
+            "its owner has it follow with `strongroom cas entrust`"
+        )
+    return (
+        "the data was rolled back or replaced; restore the latest version; if a backup was restored on purpose and a "
+        "CAS keeps the anchor: `strongroom cas entrust ... --restore --reason TEXT`"
+    )
 
 
 def follows(root: Root, previous: Root | None, since: Sequence[bytes], latest: Root | None) -> bool:

@@ -7,6 +7,7 @@ its file without ``.onnx``. A first word may require their lineage (`lineage.req
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from strongroom.cas.wire import RESULT_LIFETIME
 from strongroom.channel import Server
 from strongroom.crypto import Certificate
 from strongroom.enclave.boot import Booted, main
-from strongroom.errors import UsageError
+from strongroom.errors import RevokedError, StrongroomError, UsageError
 from strongroom.lineage.requirement import LineageReader, Requirement
 from strongroom.serve.app import ServiceApp
 from strongroom.serve.attestation import ServiceAttestation, session_claims
@@ -40,6 +41,7 @@ class Attestation:
         session: of the service's enclave.
         models: digest, ``sha256:<hex>``, of each model served, by name.
         tell: is given a line about each renewal that failed.
+        on_end: as `Renewal` has it.
         clock: seconds that only go forward.
 
     Raises:
@@ -52,12 +54,12 @@ class Attestation:
         models: Mapping[str, str],
         *,
         tell: Callable[[str], None],
+        on_end: Callable[[StrongroomError], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._models = models
-        self._renew()
-        self.renewal = Renewal(self._renew, lifetime=RESULT_LIFETIME, tell=tell, clock=clock)
+        self.renewal = Renewal(self._renew, lifetime=self._renew(), tell=tell, on_end=on_end, clock=clock)
 
     def document(self) -> Mapping[str, object]:
         """What `ServiceApp` shows to everybody."""
@@ -69,11 +71,16 @@ class Attestation:
         self.renewal.check()
         return self._session.evidence_for(session_claims(self._document.claims), nonce=nonce, binder=binder)
 
-    def _renew(self) -> None:
+    def _renew(self) -> int:
+        """A new document; the seconds for which it stands, which are the lease's."""
+        if self._session.lease_left < self._session.lease_seconds / 2:
+            self._session.renew()
+        lifetime = min(RESULT_LIFETIME, math.ceil(self._session.lease_left))
         result = self._session.certify_service(self._models)
         leaf, root = (Certificate(der) for der in result.cas_chain)
         evidence = Evidence.from_wire(result.evidence)
         self._document = ServiceAttestation(evidence, result.claims, result.time_token, result.result, (leaf, root))
+        return lifetime
 
 
 def run(booted: Booted) -> int:
@@ -85,17 +92,30 @@ def run(booted: Booted) -> int:
         _log.warning("%s", text)
         booted.control.event("notice", text=text)
 
-    attestation = Attestation(booted.session, digests, tell=tell)
-    attestation.renewal.start()
+    revoked: list[StrongroomError] = []
+
+    def end(error: StrongroomError) -> None:
+        """Once it is revoked, whoever has appraised this service is answered no more: its connections are closed."""
+        if isinstance(error, RevokedError):
+            revoked.append(error)
+            server.stop()
+
+    attestation = Attestation(booted.session, digests, tell=tell, on_end=end)
     app = ServiceApp(stages, attestation.document, session=attestation.session)
     identity = booted.session.serving_identity()
     server = Server(app, booted.control.ask_socket("listener"), identity)
+    watch = booted.session.watch(attestation.renewal.revoke)
     booted.control.event("serving", models=sorted(stages), key=identity.key.public.fingerprint)
+    attestation.renewal.start()
+    watch.start()
     try:
         server.run()
     finally:
+        watch.close()
         attestation.renewal.close()
         app.close()
+    if revoked:
+        raise revoked[0]
     return 0
 
 
@@ -109,7 +129,7 @@ def load_stages(booted: Booted) -> dict[str, Stage]:
             missing or does not convince.
     """
     stages: dict[str, Stage] = {}
-    requirement, paths = Requirement.split(booted.config.command)
+    requirement, paths = Requirement.split(booted.command)
     with booted.open_vault(MODEL_VAULT) as vault:
         for path in paths:
             name = PurePosixPath(path).name.removesuffix(".onnx")

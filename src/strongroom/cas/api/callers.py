@@ -1,19 +1,26 @@
-"""Who calls, and what it may: an enclave by its attestation on this connection, an administrator by its key."""
+"""Who calls, and what it may: an enclave by its attestation on this connection, an administrator by its key or login.
+
+A caller is everything that it has proved on this connection: the key of its TLS certificate, and what it logged in as
+(`login.py`). It may do what one of these may.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from starlette.requests import Request
 
+from strongroom.cas.administrators import Principal, Right, first_allowed
 from strongroom.cas.api.context import Context
+from strongroom.cas.imports import still_held
+from strongroom.cas.leases import Lease
 from strongroom.cas.policy import Policy
-from strongroom.cas.wire import ATTESTED_SECONDS
 from strongroom.channel import TlsInfo, tls_info
 from strongroom.crypto import PublicKey
 from strongroom.errors import BindingError, UnauthorizedError
 
-Right = Literal["apply", "secrets", "anchors", "log", "revoke", "grants"]
+LOGINS = "logins"
+"""The key of a connection's session under which its logins are: pairs of who, and until when (None: its end)."""
+ASKED, TEE = "asked", "tee"
+"""The same of the policy that a nonce was asked for, and of the kind of evidence that was shown."""
 
 
 class AttestFirstError(Exception):
@@ -35,46 +42,88 @@ def enclave_key(tls: TlsInfo) -> PublicKey:
 
 
 def attested_policy(context: Context, request: Request) -> Policy:
-    """The policy that an enclave attested under on this connection, lately, and no newer one has replaced.
+    """The policy that an enclave attested under on this connection. Raises as `attested_lease`."""
+    return attested_lease(context, request)[0]
+
+
+def attested_lease(context: Context, request: Request) -> tuple[Policy, Lease]:
+    """The policy that an enclave attested under on this connection, which is the newest, and its lease, which lasts.
 
     Raises:
         AttestFirstError: there is none.
+        RevokedError: the lease, or what runs there, was revoked.
     """
-    attested = tls_info(request.scope).session.get("attested")
+    tls = tls_info(request.scope)
+    attested = tls.session.get("attested")
     if attested is None:
         raise AttestFirstError("connection: no enclave has attested on it")
-    policy = context.store.policy(attested[0])
-    if policy.digest != attested[1]:
-        raise AttestFirstError(f"policy {policy.name}: has a new version, {policy.version}; attest again")
-    if not 0 <= context.now() - attested[2] < ATTESTED_SECONDS:
-        raise AttestFirstError(f"connection: attested longer than {ATTESTED_SECONDS} seconds ago; attest again")
-    return policy
+    key, now = enclave_key(tls).fingerprint, context.now()
+    with context.store.reading():
+        policy = context.store.policy(attested[0])
+        if policy.digest != attested[1]:
+            raise AttestFirstError(f"policy {policy.name}: has a new version, {policy.version}; attest again")
+        context.revocations.check(policy.name, key, tls.session["appraised"].measurement, now)
+        lease = context.leases.lease(policy.name, key)
+        if lease is None or lease.number != attested[2]:
+            raise AttestFirstError(f"lease: {attested[2]} of policy {policy.name} has ended; attest again")
+        if now >= lease.expires:
+            raise AttestFirstError(f"connection: attested longer than {policy.lease} seconds ago; attest again")
+        held = tls.session.get("granted")
+        if held and not still_held(context.store, policy.name, held, now):
+            raise AttestFirstError(f"policy {policy.name}: what it imports is granted anew, or no more; attest again")
+    return policy, lease
 
 
-def owner_key(request: Request) -> PublicKey:
-    """The key of an owner who calls. Raises UnauthorizedError if the caller shows none."""
-    peer = tls_info(request.scope).peer
-    if peer is None:
+def callers(context: Context, request: Request) -> tuple[Principal, ...]:
+    """All that the caller has proved to be on this connection. Raises UnauthorizedError if that is nothing."""
+    tls, now = tls_info(request.scope), context.now()
+    logins = tls.session.get(LOGINS, ())
+    found = [who for who, until in logins if until is None or now < until]
+    if tls.peer is not None:
+        found.insert(0, Principal.of_key(tls.peer.key))
+    if not found:
+        if logins:
+            raise UnauthorizedError(
+                "login: the token has expired", hint="get a new one from its issuer, and log in on a new connection"
+            )
         raise UnauthorizedError(
-            "TLS: a client certificate with the owner's key is wanted", hint="give the owner's key: --owner FILE"
+            "TLS: a client certificate with the owner's key is wanted, or a login",
+            hint="give the owner's key: --owner FILE; or an issuer's token: --token-file FILE",
         )
-    return peer.key
+    return tuple(found)
+
+
+def caller_keys(context: Context, request: Request) -> tuple[PublicKey, ...]:
+    """The keys that the caller has proved. Raises UnauthorizedError if there is none."""
+    keys = tuple(one.public for one in callers(context, request) if one.public is not None)
+    if not keys:
+        raise UnauthorizedError(
+            "caller: is known by an issuer's token, which signs nothing; a key is wanted",
+            hint="policies are signed: give the key, --owner FILE",
+        )
+    return keys
 
 
 def may(context: Context, request: Request, policy: Policy, right: Right, resource: str = "") -> bool:
-    """Whether the caller has a right over a policy's resource; raises UnauthorizedError if it shows no key."""
-    return owner_key(request).fingerprint == policy.owner
+    """Whether the caller has a right over a policy's resource; raises UnauthorizedError if it is nobody."""
+    return first_allowed(callers(context, request), policy, right, resource) is not None
 
 
-def require(context: Context, request: Request, policy: Policy, right: Right, resource: str = "") -> None:
-    """Raises UnauthorizedError unless the caller has a right over a policy's resource.
+def require(context: Context, request: Request, policy: Policy, right: Right, resource: str = "") -> Principal:
+    """Who of the policy's administrators calls, for the log.
 
     Args:
-        resource: ``secret:NAME`` or ``vault:NAME``; empty for what is of the policy as a whole.
+        resource: ``secret:NAME``, ``vault:NAME`` or ``sealed:NAME``; empty for what is of the policy as a whole.
+
+    Raises:
+        UnauthorizedError: the caller is none who has that right over it.
     """
-    if not may(context, request, policy, right, resource):
-        got = owner_key(request).fingerprint
+    known = callers(context, request)
+    found = first_allowed(known, policy, right, resource)
+    if found is None:
         raise UnauthorizedError(
-            f"policy {policy.name}: the caller's key is {got}, the owner's is {policy.owner}",
-            hint="give the key that signed the policy: --owner FILE",
+            f"policy {policy.name}: the caller is {known[0]}, and has not the right {right!r}"
+            + (f" over {resource[:80]}" if resource else ""),
+            hint=f"its owner is {policy.owner}; [[administrators]] of its next version may name others",
         )
+    return found

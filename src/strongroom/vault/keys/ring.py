@@ -53,6 +53,7 @@ class SlotInfo:
         created: in UTC, to the second.
         cost: of a passphrase.
         scheme: of a key source.
+        data: of a key source: what it finds the slot's key by.
     """
 
     index: int
@@ -61,6 +62,7 @@ class SlotInfo:
     created: dt.datetime
     cost: PasswordCost | None
     scheme: str | None
+    data: bytes = b""
 
 
 class KeyRing:
@@ -117,7 +119,7 @@ class KeyRing:
     def slots(self) -> list[SlotInfo]:
         """What the file says in clear."""
         return [
-            SlotInfo(index, slot.kind, slot.label, slot.created, slot.cost, slot.scheme or None)
+            SlotInfo(index, slot.kind, slot.label, slot.created, slot.cost, slot.scheme or None, slot.data)
             for index, slot in enumerate(self._document.slots)
         ]
 
@@ -238,7 +240,10 @@ class KeyRing:
         slots = list(self._document.slots)
         index = self._find(which)
         if len(slots) == 1 and not force:
-            raise UsageError("key slot: is the last, and nobody could open the vault", hint="add another one first")
+            raise UsageError(
+                "key slot: is the last; without it only who has the vault key itself opens the vault",
+                hint="add another one first; --force removes it, where a key file holds the vault key",
+            )
         del slots[index]
         self._replace(vault_key, tuple(slots))
 
