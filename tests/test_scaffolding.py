@@ -90,7 +90,7 @@ class Machine:
                 (self.bin / name).symlink_to(found)
         self.program("id", "echo 1000")
         self.program("pkg-config", "exit 0")
-        for name in ("cc", "bwrap", "fusermount3", "swtpm", "swtpm_setup"):
+        for name in ("cc", "bwrap", "fusermount3", "swtpm", "swtpm_setup", "initdb", "softhsm2-util"):
             self.program(name, "exit 0")
         (self.bin / "python3.12").write_text(FAKE_PYTHON)
         (self.bin / "python3.12").chmod(0o755)
@@ -265,6 +265,12 @@ class TestSystemPackages:
         said = self.packages(machine)
         assert "can install: libtss2-dev swtpm swtpm-tools" in said
         assert "no software TPM (swtpm, swtpm-tools): tests of evidence from a TPM will be skipped" in said
+
+    def test_what_tokens_need(self, machine: Machine) -> None:
+        machine.lacks("softhsm2-util")
+        said = self.packages(machine)
+        assert "can install: softhsm2" in said
+        assert "no SoftHSM (softhsm2): tests of keys in PKCS#11 tokens will be skipped" in said
 
     def test_a_plain_user_is_told_the_names(self, machine: Machine) -> None:
         machine.lacks("bwrap", "fusermount3", "cc")

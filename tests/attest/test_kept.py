@@ -12,7 +12,9 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee import simulated
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.verify import verify
+from strongroom.attest.verify.anchors import VENDORS
 from strongroom.attest.verify.dcap_kept import Answers
+from strongroom.crypto.chains import pem_certificates
 from strongroom.crypto.vendor import Issuer, Validity
 from strongroom.errors import ExpiredError, VerificationError
 
@@ -40,7 +42,7 @@ def asked(monkeypatch):
     return questions
 
 
-def test_an_enclave_that_asks_again_is_followed_in_our_own_code_alone(vendor, registers, asked):
+def test_of_an_enclave_that_asks_again_the_signature_alone_is_verified(vendor, registers, asked):
     first = verify(vendor.quote(registers, b"a" * 64), now=NOW)
     again = verify(vendor.quote(registers, b"b" * 64), now=NOW + 7)
     assert len(asked) == 1
@@ -64,6 +66,17 @@ def test_what_was_kept_of_a_good_quote_does_not_let_a_forged_one_pass(vendor, re
         forged[place] ^= 1
         with pytest.raises(VerificationError, match="signature"):
             verify(Evidence("simulated", bytes(forged), good.endorsements), now=NOW)
+
+
+def test_what_was_kept_of_a_simulated_quote_does_not_let_it_pass_as_another_kind(vendor, registers, asked):
+    """Even where one root vouches for both: of `tdx` the quoting enclave must be Intel's."""
+    simulated = vendor.quote(registers, bytes(64))
+    chain = json.loads(simulated.endorsements)["pck_crl_issuer_chain"]
+    anchors = replace(VENDORS, intel=pem_certificates(chain.encode())[-1])
+    verify(simulated, now=NOW, anchors=anchors)
+    with pytest.raises(VerificationError, match="quoting enclave"):
+        verify(replace(simulated, tee="tdx"), now=NOW, anchors=anchors)
+    assert len(asked) == 2
 
 
 def test_a_refusal_is_not_kept(vendor, registers, asked):

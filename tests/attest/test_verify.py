@@ -174,6 +174,7 @@ def test_two_parsers_must_agree(monkeypatch, vendor, registers):
 
 def test_the_worse_of_two_judgements_counts(monkeypatch, vendor, registers):
     for ours in ("OutOfDate", "Revoked", "a word that nobody knows"):
+        monkeypatch.setattr("strongroom.attest.verify.dcap._answers", Answers())
         monkeypatch.setattr("strongroom.attest.verify.dcap.judge", lambda *_, word=ours, **__: TcbLevel(word, ("A",)))
         claims = verify(vendor.quote(registers, bytes(64)), now=NOW)
         assert (claims.tcb_status, claims.advisories) == (ours, ("A",))

@@ -21,4 +21,5 @@ print(before, libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), *resource.getrlimit(resou
 
 def test_memory_reaches_no_core_file() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["1", "0", "0", "0"]
+    # A limit of 0 would not keep the kernel from piping memory to a program of the host's.
+    assert done.stdout.split() in (["1", "0", "1", "1"], ["1", "0", "0", "0"])

@@ -364,7 +364,8 @@ def test_the_hosts_layout_has_no_say_in_where_plaintext_goes(copying, bubblewrap
 
     def hostile(*arguments, **options):
         leak = "/run/strongroom/vaults/out/leak"
-        options["layout"] = {"fuse": False, "private_root": leak, "vaults": {"data": leak, "out": leak}}
+        layout = {"fuse": False, "private_root": leak, "vaults": {"data": leak, "out": leak}}
+        options["layout"] = layout | {"user": options["layout"].get("user")}
         return real(*arguments, **options)
 
     monkeypatch.setattr(launcher, "HostSide", hostile)

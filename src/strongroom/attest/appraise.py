@@ -142,21 +142,19 @@ def steps(
         claims, reference, now: as for `appraise`.
     """
     # 1 to 8
-    alone = AttestationError(
-        f"{claims.tee} evidence: a device by itself, wanted an enclave",
-        hint="a device keeps nothing for whoever shows it: show its evidence with that of the enclave which uses it, "
-        "and say what is wanted of it in the policy's table reference.devices",
-    )
     for step in _enclave(claims, reference, expected(claims), now):
-        yield replace(step, error=alone) if step.name == "tee" and claims.tee in DEVICES else step
+        yield replace(step, error=_alone(claims.tee)) if step.name == "tee" and claims.tee in DEVICES else step
     # 9
     count, devices = len(claims.devices), reference.devices
+    if devices is None and not count:
+        yield Step(9, "devices", "none", "none")
+        return
     if devices is None:
         error = AttestationError(
             f"devices: got {count}, wanted none",
             hint="the policy's reference.devices says which devices an enclave may pass its data to",
         )
-        yield Step(9, "devices", f"{count or 'none'}", "none", error if count else None)
+        yield Step(9, "devices", f"{count}", "none", error)
         return
     error = AttestationError(
         f"devices: got none, wanted {one_of(devices.tees)}",
@@ -174,6 +172,14 @@ def steps(
     for index, device in enumerate(claims.devices):
         for step in _enclave(device, devices, expected(device), now):
             yield replace(step, device=index)
+
+
+def _alone(tee: str) -> AttestationError:
+    return AttestationError(
+        f"{tee} evidence: a device by itself, wanted an enclave",
+        hint="a device keeps nothing for whoever shows it: show its evidence with that of the enclave which uses it, "
+        "and say what is wanted of it in the policy's table reference.devices",
+    )
 
 
 def device_steps(
@@ -198,18 +204,22 @@ def _enclave(claims: Claims, reference: ReferenceValues, expected: bytes | None,
     else:
         yield Step(1, "simulated vendor", "none: hardware", reference.allow_simulated or "none")
     # 2
-    debug = DebugEnclaveError(
-        f"{claims.tee} enclave: debug is on, wanted off", hint="its memory can be read from outside"
-    )
-    yield Step(2, "debug", "on" if claims.debug else "off", "off", debug if claims.debug else None)
+    debug = None
+    if claims.debug:
+        debug = DebugEnclaveError(
+            f"{claims.tee} enclave: debug is on, wanted off", hint="its memory can be read from outside"
+        )
+    yield Step(2, "debug", "on" if claims.debug else "off", "off", debug)
     weaknesses = claims.all_weaknesses
     unwanted = [each for each in weaknesses if each not in reference.weaknesses_allowed]
     wanted = one_of(reference.weaknesses_allowed, "none")
-    weak = AttestationError(
-        f"weaknesses: got {', '.join(unwanted)}, wanted {wanted}",
-        hint="start the enclave without them, or list them in the policy's weaknesses_allowed",
-    )
-    yield Step(2, "weaknesses", ", ".join(weaknesses) or "none", wanted, weak if unwanted else None)
+    weak = None
+    if unwanted:
+        weak = AttestationError(
+            f"weaknesses: got {', '.join(unwanted)}, wanted {wanted}",
+            hint="start the enclave without them, or list them in the policy's weaknesses_allowed",
+        )
+    yield Step(2, "weaknesses", ", ".join(weaknesses) or "none", wanted, weak)
     # 3
     yield listed(
         3,
@@ -334,10 +344,11 @@ def _simulated(claims: Claims, reference: ReferenceValues) -> Step:
     allowed = reference.allow_simulated
     what, where = ("device", "the policy's devices") if claims.tee in DEVICES else ("enclave", "the policy")
     wanted = allowed or f"no simulated {what}"
-    error = SimulatedEnclaveError(
-        f"simulated {what}: got vendor root {claims.vendor_root}, wanted {wanted}",
-        hint=f'allow_simulated = "{claims.vendor_root}" in {where} accepts this simulated vendor, '
-        "which protects nothing against the machine's owner",
-    )
-    holds = allowed is not None and equal(allowed.encode(), claims.vendor_root.encode())
-    return Step(1, "simulated vendor", claims.vendor_root, wanted, None if holds else error)
+    error = None
+    if allowed is None or not equal(allowed.encode(), claims.vendor_root.encode()):
+        error = SimulatedEnclaveError(
+            f"simulated {what}: got vendor root {claims.vendor_root}, wanted {wanted}",
+            hint=f'allow_simulated = "{claims.vendor_root}" in {where} accepts this simulated vendor, '
+            "which protects nothing against the machine's owner",
+        )
+    return Step(1, "simulated vendor", claims.vendor_root, wanted, error)

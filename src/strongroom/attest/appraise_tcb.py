@@ -29,12 +29,13 @@ def tcb_steps(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
             else _NO_ENDORSEMENTS,
         )
     unknown = [name for name in claims.advisories if name not in reference.advisories_allowed]
-    advisories = TcbError(
-        f"advisories: got {', '.join(unknown)}, wanted {one_of(reference.advisories_allowed, 'none')}",
-        hint="update the platform's firmware, or list the advisory in the policy's advisories_allowed",
-    )
-    allowed = one_of(reference.advisories_allowed, "none")
-    yield Step(6, "advisories", ", ".join(claims.advisories) or "none", allowed, advisories if unknown else None)
+    allowed, advisories = one_of(reference.advisories_allowed, "none"), None
+    if unknown:
+        advisories = TcbError(
+            f"advisories: got {', '.join(unknown)}, wanted {allowed}",
+            hint="update the platform's firmware, or list the advisory in the policy's advisories_allowed",
+        )
+    yield Step(6, "advisories", ", ".join(claims.advisories) or "none", allowed, advisories)
     yield from _versions(claims, reference)
     yield _revocation(claims, reference)
 

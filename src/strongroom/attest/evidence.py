@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from strongroom.errors import FormatError
 
@@ -81,7 +82,10 @@ class Evidence:
         if isinstance(devices, list) and any(isinstance(each, Mapping) and "devices" in each for each in devices):
             raise FormatError("device: wanted one without devices of its own")
         quote = _decode("quote", wire["quote"], MAX_QUOTE)
-        endorsements = _decode("endorsements", wire["endorsements"], MAX_ENDORSEMENTS)
+        text = wire["endorsements"]
+        if not isinstance(text, str):
+            raise FormatError(f"endorsements: got a {type(text).__name__}, wanted base64")
+        endorsements = _endorsements(text)
         return cls(tee, quote, endorsements, tuple(map(cls.from_wire, devices)) if isinstance(devices, list) else ())
 
 
@@ -102,3 +106,8 @@ def _decode(name: str, text: object, cap: int) -> bytes:
     if base64.b64encode(raw).decode() != text:
         raise FormatError(f"{name}: not base64")
     return raw
+
+
+@lru_cache(maxsize=8)  # the same for months, from every enclave of a platform
+def _endorsements(text: str) -> bytes:
+    return _decode("endorsements", text, MAX_ENDORSEMENTS)

@@ -24,7 +24,7 @@ from strongroom.attest.words import (
 from strongroom.errors import PolicyError
 
 _ROOT_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MEASUREMENT = re.compile(r"[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128}")
+MEASUREMENT = re.compile(r"[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
 _LISTS = (
     "tees",
@@ -108,7 +108,7 @@ class ReferenceValues:
         _check_words("tcb_statuses", self.tcb_statuses, INTEL_STATUSES)
         _check_words("weaknesses_allowed", self.weaknesses_allowed, WEAKNESSES)
         for measurement in self.measurements:
-            if not _MEASUREMENT.fullmatch(measurement):
+            if not MEASUREMENT.fullmatch(measurement):
                 raise PolicyError(
                     f"measurements: got {_short(measurement)}, wanted 64, 96 or 128 lower-case hexadecimal digits"
                 )

@@ -20,6 +20,10 @@ ACTIONS: Final = {
         "appraise quote.bin --endorsements collateral.json --policy policy.toml --nonce challenge",
     ),
     "here": ("get evidence of what this command runs in", "here --nonce challenge --out evidence.json"),
+    "expect": (
+        "compute what a confidential VM is measured as, as lines for a policy, before it runs",
+        "expect snp --firmware OVMF.fd --kernel vmlinuz --vcpus 4 --vcpu-type EPYC-v4",
+    ),
     "endorsements": (
         "fetch what vendors sign about their hardware, or bundle it for verifiers without a network",
         "endorsements bundle quote.bin report.bin --out endorsements.bundle",

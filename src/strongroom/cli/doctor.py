@@ -14,6 +14,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from rich.text import Text
 from strongroom import __version__
 from strongroom.attest.tee.tsm import tsm_provider
 from strongroom.cli import output
+from strongroom.enclave.gramine_sizes import Sizes, size
 from strongroom.errors import MissingDependencyError, StrongroomError
 
 Status = Literal["ok", "limited", "missing", "unknown"]
@@ -145,6 +147,7 @@ def examine(probe: Probe) -> list[Row]:
         *_isolation(probe),
         *_network(probe),
         *_processor(probe),
+        _memory(probe),
         *_packages(probe),
         _shares(probe),
     ]
@@ -345,6 +348,26 @@ def _processor(probe: Probe) -> Iterator[Row]:
             yield Row("processor", what, "missing", f"no such instructions ({probe.arch})", purpose, how)
 
 
+def _memory(probe: Probe) -> Row:
+    """What `strongroom gramine` chooses sizes by."""
+    told = probe.read("/proc/meminfo") if probe.system == "Linux" else None
+    found = re.search(r"(?m)^MemTotal:\s+(\d+) kB$", told or "")
+    purpose, how = "the sizes of an SGX enclave", "a machine with more, or strongroom gramine --enclave-size, --threads"
+    if found is None:
+        return Row("processor", "memory", "unknown", f"{probe.system} does not tell", purpose, how)
+    processors = max(1, len(re.findall(r"(?m)^processor\s*:", probe.read("/proc/cpuinfo") or "")))
+    sizes = Sizes.of_machine(told, processors)
+    detail = f"{int(found[1]) / 2**20:.1f} GiB, processors: {processors}"
+    return Row(
+        "processor",
+        "memory",
+        "ok",
+        f"{detail}; strongroom gramine takes {size(sizes.enclave)}, {sizes.threads} threads",
+        purpose,
+        how,
+    )
+
+
 # Distribution, extra that brings it, what it is needed for, whether the demo needs it.
 _EXTRAS = (
     ("torch", "torch", "training with PyTorch, exporting its models, computing on shares", True),
@@ -359,7 +382,10 @@ _EXTRAS = (
     ("matplotlib", "plot", "plots as PNG", False),
     ("ray", "ray", "stages and replicas on several machines (planned; nothing uses it yet)", False),
     ("grpcio", "grpc", "serving over gRPC (planned; nothing uses it yet)", False),
-    ("psycopg", "postgres", "a CAS over PostgreSQL (planned; nothing uses it yet)", False),
+    ("psycopg", "postgres", "a CAS over PostgreSQL", False),
+    ("PyJWT", "oidc", "administrators of a CAS who log in with a token", False),
+    ("python-pkcs11", "pkcs11", "owners' keys in PKCS #11 tokens", False),
+    ("prometheus-client", "metrics", "a CAS's metrics", False),
 )
 
 

@@ -34,7 +34,10 @@ VERBS = {
     "policy": "write, check, sign, compare and apply the document that says what may run",
     "cas": "run a configuration and attestation service, or talk to one",
     "mpc": "compute on secrets: two servers that do not collude, and a dealer that sees no data",
-    "measure": "print the measurement of a program and its parts",
+    "measure": "print the measurement of a program and its parts, and why it is not what it was",
+    "gramine": "write the manifest of a program's SGX enclave",
+    "image": "verify, measure and unpack a container image, without running it",
+    "sbom": "list what an enclave trusts, and how large that is",
     "doctor": "say what this machine offers and what is missing for what",
 }
 

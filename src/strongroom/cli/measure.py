@@ -1,19 +1,29 @@
-"""`strongroom measure`: what an enclave's measurement consists of."""
+"""`strongroom measure`: what an enclave's measurement consists of, and why it is not what it was."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
-from strongroom.cas.policy import Program, VaultRule
+from strongroom.cas.policy import Policy, Program, VaultRule
 from strongroom.cas.server import CasAddress
-from strongroom.cli import output
+from strongroom.cli import cas_address, output
+from strongroom.cli.remembered import known_digests, last_accepted, read_listing
 from strongroom.cli.run import boot_config, program_of
 from strongroom.cli.workspace import Home, read_policy
-from strongroom.enclave.measure import Measurement, measure, program_files
-from strongroom.errors import UsageError
+from strongroom.enclave.config import BootConfig
+from strongroom.enclave.distributions import STARTUP, UNOWNED, Oddity
+from strongroom.enclave.listing import Listing, differences, explain
+from strongroom.enclave.measure import Measurement, measure, odd_files, program_files
+from strongroom.errors import EnclaveError, UsageError, printable
+
+_LAST = Path()
+_SHOWN = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,26 +31,66 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "The measurement covers the CAS and the policy's name too: an enclave measured for one CAS is nothing to "
         "another. With --policy it is the value for that policy's `measurements` (which may be missing meanwhile); a "
-        "command by itself is measured without vaults."
+        "command by itself is measured without vaults. Example: strongroom measure --policy policy.toml --diff"
     )
-    parser.add_argument("--policy", type=Path, metavar="FILE", help="measure what this policy says")
-    parser.add_argument("--policy-name", default="dev/measure", metavar="NAMESPACE/NAME", help="with a command")
-    parser.add_argument("--cas-root", metavar="sha256:...", help="the CAS (default: this user's development CAS)")
-    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+    add_program(parser)
     parser.add_argument("--all", action="store_true", help="list every distribution by itself")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write every file and its digest, for --diff")
+    parser.add_argument(
+        "--diff",
+        type=Path,
+        nargs="?",
+        const=_LAST,
+        metavar="FILE",
+        help="say what differs from a file that --output wrote (default: from what the CAS accepted last)",
+    )
+    parser.add_argument(
+        "--strict-records",
+        action="store_true",
+        help="refuse an environment with files that are not as their distributions' RECORDs say",
+    )
     output.add_json(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
 
 
-def run(args: argparse.Namespace) -> int:
+def add_program(parser: argparse.ArgumentParser) -> None:
+    """The options that say what to measure."""
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="what this policy says")
+    parser.add_argument("--policy-name", default="dev/measure", metavar="NAMESPACE/NAME", help="with a command")
+    cas_address.add_root(parser)
+    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an enclave is launched with, and what that measures."""
+
+    home: Home
+    config: BootConfig
+    files: Mapping[str, Path]
+    measurement: Measurement
+    policy: Policy | None
+
+
+def measured(args: argparse.Namespace) -> Measured:
+    """Measure what the options say.
+
+    Raises:
+        UsageError: neither a policy nor a command is given, or both; or the policy has no program.
+    """
+    home = Home.open()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if bool(command) == bool(args.policy):
         raise UsageError("command: give a command after --, or --policy FILE")
-    cas_root = args.cas_root
-    if not cas_root:
-        with Home.open().cas() as address:
+    cas_root = cas_address.root_of(args)
+    if cas_root:
+        output.note(f"measured for the CAS {cas_root}")
+    else:
+        with home.cas() as address:
             cas_root = address.cas_root
+        output.note(f"measured for this user's development CAS, {cas_root}")
     rules: tuple[VaultRule, ...] = ()
+    policy: Policy | None = None
     if args.policy:
         policy = read_policy(args.policy, draft=True)
         if policy.program is None:
@@ -51,31 +101,121 @@ def run(args: argparse.Namespace) -> int:
     else:
         output.note("measured without vaults; `strongroom run` shows the value of a run that has them")
         command, files = program_of(command, args.include)
-        name, program, role = args.policy_name, Program(tuple(command), tuple(sorted(files))), "program"
-    measured = measure(boot_config(name, CasAddress("", cas_root), program, rules, role=role), files)
+        name, program, role = args.policy_name, Program.literal(command, sorted(files)), "program"
+    config = boot_config(name, CasAddress("", cas_root), program, rules, role=role, policy=policy)
+    with known_digests(home):
+        return Measured(home, config, files, measure(config, files), policy)
+
+
+def run(args: argparse.Namespace) -> int:
+    got = measured(args)
+    odd = odd_files(got.measurement)
+    if args.strict_records and odd:
+        raise EnclaveError(
+            f"environment: {_count(odd)}, of which {_tell(odd[0])}",
+            hint="`strongroom measure` lists them; install those distributions anew, and remove what nobody listed",
+        )
+    listing = Listing.of(got.measurement, got.config)
+    if args.output is not None:
+        args.output.write_bytes(listing.to_bytes())
+        output.note(f"wrote {args.output}: every measured file and its digest")
+    if args.diff is not None:
+        earlier = last_accepted(got.home, got.config.policy) if args.diff == _LAST else read_listing(args.diff)
+        return _diff(args, got, earlier, listing)
     if args.json:
-        parts = [part.to_wire() for part in measured.parts]
-        registers = {name: value.hex() for name, value in measured.registers.items()}
-        output.result({"measurement": measured.value, "registers": registers, "parts": parts})
+        output.result(_to_wire(got.measurement, odd))
     else:
-        _show(measured, everything=args.all)
+        _show(got.measurement, odd, everything=args.all)
+        named = got.policy.reference.measurements if got.policy else ()
+        if named and got.measurement.value not in named:
+            output.note("the policy names another; --diff says what became of the one that was accepted")
     return 0
 
 
-_ALWAYS_SHOWN = ("interpreter", "strongroom", "system libraries", "command", "program", "boot configuration")
+def _to_wire(measurement: Measurement, odd: Sequence[Oddity]) -> dict[str, object]:
+    return {
+        "measurement": measurement.value,
+        "registers": {name: value.hex() for name, value in measurement.registers.items()},
+        "parts": [part.to_wire() for part in measurement.parts],
+        "startup": [
+            {"file": entry.name, "sha256": entry.sha256.hex()}
+            for part in measurement.parts
+            if part.name == STARTUP
+            for entry in part.entries
+        ],
+        "not_as_recorded": [{"what": o.kind, "distribution": o.distribution, "file": o.path} for o in odd],
+    }
 
 
-def _show(measured: Measurement, *, everything: bool) -> None:
+_ALWAYS_SHOWN = (
+    "interpreter",
+    "strongroom",
+    STARTUP,
+    UNOWNED,
+    "system libraries",
+    "command",
+    "program",
+    "boot configuration",
+)
+
+
+def _show(measurement: Measurement, odd: Sequence[Oddity], *, everything: bool) -> None:
     table = Table(title="what runs in the enclave", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name, justify in (("part", "left"), ("files", "right"), ("bytes", "right"), ("digest (SHA-384)", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]  # both are rich's words
-    small = [p for p in measured.parts if not everything and p.name not in _ALWAYS_SHOWN]
-    for part in measured.parts:
+    small = [p for p in measurement.parts if not everything and p.name not in _ALWAYS_SHOWN]
+    for part in measurement.parts:
         if part in small:
             continue
-        table.add_row(part.name, f"{part.files:,}", f"{part.size:,}", part.digest.hex()[:24] + "...")
+        table.add_row(Text(printable(part.name)), f"{part.files:,}", f"{part.size:,}", part.digest.hex()[:24] + "...")
     if small:
         row = (f"{sum(p.files for p in small):,}", f"{sum(p.size for p in small):,}", "--all lists them")
         table.add_row(f"{len(small)} distributions", *row)
     output.stdout.print(table)
-    output.stdout.print(f"\nmeasurement {measured.value}", markup=False, soft_wrap=True)
+    for part in measurement.parts:
+        if part.name in (STARTUP, UNOWNED) and part.entries:
+            what = "run at every start of Python" if part.name == STARTUP else "of no distribution"
+            _say(f"\n{what}:", [f"{entry.name}  {entry.sha256.hex()[:16]}..." for entry in part.entries])
+    if odd:
+        _say(f"\n{_count(odd)}:", [_tell(each) for each in odd])
+    output.stdout.print(f"\nmeasurement {measurement.value}", markup=False, soft_wrap=True)
+
+
+def _say(title: str, lines: Sequence[str]) -> None:
+    output.stdout.print(title, markup=False, soft_wrap=True)
+    for line in lines[:_SHOWN]:
+        output.stdout.print(f"  {printable(line)}", markup=False, soft_wrap=True)
+    if len(lines) > _SHOWN:
+        output.stdout.print(f"  and {len(lines) - _SHOWN} more; --json lists them")
+
+
+def _count(odd: Sequence[Oddity]) -> str:
+    return f"{len(odd)} file{'s are' if len(odd) > 1 else ' is'} not as the distributions' RECORDs say"
+
+
+def _tell(oddity: Oddity) -> str:
+    return f"{oddity.kind}: {oddity.path}" + (f" ({oddity.distribution})" if oddity.distribution else "")
+
+
+def _diff(args: argparse.Namespace, got: Measured, before: Listing, after: Listing) -> int:
+    """Say what differs."""
+    found = differences(before, after)
+    named = got.policy.reference.measurements if got.policy else ()
+    if args.json:
+        value = {"before": before.measurement, "after": after.measurement, "named_by_policy": list(named)}
+        output.result(value | {"differences": [each.to_wire() for each in found]})
+        return 0
+    if named and before.measurement not in named:
+        output.note(f"the policy does not name what is compared with, {before.measurement[:16]}...")
+    for each in found:
+        for line in explain(each, before, after):
+            output.stdout.print(printable(line), markup=False, soft_wrap=True)
+    if not found:
+        output.stdout.print(f"nothing differs: measurement {after.measurement}", markup=False, soft_wrap=True)
+        return 0
+    output.stdout.print(f"\nmeasurement {before.measurement}\n     became {after.measurement}", soft_wrap=True)
+    if after.measurement in named:
+        output.note("the policy names both")
+    elif named:
+        output.note("if all of this is wanted, put the new value into the policy's `measurements`, as its next version")
+    return 0

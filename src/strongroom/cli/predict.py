@@ -14,7 +14,7 @@ import numpy.typing as npt
 from strongroom.cas.client import OwnerClient
 from strongroom.cas.policy import Policy
 from strongroom.cas.server import ADDRESS_FILE, CasAddress
-from strongroom.cli import output
+from strongroom.cli import cas_address, cas_reference, output
 from strongroom.cli.workspace import Home, read_policy
 from strongroom.errors import FormatError, UsageError
 from strongroom.serve.client import Client
@@ -27,8 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--url", required=True, metavar="https://HOST:PORT", help="the service")
     parser.add_argument("--policy", required=True, metavar="NAME|FILE", help="namespace/name at the CAS, or a file")
-    parser.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
-    parser.add_argument("--cas-root", metavar="sha256:...", help="the fingerprint of the CAS's root key")
+    cas_address.add(parser)
+    cas_reference.add(parser)
     parser.add_argument("--model", help="the model's name (default: the only one)")
     parser.add_argument("--model-digest", metavar="sha256:...", help="accept only this model")
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="write the outputs there")
@@ -79,11 +79,10 @@ def run(args: argparse.Namespace) -> int:
 def _expected(args: argparse.Namespace) -> tuple[str, Policy]:
     """The CAS that the service must belong to, and the policy that it must run under."""
     given = read_policy(Path(args.policy)) if Path(args.policy).is_file() else None
-    if args.cas_root and given:
-        return args.cas_root, given
-    if bool(args.cas) != bool(args.cas_root):
-        raise UsageError("--cas, --cas-root: the first is useless without the second, and a policy's name needs both")
-    address = CasAddress(args.cas, args.cas_root) if args.cas else _development_cas()
+    root = cas_address.root_of(args)
+    if root and given:
+        return root, given
+    address = cas_address.named(args) or _development_cas()
     if given:
         return address.cas_root, given
     if args.policy.count("/") != 1 or args.policy.endswith(".toml"):
@@ -91,8 +90,8 @@ def _expected(args: argparse.Namespace) -> tuple[str, Policy]:
             f"policy: {args.policy} is no file, and not NAMESPACE/NAME",
             hint="`strongroom serve` prints its policy's name",
         )
-    heads = Home.open().heads(address.cas_root)
-    with OwnerClient(address.url, cas_root=address.cas_root, heads=heads) as client:
+    heads, reference = Home.open().heads(address.cas_root), cas_reference.of(args)
+    with OwnerClient(address.url, cas_root=address.cas_root, heads=heads, reference=reference) as client:
         return address.cas_root, client.policy(args.policy)
 
 

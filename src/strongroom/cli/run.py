@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
+from strongroom.cas.policy import Policy, Program, SealedRule, VaultRule, parse_policy
 from strongroom.cas.server import CasAddress
-from strongroom.cli import output
+from strongroom.cas.verification import verify_cas
+from strongroom.cli import cas_address, cas_reference, output
 from strongroom.cli.mirror_directory import make_directory, mirror_key, seen_from_outside
+from strongroom.cli.remembered import load_digests, remember_accepted, save_digests
 from strongroom.cli.workspace import (
     Home,
     SealedVault,
@@ -23,16 +26,21 @@ from strongroom.cli.workspace import (
     entrust,
     policy_name,
     read_policy,
+    restored_here,
     take_back,
     write_policy,
 )
-from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, VaultMount
+from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, FileMount, VaultMount
+from strongroom.enclave.enforce import check_enforceable
 from strongroom.enclave.launch import Enclave, Isolation, launch
-from strongroom.enclave.measure import measure, program_files, python_files
+from strongroom.enclave.limits import Limits
+from strongroom.enclave.listing import Listing
+from strongroom.enclave.measure import Part, measure, program_files, python_files
 from strongroom.enclave.mirrored import check_command
-from strongroom.errors import StrongroomError, UsageError
+from strongroom.errors import MeasurementError, StrongroomError, UsageError
 
-MIRROR = "run-mirror"  # no vault's name, which come from mounts, and none is in /run
+_LEAST_MEMORY = 64 << 20
+MIRROR, LOG = "run-mirror", "run-log"  # no vault's name, which come from mounts, and none is in /run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,10 +69,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="run what this policy says instead")
     parser.add_argument(
-        "--vault", action="append", default=[], metavar="NAME=VAULT", help="with --policy: where a vault of it lies"
+        "--vault",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="with --policy: where a vault or a sealed file of it lies",
     )
-    parser.add_argument("--cas", metavar="URL", help="the CAS (default: this user's development CAS)")
-    parser.add_argument("--cas-root", metavar="sha256:...", help="with --cas: the fingerprint of its root key")
+    parser.add_argument(
+        "--host-path",
+        action="append",
+        default=[],
+        metavar="PATH=DIR",
+        help="with --policy: the directory that its rule `host` shows at PATH, unprotected",
+    )
+    parser.add_argument(
+        "--replica", type=int, metavar="N", help="with --policy: which one of its instances this is, from 0 on"
+    )
+    parser.add_argument("--log", type=Path, metavar="VAULT", help="seal what the program prints into a vault, too")
+    parser.add_argument("--quiet", action="store_true", help="with --log: print none of it here")
+    parser.add_argument("--memory", metavar="SIZE", help="at most so much memory: 512M, 4G (default: all there is)")
+    parser.add_argument("--cpus", metavar="N", help="at most so many processors' worth of time: 2, 0.5 (default: all)")
+    cas_address.add(parser)
+    cas_reference.add(parser)
     parser.add_argument("--debug-enclave", action="store_true", help="launch as a debug enclave; policies refuse it")
     output.add_json(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
@@ -75,11 +101,20 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if bool(command) == bool(args.policy):
         raise UsageError("command: give a command after --, or --policy FILE", hint="strongroom run -- python train.py")
-    if bool(args.cas) != bool(args.cas_root):
-        raise UsageError("--cas, --cas-root: one is useless without the other")
+    if args.replica is not None and (args.replica < 0 or not args.policy):
+        raise UsageError("--replica: numbers the instances of a policy, from 0 on: give --policy FILE")
+    if args.host_path and not args.policy:
+        raise UsageError(
+            "--host-path: a policy of your own has to say so", hint='rule = "host" in it, and --policy FILE'
+        )
+    if args.quiet and not args.log:
+        raise UsageError("--quiet: what the program prints would be lost", hint="--log VAULT seals it")
+    if args.policy and args.log:
+        raise UsageError("--log: a policy of your own gives no vault for it", hint="let the program write to a vault")
     if args.policy and args.mirror:
         raise UsageError("--mirror: the policy says that", hint='access = "mirror" in it, and --vault NAME=DIR here')
     _check_every(args)
+    limits_of(args)
     if args.mirror:
         check_command(command)
     output.note(output.SIMULATED_BANNER)
@@ -89,6 +124,22 @@ def run(args: argparse.Namespace) -> int:
     if args.policy:
         return _run_policy(args, home)
     return _run_command(args, home, command)
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """What `--memory` and `--cpus` say. Raises UsageError."""
+    memory = cpus = None
+    if args.memory is not None:
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([KMGT]?)(?:i?B)?", args.memory, re.ASCII)
+        memory = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else 0
+        if memory < _LEAST_MEMORY:
+            raise UsageError(f"--memory: got {args.memory[:20]!r}, wanted a size of 64M or more, such as 512M or 4G")
+    if args.cpus is not None:
+        found = re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", args.cpus, re.ASCII)
+        cpus = float(args.cpus) if found else 0.0
+        if cpus < 0.01:
+            raise UsageError(f"--cpus: got {args.cpus[:20]!r}, wanted a number of processors, such as 2 or 0.5")
+    return Limits(memory, cpus)
 
 
 def _check_every(args: argparse.Namespace) -> None:
@@ -105,9 +156,12 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
     policy = read_policy(args.policy)
     if policy.program is None or policy.role != "program":
         raise UsageError(f"policy {policy.name}: says nothing of a program to run")
+    check_launchable(policy)
+    _warn_of_readers(policy, args.replica)
     files = program_files(args.policy.parent, policy.program.files)
     vaults = {name: Path(place) for name, place in _pairs(args.vault, "--vault")}
-    missing = [rule.name for rule in policy.vaults if rule.name not in vaults]
+    things: tuple[VaultRule | SealedRule, ...] = (*policy.vaults, *policy.sealed)
+    missing = [rule.name for rule in things if rule.name not in vaults]
     if missing:
         raise UsageError(f"vault {missing[0]}: the policy names it", hint=f"give --vault {missing[0]}=PATH")
     mirrors = [SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"]
@@ -118,20 +172,24 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
     with _cas_of(args, home) as address:
         try:
             return _launch(args, home, address, policy, policy.program, files, vaults)
+        except MeasurementError as error:
+            error.hint = f"`strongroom measure --policy {args.policy} --diff` says what differs and what to do about it"
+            raise
         finally:
-            written = [rule.name for rule in policy.vaults if rule.access != "read-only"]
-            with home.owner_client(address) as client:
+            written = [rule.name for rule in things if rule.access != "read-only"]
+            with home.owner_client(address, reference=cas_reference.of(args)) as client:
                 for name in written:
                     take_back(client, policy, name, SealedVault.at(vaults[name]))
 
 
 @contextmanager
 def _cas_of(args: argparse.Namespace, home: Home) -> Iterator[CasAddress]:
-    if args.cas:
-        yield CasAddress(args.cas, args.cas_root)
-        return
-    with home.cas() as address:
-        yield address
+    address = cas_address.named(args)
+    reference = cas_reference.of(args)
+    if address is not None and reference is not None:
+        verify_cas(address.url, reference, cas_root=address.cas_root)
+    with cas_address.cas_of(args, home) as found:
+        yield found
 
 
 def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> int:
@@ -140,27 +198,32 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
             "--cas: a development policy goes to the development CAS", hint="write a policy: --policy FILE"
         )
     command, files = program_of(command, args.include)
-    program = Program(tuple(command), tuple(sorted(files)), dict(_pairs(args.env, "--env")))
+    program = Program.literal(command, sorted(files), dict(_pairs(args.env, "--env")))
     sealed, rules = _vaults_of(args)
     # What a policy would refuse is refused before anything is made.
     _draft(program, rules)
     out = next(sealed[rule.name] for rule in rules if rule.access == "read-write")
-    if not out.path.exists():
-        with out.create() as new:
-            new.commit()
-        output.note(f"made {out.path}; its key is {out.key_path}")
+    _make(out)
     if args.mirror:
         if any(args.mirror.resolve() == vault.path.resolve() for vault in sealed.values()):
             raise UsageError(f"mirror: {args.mirror} is a vault", hint="give --mirror a directory of its own")
         sealed[MIRROR] = SealedVault.at(args.mirror)
         rules = (*rules, VaultRule(MIRROR, "", "mirror"))
+    if args.log:
+        if any(args.log.resolve() == vault.path.resolve() for vault in sealed.values()):
+            raise UsageError(f"--log: {args.log} is used for something else", hint="give --log a vault of its own")
+        sealed[LOG] = SealedVault.at(args.log)
+        _make(sealed[LOG])
+        rules = (*rules, VaultRule(LOG, "", "read-write"))
     owner, vendor = home.owner(), home.vendor()
     keys = [mirror_key(vault) if name == MIRROR else vault.key() for name, vault in sealed.items()]
     label = next((Path(word).stem for word in command if word.endswith(".py")), Path(command[0]).name)
     name = policy_name(label, keys)
     with home.cas() as address, home.owner_client(address, owner) as client:
-        config = boot_config(name, address, program, rules)
+        config = boot_config(name, address, program, rules, quiet=args.quiet)
+        load_digests(home)
         measured = measure(config, files)
+        save_digests(home)
         policy = apply_development_policy(
             client,
             name=name,
@@ -171,12 +234,13 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
             program=program,
             vaults=rules,
         )
-        entrust(client, policy, sealed)
+        entrust(client, policy, sealed, restore=restored_here(client, policy))
         if args.mirror and make_directory(sealed[MIRROR]):  # the anchor file is where the CAS's anchor is, now
             output.note(f"made {args.mirror}; its key is {sealed[MIRROR].key_path}")
         output.note(f"policy {policy.name} version {policy.version}, measurement {measured.value[:16]}...")
         try:
-            return _launch(args, home, address, policy, program, files, {n: v.path for n, v in sealed.items()})
+            places = {n: v.path for n, v in sealed.items()}
+            return _launch(args, home, address, policy, program, files, places, measured.platform)
         finally:
             for rule in rules:
                 if rule.access != "read-only":
@@ -191,26 +255,41 @@ def _launch(
     program: Program,
     files: Mapping[str, Path],
     vaults: Mapping[str, Path],
+    platform: Sequence[Part] | None = None,
 ) -> int:
     events: list[dict[str, Any]] = []
+    accepted = False
 
     def on_event(name: str, detail: dict[str, Any]) -> None:
+        nonlocal accepted
+        accepted |= name == "attested"
         events.append(detail)
         line = describe_event(name, detail)
         if line:
             output.note(line)
 
+    config = boot_config(policy.name, address, program, policy.vaults, policy=policy, quiet=args.quiet)
+    hosts = {path: Path(place) for path, place in _pairs(args.host_path, "--host-path")}
+    for path in config.host:
+        output.warn(f"{path} is {hosts.get(path, 'not given')}, unprotected: the host reads and changes what is there")
+    if platform is None:
+        load_digests(home)
     enclave = launch(
-        boot_config(policy.name, address, program, policy.vaults),
+        config,
         files,
         cas=address,
         vendor=home.vendor(),
         vaults=vaults,
         every=args.every or "auto",
+        replica=args.replica,
+        platform=platform,
+        hosts=hosts,
+        limits=limits_of(args),
         debug=args.debug_enclave,
         on_event=on_event,
         stdout=sys.stderr.fileno() if args.json else None,
     )
+    save_digests(home)
     _pass_signals_on(enclave)
     try:
         status = enclave.wait()
@@ -219,6 +298,9 @@ def _launch(
         if mirror is None:
             raise
         raise seen_from_outside(error, mirror) from error
+    finally:
+        if accepted:
+            remember_accepted(home, policy.name, Listing.of(enclave.measurement, config))
     if args.json:
         output.result({"policy": policy.name, "exit_status": status, "events": events})
     return status
@@ -228,7 +310,9 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
     """An enclave's report in words; None for those that say nothing new to a person."""
     match name:
         case "attested":
-            return f"attested; the CAS released the keys of: {', '.join(detail['vaults']) or 'nothing'}"
+            given = [f"the keys of: {', '.join(detail['vaults'])}"] if detail["vaults"] else []
+            given += [f"the secrets: {', '.join(detail['secrets'])}"] if detail.get("secrets") else []
+            return f"attested; the CAS released {' and '.join(given) or 'nothing, which is what its policy names'}"
         case "vault":
             return f"vault {detail['vault']} at {detail['mount']}: {detail['how']}"
         case "sealed":
@@ -263,9 +347,23 @@ def _describe_mirror(detail: Mapping[str, Any]) -> str | None:
 
 
 def boot_config(
-    name: str, address: CasAddress, program: Program, rules: tuple[VaultRule, ...], *, role: str = "program"
+    name: str,
+    address: CasAddress,
+    program: Program,
+    rules: tuple[VaultRule, ...],
+    *,
+    role: str = "program",
+    policy: Policy | None = None,
+    quiet: bool = False,
 ) -> BootConfig:
-    """What an enclave is launched with under a policy of this name."""
+    """What an enclave is launched with under a policy of this name.
+
+    Args:
+        policy: whose sealed files, files and rules for paths it has; None for none.
+        quiet: the host gets none of the program's output where that is sealed.
+    """
+    paths = policy.paths if policy else ()
+    mounts = {rule.vault: rule.path for rule in paths if rule.vault}
     return BootConfig(
         entry=PROGRAM_ENTRY if role == "program" else SERVICE_ENTRY,
         policy=name,
@@ -273,9 +371,31 @@ def boot_config(
         role=role,
         command=program.command,
         environment=program.environment,
-        vaults=tuple(VaultMount(r.name, r.mount, r.access) for r in rules),
+        vaults=tuple(VaultMount(r.name, r.mount or mounts.get(r.name, ""), r.access) for r in rules),
+        sealed=tuple(VaultMount(r.name, r.path, r.access) for r in policy.sealed) if policy else (),
+        files=tuple(FileMount(f.path, f.content, f.mode) for f in policy.files) if policy else (),
+        ephemeral=tuple(rule.path for rule in paths if rule.rule == "ephemeral"),
+        host=tuple(rule.path for rule in paths if rule.rule == "host"),
+        log=LOG if any((r.name, r.mount) == (LOG, "") for r in rules) else "",
+        quiet=quiet,
         isolation=Isolation.here().measured,
     )
+
+
+def _warn_of_readers(policy: Policy, replica: int | None) -> None:
+    """Say which vaults and sealed files this replica only reads, since others write them."""
+    rules: tuple[VaultRule | SealedRule, ...] = (*policy.vaults, *policy.sealed)
+    for rule in rules:
+        if rule.writers and rule.access_of(replica) == "read-only":
+            which = "; --replica says which one this is" if replica is None else ""
+            writers = ", ".join(map(str, rule.writers))
+            output.warn(f"{rule.name}: read-only here: its writers are the replicas {writers}{which}")
+
+
+def check_launchable(policy: Policy) -> None:
+    """Raises EnclaveError if the policy says something that this launcher cannot enforce."""
+    wanted = [name for name, value in (("mesh", policy.mesh), ("egress", policy.egress)) if value]
+    check_enforceable(((rule.path, rule.rule, rule.vault) for rule in policy.paths), wanted)
 
 
 def program_of(command: list[str], include: list[str]) -> tuple[list[str], dict[str, Path]]:
@@ -306,6 +426,15 @@ def program_of(command: list[str], include: list[str]) -> tuple[list[str], dict[
             raise UsageError(f"--include: {extra} is not a file below {base}")
         names.append(path.relative_to(base.resolve()).as_posix())
     return command, program_files(base, names)
+
+
+def _make(vault: SealedVault) -> None:
+    """Make an empty vault, unless it is there."""
+    if vault.path.exists():
+        return
+    with vault.create() as new:
+        new.commit()
+    output.note(f"made {vault.path}; its key is {vault.key_path}")
 
 
 def _vaults_of(args: argparse.Namespace) -> tuple[dict[str, SealedVault], tuple[VaultRule, ...]]:

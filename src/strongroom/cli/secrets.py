@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from strongroom.cas.slots import SCHEME, CasSlot, keep_slot, slot_of
+from strongroom.cli.policy_files import add_cas, cas_client, check_name
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import FormatError
 from strongroom.sealed import create_key
@@ -21,17 +23,25 @@ from strongroom.vault.keys import (
     KeyRing,
     Passphrase,
     Secret,
+    SourceKey,
     read_passphrase,
 )
 
 
-def add_opening(parser: argparse.ArgumentParser) -> None:
-    """Give a verb that opens a vault the arguments that say with what."""
+def add_opening(parser: argparse.ArgumentParser, *, cas: bool = True) -> None:
+    """Give a verb that opens a vault the arguments that say with what.
+
+    Args:
+        cas: a CAS's key slots too.
+    """
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: VAULT.key)")
     group.add_argument("--passphrase", action="store_true", help="ask for a passphrase")
     group.add_argument("--passphrase-fd", type=int, metavar="N", help="read a passphrase, a line, from descriptor N")
     group.add_argument("--age-identity", type=Path, metavar="FILE", help="an identity file of age")
+    if cas:
+        group.add_argument("--cas-slot", metavar="POLICY", help="a slot whose key a CAS keeps under that policy")
+        add_cas(parser)
     parser.add_argument("--anchor", type=Path, metavar="FILE", help="the anchor file (default: VAULT.anchor)")
 
 
@@ -46,6 +56,8 @@ def _secret(sealed: SealedVault, args: argparse.Namespace) -> Secret | None:
         return None
     if args.age_identity is not None:
         return AgeIdentity.load(args.age_identity)
+    if getattr(args, "cas_slot", None) is not None:
+        return CasSlot(Keeper(args), args.cas_slot)
     if args.passphrase or args.passphrase_fd is not None or _must_ask(sealed):
         return Passphrase(read_passphrase(f"passphrase of {sealed.path}: ", args.passphrase_fd))
     return None
@@ -80,6 +92,8 @@ def add_holder(parser: argparse.ArgumentParser, *, with_key_file: bool) -> None:
         "--new-passphrase-fd", type=int, metavar="N", help="read the new passphrase, a line, from descriptor N"
     )
     group.add_argument("--new-age", metavar="RECIPIENT", help="a recipient of age (age1...)")
+    if with_key_file:
+        group.add_argument("--new-cas", metavar="POLICY", help="a CAS, which keeps the slot's key under that policy")
 
 
 def new_holder(args: argparse.Namespace) -> Callable[[], NewHolder] | None:
@@ -89,11 +103,37 @@ def new_holder(args: argparse.Namespace) -> Callable[[], NewHolder] | None:
     if args.new_age is not None:
         recipient = AgeRecipient(args.new_age)
         return lambda: NewHolder(recipient, f"age {args.new_age[:16]}")
+    if getattr(args, "new_cas", None) is not None:
+        return lambda: _kept_by_cas(args)
     if args.new_passphrase or args.new_passphrase_fd is not None:
         return lambda: NewHolder(
             Passphrase(read_passphrase("new passphrase: ", args.new_passphrase_fd, confirm=True)), "passphrase"
         )
     return None
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The CAS that the arguments of `add_opening` name, connected to when it is asked."""
+
+    args: argparse.Namespace
+
+    def slot_key(self, policy: str, slot: str) -> bytes | None:
+        with cas_client(self.args) as client:
+            return client.slot_key(policy, slot)
+
+    def forget(self, data: bytes) -> bool:
+        """Have it forget the key of a slot with that data; whether it kept one."""
+        policy, slot = slot_of(data)
+        with cas_client(self.args) as client:
+            return client.remove_slot_key(policy, slot)
+
+
+def _kept_by_cas(args: argparse.Namespace) -> NewHolder:
+    policy = check_name(args.new_cas)
+    with cas_client(args) as client:
+        data, key = keep_slot(client, policy)
+    return NewHolder(SourceKey(SCHEME, data, key), f"cas {policy}"[:100])
 
 
 def _key_file(path: Path) -> NewHolder:

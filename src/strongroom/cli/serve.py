@@ -14,8 +14,16 @@ from strongroom.cas.policy import Policy, Program, VaultRule
 from strongroom.cas.server import CasAddress
 from strongroom.channel import bind
 from strongroom.cli import output
+from strongroom.cli.remembered import known_digests
 from strongroom.cli.run import boot_config, describe_event
-from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
+from strongroom.cli.workspace import (
+    Home,
+    SealedVault,
+    apply_development_policy,
+    entrust,
+    policy_name,
+    restored_here,
+)
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.measure import measure
 from strongroom.errors import UsageError
@@ -128,21 +136,23 @@ def start_service(
     """
     owner, vendor = home.owner(), home.vendor()
     rule = VaultRule(_MODEL_VAULT, "", "read-only")
-    program = Program((*([lineage.to_word()] if lineage else []), *models))
+    program = Program.literal((*([lineage.to_word()] if lineage else []), *models), ())
     name = policy_name("serve-" + PurePosixPath(models[0]).stem, [sealed.key()])
     config = boot_config(name, address, program, (rule,), role="service")
+    with known_digests(home):
+        measured = measure(config, {})
     with home.owner_client(address, owner) as client:
         policy = apply_development_policy(
             client,
             name=name,
             role="service",
             owner=owner.public.fingerprint,
-            measurement=measure(config, {}).value,
+            measurement=measured.value,
             vendor_root=vendor.root_digest,
             program=program,
             vaults=(rule,),
         )
-        entrust(client, policy, {rule.name: sealed})
+        entrust(client, policy, {rule.name: sealed}, restore=restored_here(client, policy))
     serving = threading.Event()
 
     def on_event(event: str, detail: dict[str, Any]) -> None:
@@ -159,6 +169,7 @@ def start_service(
         vendor=vendor,
         vaults={rule.name: sealed.path},
         listener=listener,
+        platform=measured.platform,
         debug=debug,
         on_event=on_event,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from strongroom.attest.binding import canonical
 from strongroom.cas.server import ADDRESS_FILE, CasAddress
-from strongroom.cli import output
+from strongroom.cli import cas_address, output
 from strongroom.cli.parser import add_debug
 from strongroom.cli.run import program_of
 from strongroom.cli.secrets import add_opening, sealed_vault
@@ -48,9 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_json(model)
     model.add_argument("model", metavar="VAULT[:PATH]|FILE", help="in a vault, or a plain file with its lineage beside")
     model.add_argument("--lineage", type=Path, metavar="FILE", help="of a plain file (default: FILE.lineage.json)")
-    model.add_argument(
-        "--cas-root", metavar="sha256:...", help="the CAS whose word counts (default: this user's development CAS)"
-    )
+    cas_address.add_root(model, "the CAS whose word counts")
     model.add_argument(
         "--allow-simulated",
         metavar="sha256:...",
@@ -65,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]VAULT",
         help="it must have read what is in there now, as the data set of that name (default: a read-only one)",
     )
-    add_opening(model)
+    add_opening(model, cas=False)
     model.add_argument("--include", action="append", default=[], metavar="FILE", help="with --program, as for `run`")
     model.add_argument(
         "--program",
@@ -208,8 +206,9 @@ def _only_model(opened: Vault, place: str) -> str:
 
 
 def _requirement(args: argparse.Namespace) -> Requirement:
-    if args.cas_root:
-        return Requirement(args.cas_root, (), args.allow_simulated or "")
+    named = cas_address.root_of(args)
+    if named:
+        return Requirement(named, (), args.allow_simulated or "")
     home = Home.open()
     try:
         cas_root = CasAddress.load(home.path / "cas" / ADDRESS_FILE).cas_root

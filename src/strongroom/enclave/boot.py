@@ -18,6 +18,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,20 @@ from strongroom import vault
 from strongroom.attest.evidence import Evidence
 from strongroom.cas.client import CasAnchor
 from strongroom.cas.session import EnclaveSession, Provisions
+from strongroom.cas.templates import parse_template
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import CAS, Control
+from strongroom.enclave.drop import filter_calls
+from strongroom.enclave.enforce import check_enforced
 from strongroom.enclave.process import keep_private
+from strongroom.enclave.seccomp import BOOT_NEEDS, seccomp_filter
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
-from strongroom.sealed import Root
+from strongroom.sealed import Grouped, Root, SealedFile, open_sealed
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNS = 0x00020000
+_GROUP_SECONDS = 5.0
+"""How long a commit may go unanchored where the policy says ``grouped``."""
 
 
 class HostAttester:
@@ -77,6 +84,30 @@ class Booted:
         """Whether this enclave was measured as one in a sandbox: then the host's layout has no say in any path."""
         return self.config.isolation == SANDBOX
 
+    @property
+    def command(self) -> list[str]:
+        """Program and arguments, with secrets where the policy has places for them."""
+        return [self.render(word) for word in self.config.command]
+
+    def render(self, template: str) -> str:
+        """A template of the policy's with its secrets. Raises PolicyError if one is not there."""
+        return parse_template(template).render(self.provisions.secrets)
+
+    def access(self, name: str) -> str:
+        """How this enclave may use a vault or sealed file: as the CAS says, and never more than it was measured with.
+
+        Raises:
+            EnclaveError: the CAS gave no key for it, or another access.
+        """
+        launched = next((v.access for v in (*self.config.vaults, *self.config.sealed) if v.name == name), None)
+        keyed = self.provisions.keyed(name)
+        if launched is None or keyed is None:
+            raise EnclaveError(f"vault {name}: the policy gives no key for it")
+        # Of several replicas not all may write.
+        if keyed.access not in (launched, "read-only") or (launched == "mirror" and keyed.access != launched):
+            raise EnclaveError(f"vault {name}: launched {launched}, the policy says {keyed.access}")
+        return keyed.access
+
     def open_vault(self, name: str) -> vault.Vault:
         """One of the policy's vaults, fresh by the CAS's anchor, read-write only if policy and layout both say so.
 
@@ -84,21 +115,28 @@ class Booted:
             EnclaveError: the CAS gave no key for it, or the host no place.
             IntegrityError: it is not what the anchor names.
         """
-        mounts = {v.name: v for v in self.config.vaults}
-        key = self.provisions.vault_keys.get(name)
-        if name not in mounts or key is None:
-            raise EnclaveError(f"vault {name}: the policy gives no key for it")
+        place, key, anchor = self._sealed_thing(name)
+        if isinstance(anchor, Watched):
+            return vault.open(Path(place), "r", key=key, anchor=anchor)
+        return vault.open(Path(place), "r+", key=key, anchor=anchor)
+
+    def open_file(self, name: str) -> SealedFile:
+        """One of the policy's sealed files; as `open_vault`."""
+        place, key, anchor = self._sealed_thing(name)
+        return open_sealed(place, "r" if isinstance(anchor, Watched) else "r+", key=key, anchor=anchor)
+
+    def _sealed_thing(self, name: str) -> tuple[str, bytes, Watched | CasAnchor | Grouped]:
+        """Where it lies, its key, and its anchor: a `Watched` one if it is only read."""
+        access, keyed = self.access(name), self.provisions.keyed(name)
         place = f"{VAULTS_DIRECTORY}/{name}" if self.sandboxed else self.layout.get("vaults", {}).get(name)
-        if not isinstance(place, str):
+        if not isinstance(place, str) or keyed is None:
             raise EnclaveError(f"vault {name}: the host has not said where it lies")
-        launched, allowed = mounts[name].access, self.provisions.vault_access.get(name)
-        if launched != allowed:
-            raise EnclaveError(f"vault {name}: launched {launched}, the policy says {allowed}")
-        writable = allowed == "read-write"
         anchor = self.session.anchor(name)
-        if writable:
-            return vault.open(Path(place), "r+", key=key, anchor=anchor)
-        return vault.open(Path(place), "r", key=key, anchor=Watched(anchor))
+        if access != "read-write":
+            return place, keyed.key, Watched(anchor)
+        if keyed.freshness == "grouped":
+            return place, keyed.key, Grouped(anchor, every_seconds=_GROUP_SECONDS, clock=time.monotonic)
+        return place, keyed.key, anchor
 
 
 def boot(control: Control) -> Booted:
@@ -116,10 +154,19 @@ def boot(control: Control) -> Booted:
         policy=config.policy,
         role=config.role,
         attester=HostAttester(control),
+        replica=_replica(layout),
     )
     provisions = session.attest()
-    control.event("attested", policy=config.policy, vaults=sorted(provisions.vault_keys))
+    check_enforced(config, provisions.paths, provisions.wanted)
+    keys = sorted({**provisions.vaults, **provisions.sealed})
+    control.event("attested", policy=config.policy, vaults=keys, secrets=sorted(provisions.secrets))
     return Booted(control, config, layout, session, provisions)
+
+
+def _replica(layout: Mapping[str, Any]) -> int | None:
+    """Which replica the host says that this is: the CAS lets no two live ones be the same."""
+    replica = layout.get("replica")
+    return replica if type(replica) is int else None
 
 
 def configured(control: Control) -> tuple[BootConfig, Mapping[str, Any]]:
@@ -141,7 +188,8 @@ def _configuration(answer: Mapping[str, Any]) -> tuple[BootConfig, Mapping[str, 
 
 
 def harden() -> None:
-    """Keep other processes from attaching and memory from reaching a core file; die with the launcher.
+    """Keep other processes from attaching and memory from reaching a core file; die with the launcher; do without most
+    of the system calls that the program is refused.
 
     In a simulated enclave this does not stop the machine's owner, nor a same-user process outside the user namespace.
     """
@@ -149,6 +197,9 @@ def harden() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise EnclaveError(f"prctl: {os.strerror(ctypes.get_errno())}")
+    filtered = seccomp_filter(allow=BOOT_NEEDS)
+    if filtered is not None:
+        filter_calls(filtered)
 
 
 def _own_mounts() -> None:
@@ -163,7 +214,15 @@ def _own_mounts() -> None:
 
 def main(run: Callable[[Booted], int]) -> int:
     """The entry of a module that the launcher starts: boot, `run`, and report to the host how it went."""
-    return enter(lambda control: run(boot(control)))
+    return enter(lambda control: _lived(boot(control), run))
+
+
+def _lived(booted: Booted, run: Callable[[Booted], int]) -> int:
+    """Run, and give the lease back."""
+    try:
+        return run(booted)
+    finally:
+        booted.session.end()
 
 
 def enter(walk: Callable[[Control], int]) -> int:

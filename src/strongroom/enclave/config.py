@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from strongroom.attest.binding import canonical, parse_canonical
@@ -17,7 +17,9 @@ SANDBOX, PROCESS = "sandbox", "process"
 # Where things lie in a sandboxed enclave. Constants of measured code, so that the host has no say in them.
 PROGRAM_DIRECTORY = "/program"
 VAULTS_DIRECTORY = "/run/strongroom/vaults"
+DEPOSITS_DIRECTORY = "/run/deposits"
 MIRROR_DIRECTORY = "/run/mirror"
+OUTPUTS_DIRECTORY = "/run/strongroom/outputs"  # boot's own, too
 SANDBOX_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": "/tmp",  # noqa: S108  # the enclave's own
@@ -25,15 +27,27 @@ SANDBOX_ENVIRONMENT = {
     "TERM": "xterm",
 }
 SANDBOX_PYCACHE = "/tmp/.pycache"  # noqa: S108
+BOOT_PYCACHE = "/run/strongroom/pycache"  # boot's own, which the program does not see
+
+_MAX_SIZE = 1 << 20  # a policy's document and how JSON quotes it
 
 
 @dataclass(frozen=True)
 class VaultMount:
-    """A vault of the policy and the path at which the program finds its content; without one it is not mounted."""
+    """A vault or sealed file of the policy, and where the program finds its content; without `mount`, nowhere."""
 
     name: str
     mount: str
     access: str
+
+
+@dataclass(frozen=True)
+class FileMount:
+    """A file that is written before the program starts: `content` is a template, `mode` its permission bits."""
+
+    path: str
+    content: str
+    mode: int
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,16 @@ class BootConfig:
         cas_root: the CAS that may configure this enclave; no other gets its evidence. Empty for a dealer, which
             receives nothing and shows its evidence to its servers.
         role: ``program``, ``service`` or ``dealer``.
-        command: program and arguments; ``{vault:NAME}`` stands for the path at which a vault is found.
-        environment: what the program gets besides its secrets.
+        command: program and arguments, as templates of secrets; ``{vault:NAME}`` stands for the path at which a vault
+            is found.
+        environment: what the program gets besides its secrets, as templates too.
         vaults: where vaults appear.
+        sealed: where files that are sealed by themselves appear.
+        files: what is written before the program starts.
+        ephemeral: directories that begin empty and end with the enclave.
+        host: paths at which a directory of the host's shows, which it can read and change.
+        log: the vault that the program's standard output and error are sealed into; empty for none.
+        quiet: with `log`, the host does not get these streams.
         isolation: ``sandbox``, or ``process`` where there is none and paths are the host's.
     """
 
@@ -59,6 +80,12 @@ class BootConfig:
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     vaults: tuple[VaultMount, ...] = ()
+    sealed: tuple[VaultMount, ...] = ()
+    files: tuple[FileMount, ...] = ()
+    ephemeral: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+    log: str = ""
+    quiet: bool = False
     isolation: str = SANDBOX
 
     def to_bytes(self) -> bytes:
@@ -72,14 +99,21 @@ class BootConfig:
                 "isolation": self.isolation,
                 "command": list(self.command),
                 "environment": dict(self.environment),
-                "vaults": [{"name": v.name, "mount": v.mount, "access": v.access} for v in self.vaults],
-            }
+                "vaults": [asdict(each) for each in self.vaults],
+                "sealed": [asdict(each) for each in self.sealed],
+                "files": [asdict(each) for each in self.files],
+                "ephemeral": list(self.ephemeral),
+                "host": list(self.host),
+                "log": self.log,
+                "quiet": self.quiet,
+            },
+            cap=_MAX_SIZE,
         )
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> BootConfig:
         """Raises FormatError unless `raw` is exactly what `to_bytes` gives."""
-        value: dict[str, Any] = parse_canonical(raw)
+        value: dict[str, Any] = parse_canonical(raw, cap=_MAX_SIZE)
         try:
             config = cls(
                 entry=value["entry"],
@@ -90,6 +124,12 @@ class BootConfig:
                 command=tuple(value["command"]),
                 environment=value["environment"],
                 vaults=tuple(VaultMount(**v) for v in value["vaults"]),
+                sealed=tuple(VaultMount(**v) for v in value["sealed"]),
+                files=tuple(FileMount(**f) for f in value["files"]),
+                ephemeral=tuple(value["ephemeral"]),
+                host=tuple(value["host"]),
+                log=value["log"],
+                quiet=value["quiet"],
             )
         except (KeyError, TypeError) as error:
             raise FormatError(f"boot configuration: {str(error)[:100]}") from None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import array
 import base64
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -148,7 +149,7 @@ class Control:
             try:
                 _send(self._sock, {"op": op, **arguments})
                 answer, descriptor = _receive(self._sock)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise EnclaveError(f"host: {error}") from None
         if answer is None:
             raise EnclaveError("host: has gone away")
@@ -161,7 +162,11 @@ class Control:
         _, descriptor = self.ask(op, **arguments)
         if descriptor is None:
             raise EnclaveError(f"host: sent no socket for {op}")
-        return socket.socket(fileno=descriptor)
+        try:
+            return socket.socket(fileno=descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise EnclaveError(f"host: sent something else than a socket for {op}: {error}") from None
 
     def tell(self, op: str, **arguments: object) -> None:
         """Report something. A host that has gone away misses it."""

@@ -1,4 +1,4 @@
-"""Drop every capability for good, then become the program. Standard library only: it runs before all else.
+"""Give up every privilege for good, then become the program. Standard library only: it runs before all else.
 
 The program dies with the boot process, which alone seals what it wrote. With `no_new_privs` set, no later `execve` can
 grant what the permitted set no longer holds, root or not.
@@ -10,27 +10,70 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNS = 0x00020000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
+_MNT_DETACH = 2
+_LANDLOCK_RESTRICT_SELF = 446  # on every architecture
+_INSTRUCTION = 8  # sizeof(struct sock_filter)
+
+
+class _Filter(ctypes.Structure):
+    """``struct sock_fprog`` of ``linux/filter.h``."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 def drop_privileges() -> None:
     """Raises OSError if the kernel refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    nothing = (ctypes.c_uint32 * 6)()
     failed = (
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         or libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-        or libc.capset(header, nothing)
     )
     if failed:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _error()
+    keep_capabilities()
+
+
+def keep_capabilities(*kept: int) -> None:
+    """Keep these capabilities, of those that there are, and no others. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if kept and libc.capget(header, data):
+        raise _error()
+    wanted = sum(1 << number for number in kept)
+    for word in range(2):
+        left = data[3 * word + 1] & (wanted >> 32 * word)  # of the permitted ones
+        data[3 * word], data[3 * word + 1], data[3 * word + 2] = left, left, 0
+    if libc.capset(header, data):
+        raise _error()
+
+
+def filter_calls(instructions: bytes) -> None:
+    """Have the kernel filter this process's system calls from now on, and those of all that it starts.
+
+    Other threads are not covered. Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    program = _Filter(len(instructions) // _INSTRUCTION, instructions)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+    ):
+        raise _error()
+
+
+def enter_ruleset(descriptor: int) -> None:
+    """Enter Landlock's rules, for good. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_LANDLOCK_RESTRICT_SELF, descriptor, ctypes.c_uint32(0)):
+        raise _error()
+    os.close(descriptor)
 
 
 def hide(directory: str) -> None:
@@ -39,22 +82,53 @@ def hide(directory: str) -> None:
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | _MS_RDONLY
     failed = libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", os.fsencode(directory), b"tmpfs", flags, b"size=4k")
     if failed:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), directory)
+        raise _error(directory)
+
+
+def mount_memory(directory: str) -> None:
+    """A file system in memory for its owner alone. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", os.fsencode(directory), b"tmpfs", _MS_NOSUID | _MS_NODEV, b"mode=700"):
+        raise _error(directory)
+
+
+def unmount(directory: str) -> None:
+    """Take away what is mounted there, even while it is used. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(directory), _MNT_DETACH):
+        raise _error(directory)
 
 
 def main(arguments: list[str]) -> int:
-    """``[--hide DIRECTORY] -- COMMAND ...``: returns only if the command cannot be run."""
+    """``[--hide DIRECTORY] [--user ID] [--ruleset DESCRIPTOR] [--filter HEX] -- COMMAND ...``
+
+    Returns only if the command cannot be run.
+    """
     end = arguments.index("--")
-    if end:
-        hide(arguments[1])
+    options, command = dict(zip(arguments[:end:2], arguments[1:end:2], strict=True)), arguments[end + 1 :]
+    # Each step needs what a later one takes away.
+    if "--hide" in options:
+        hide(options["--hide"])
+    if "--user" in options:
+        user = int(options["--user"])
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     drop_privileges()
-    command = arguments[end + 1 :]
+    if "--ruleset" in options:
+        enter_ruleset(int(options["--ruleset"]))
+    if "--filter" in options:
+        filter_calls(bytes.fromhex(options["--filter"]))
     try:
         os.execvp(command[0], command)  # noqa: S606  # the measured command
     except OSError as error:
         sys.stderr.write(f"strongroom: error: command: {command[0]}: {(error.strerror or '').lower()}\n")
         return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+def _error(place: str | None = None) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), place)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import functools
 import re
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _MAGIC_64_LITTLE = b"\x7fELF\x02\x01"
@@ -51,20 +51,23 @@ def needed(path: str) -> list[str]:
         return []
 
 
-def system_libraries(paths: Iterable[str]) -> list[Path]:
+def system_libraries(paths: Iterable[str], read: Callable[[str], list[str]] = needed) -> list[Path]:
     """The files of the system's linker cache that `paths` load, and those that these load, sorted.
 
     A name that the cache does not know is found by a path of the file's own (RPATH), and so lies in the environment,
     which is measured anyway.
+
+    Args:
+        read: gives what a file asks for.
     """
     cache = _linker_cache()
     found: dict[str, str] = {}
-    pending = [name for path in paths for name in needed(path)]
+    pending = [name for path in paths for name in read(path)]
     while pending:
         name = pending.pop()
         if name in cache and name not in found:
             found[name] = cache[name]
-            pending += needed(cache[name])
+            pending += read(cache[name])
     return sorted({Path(path).resolve() for path in found.values()})
 
 

@@ -12,10 +12,11 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,18 @@ from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client import dial_cas, split_address
 from strongroom.cas.server import CasAddress
 from strongroom.enclave import sandbox
-from strongroom.enclave.config import PROCESS, SANDBOX, SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, BootConfig
+from strongroom.enclave.config import BOOT_PYCACHE, PROCESS, SANDBOX, SANDBOX_ENVIRONMENT, BootConfig
 from strongroom.enclave.control import CAS, HostSide, socket_pair
-from strongroom.enclave.measure import Environment, Measurement, measure
+from strongroom.enclave.limits import Group, Limits, make_group
+from strongroom.enclave.measure import Environment, Measurement, Part, measure
+from strongroom.enclave.users import allocate
 from strongroom.errors import EnclaveError, UsageError
 
 EventHandler = Callable[[str, dict[str, Any]], None]
 _STOP_SECONDS = 15
+SAME_USER = (
+    "any other process of the user who launches an enclave can read its memory and environment, unless root launches it"
+)
 _PRIVATE = "strongroom-private-"
 
 
@@ -42,6 +48,8 @@ class Isolation:
     sandbox: str
     fuse: bool
     notes: tuple[str, ...]
+    separate: bool = False
+    """Whether programs get user ids of their own."""
 
     @property
     def measured(self) -> str:
@@ -59,7 +67,11 @@ class Isolation:
         if not fuse:
             why = "no FUSE" if kind == "bubblewrap" else "no namespace to mount in"
             notes.append(f"{why}: sealed data is unpacked to private memory instead of decrypted on access")
-        return cls(kind, fuse, tuple(notes))
+        bwrap = sandbox.bubblewrap()
+        separate = bwrap is not None and sandbox.separate_users(bwrap)
+        if not separate:
+            notes.append(SAME_USER)
+        return cls(kind, fuse, tuple(notes), separate)
 
 
 class Enclave:
@@ -72,8 +84,10 @@ class Enclave:
         resources: ExitStack,
         pid: int,
         measurement: Measurement,
+        group: Group,
     ) -> None:
         self.measurement = measurement
+        self._group = group
         self._process = process
         self._host = host
         self._resources = resources
@@ -90,14 +104,21 @@ class Enclave:
 
         Raises:
             StrongroomError: boot failed; the class that it failed with.
-            EnclaveError: the enclave was killed.
+            EnclaveError: the enclave was killed, for what it took of memory or otherwise.
         """
+        starved = False
         try:
             self._process.wait()
             self._await_death()
             self._host.join()
+            starved = self._group.out_of_memory
         finally:
             self._resources.close()
+        if starved and self._host.status != 0:
+            raise EnclaveError(
+                "memory: the enclave took more than its limit, and the kernel ended the program",
+                hint="a larger --memory, or a program that needs less",
+            )
         if self._host.failure is not None:
             raise self._host.failure
         if self._host.status is None:
@@ -148,6 +169,10 @@ def launch(
     dials: Mapping[str, Callable[[], socket.socket]] | None = None,
     knobs: Mapping[str, Any] | None = None,
     every: str = "auto",
+    replica: int | None = None,
+    platform: Sequence[Part] | None = None,
+    hosts: Mapping[str, Path] | None = None,
+    limits: Limits | None = None,
     debug: bool = False,
     on_event: EventHandler | None = None,
     stdout: int | None = None,
@@ -158,8 +183,12 @@ def launch(
     Args:
         files: the program's files by their names inside the enclave.
         cas: where the CAS is, if the enclave has one; which CAS it must be is in `config`.
-        vaults: where the policy's vaults lie on this host, and the directory of its mirror.
+        vaults: where the policy's vaults and sealed files lie on this host, and the directory of its mirror.
         every: steps between two commits of the program's mirror, or ``auto``.
+        replica: which one of the policy's instances it is, if they are told apart.
+        platform: its platform's parts, if they were measured a moment ago: they are not measured again.
+        hosts: directories of this machine for the paths at which the configuration shows some.
+        limits: what it may take of this machine.
         listener: the socket that a service accepts on.
         dials: what connects to the other peers that the enclave may ask for, by name.
         knobs: more for the layout, which the enclave may use for speed and patience only.
@@ -174,21 +203,23 @@ def launch(
     isolation = Isolation.here()
     here = Environment.current()
     _check_isolation(config, isolation)
+    shown = _host_directories(config, hosts or {})
     resources = ExitStack()
+    tell = on_event or (lambda name, detail: None)
     try:
         program = _copy_program(files, resources)
-        measured = measure(config, {name: program / name for name in files}, here)
+        measured = measure(config, {name: program / name for name in files}, here, platform=platform)
         attester = _SimulatedHardware(vendor, measured, debug)
         ours, theirs = socket_pair()
         resources.callback(ours.close)
         resources.callback(theirs.close)
-        writable = {v.name for v in config.vaults if v.access == "read-write"}
+        writable = {v.name for v in (*config.vaults, *config.sealed) if v.access == "read-write"}
         mirror = next((vaults[v.name].resolve() for v in config.vaults if v.access == "mirror"), None)
         mirrors = {v.name for v in config.vaults if v.access == "mirror"}
         places = {n: (path.resolve(), n in writable) for n, path in vaults.items() if n not in mirrors}
-        inner = [str(here.executable), "-I", "-X", f"pycache_prefix={SANDBOX_PYCACHE}", "-m", config.entry]
+        inner = [str(here.executable), "-I", "-X", f"pycache_prefix={BOOT_PYCACHE}", "-m", config.entry]
         inner += ["--control", str(theirs.fileno())]
-        layout: dict[str, Any] = {**(knobs or {}), "fuse": isolation.fuse, "every": every}
+        layout: dict[str, Any] = {**(knobs or {}), "fuse": isolation.fuse, "every": every, "replica": replica}
         environment = dict(SANDBOX_ENVIRONMENT)
         descriptors = [theirs.fileno()]
         info_read = None
@@ -198,15 +229,28 @@ def launch(
             descriptors.append(info_write)
             bwrap = sandbox.bubblewrap()
             assert bwrap is not None  # noqa: S101  # Isolation.here found it
+            user = None
+            if isolation.separate and config.role == "program":
+                why = "it writes to a directory of yours" if mirror or shown else _closed_to_others(here)
+                if why:
+                    tell("notice", {"text": f"no user id of its own for the program: {why}"})
+                else:
+                    user = resources.enter_context(closing(allocate()))
+                    descriptors.append(user.descriptor)
+                    layout["user"] = user.id
+                    _give(user.id, program, (stdout, stderr))
             command = sandbox.bubblewrap_command(
                 bwrap,
                 inner,
                 environment=here,
                 program=program,
+                identities=_identities(user.id if user else None, resources),
                 vaults=places,
                 mirror=mirror,
+                hosts=shown,
                 fuse=isolation.fuse,
                 info_fd=info_write,
+                separate=user is not None,
             )
             workdir = None
         else:
@@ -224,17 +268,22 @@ def launch(
             attester=attester,
             dials={**(dials or {}), **_cas_dial(cas)},
             listener=listener,
-            on_event=on_event or (lambda name, detail: None),
+            on_event=tell,
         )
-        process = subprocess.Popen(  # noqa: S603  # what was measured, or bubblewrap around it
-            command,
-            env=environment,
-            pass_fds=descriptors,
-            cwd=workdir,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on to the program
-        )
+        group = make_group(limits or Limits())
+        resources.callback(group.close)
+        for note in group.notes:
+            tell("notice", {"text": note})
+        with group.processors_of_children():
+            process = subprocess.Popen(  # noqa: S603  # what was measured, or bubblewrap around it
+                group.entered(command),
+                env=environment,
+                pass_fds=descriptors,
+                cwd=workdir,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on to the program
+            )
         theirs.close()
         pid = process.pid
         if info_read is not None:
@@ -244,7 +293,7 @@ def launch(
     except BaseException:
         resources.close()
         raise
-    return Enclave(process, host, resources, pid, measured)
+    return Enclave(process, host, resources, pid, measured, group)
 
 
 @dataclass(frozen=True)
@@ -275,12 +324,32 @@ def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
         )
     if config.isolation == SANDBOX:
         return
+    if config.host:
+        raise UsageError("paths: host directories cannot be shown without a mount namespace", hint="install bubblewrap")
+    if config.log:
+        raise UsageError("--log: nothing is private without a sandbox", hint="install bubblewrap")
+    if config.sealed or config.files or config.ephemeral:
+        raise UsageError(
+            "files: sealed and given files cannot appear at their paths without a mount namespace",
+            hint="install bubblewrap",
+        )
     for rule in config.vaults:
         if rule.mount and not any(f"{{vault:{rule.name}}}" in word for word in config.command):
             raise UsageError(
                 f"vault {rule.name}: cannot appear at {rule.mount} without a mount namespace",
                 hint=f"install bubblewrap, or write {{vault:{rule.name}}} in the command where its path belongs",
             )
+
+
+def _host_directories(config: BootConfig, hosts: Mapping[str, Path]) -> dict[str, Path]:
+    """What to show where. Raises UsageError unless there is exactly one for each."""
+    if stray := set(hosts) - set(config.host):
+        raise UsageError(f"--host-path: {min(stray)}: the policy has no such path of the host's")
+    for path in config.host:
+        if path not in hosts or not hosts[path].is_dir():
+            got = f"{hosts[path]} is no directory" if path in hosts else "names none"
+            raise UsageError(f"host path {path}: {got}", hint=f"--host-path {path}=DIR")
+    return {path: hosts[path].resolve() for path in config.host}
 
 
 def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
@@ -292,6 +361,36 @@ def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         target.chmod(0o755)  # modes are not measured, so they may not differ
+    return directory
+
+
+def _closed_to_others(environment: Environment) -> str | None:
+    """Why a program of another user id could not run."""
+    if sandbox.readable_by_others(environment):
+        return None
+    return f"{environment.prefix} and what it needs are closed to other users (chmod -R o+rX opens them)"
+
+
+def _give(user: int, program: Path, streams: Sequence[int | None]) -> None:
+    """Let the program's user, and nobody else, see its files; and open its streams by name where they are pipes."""
+    os.chown(program, user, user)
+    for default, stream in enumerate((0, *streams)):
+        descriptor = default if stream is None else stream
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.fchown(descriptor, user, user)
+
+
+def _identities(user: int | None, resources: ExitStack) -> Path:
+    """A directory with the users, groups and names that an enclave knows: none of the host's."""
+    directory = _temporary_directory("strongroom-identities-", Path(tempfile.gettempdir()))
+    resources.callback(shutil.rmtree, directory, ignore_errors=True)
+    home, shell = SANDBOX_ENVIRONMENT["HOME"], "/bin/sh"
+    known = [("root", 0), ("nobody", 65534), *([("enclave", user)] if user is not None else [])]
+    users = "".join(f"{name}:x:{number}:{number}::{home}:{shell}\n" for name, number in known)
+    (directory / "passwd").write_text(users)
+    (directory / "group").write_text("".join(f"{name}:x:{number}:\n" for name, number in known))
+    (directory / "hosts").write_text("127.0.0.1 localhost enclave\n::1 localhost enclave\n")
     return directory
 
 

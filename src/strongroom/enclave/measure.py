@@ -1,8 +1,13 @@
 """The measurement: a digest of everything that runs in an enclave, in parts that a person can compare.
 
-What is measured, in this version: the interpreter with its standard library, every file of the environment's
-site-packages, Strongroom itself, the system's shared libraries that any of these links to, the program's files, and the
-boot configuration (command, environment, vault layout, CAS, policy name).
+What is measured: the interpreter with its standard library, every distribution of the environment, Strongroom itself,
+the system's shared libraries that any of these links to, the program's files, and the boot configuration (command,
+environment, vault layout, CAS, policy name). What Python runs without being asked, such as ``.pth`` files, is a part of
+its own; so is what lies in site-packages and belongs to nobody.
+
+A distribution comes to the same part on every machine: no time, mode or place of a file enters it, and nothing that an
+installer writes for itself. What differs between machines are the interpreter, the system libraries and a command that
+is not Python.
 
 Not measured: ``__pycache__`` (the enclave compiles from measured source into memory of its own) and the rest of
 ``/usr``, which a program can see.
@@ -14,30 +19,51 @@ registers is what evidence shows and a policy names.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
-import re
 import shutil
 import site as sitepackages
-import stat
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import strongroom
 from strongroom.attest.claims import registers_measurement
 from strongroom.enclave.config import SANDBOX_ENVIRONMENT, BootConfig
+from strongroom.enclave.digests import Digests, walk
+from strongroom.enclave.distributions import (
+    STARTUP,
+    UNOWNED,
+    Oddity,
+    beside_site,
+    distributions,
+    is_installers_own,
+    is_startup,
+    oddities,
+    owners,
+)
 from strongroom.enclave.elf import system_libraries
-from strongroom.errors import EnclaveError, UsageError
+from strongroom.enclave.paths import check_interpreter, check_pth
+from strongroom.errors import UsageError
 
 _LABEL = b"strongroom/measured-part/v1\0"
 _ZERO = bytes(48)
 _MAX_PROGRAM_FILES = 5000
 
 PROGRAM_PARTS = ("program", "boot configuration")
+
+Named = list[tuple[str, str]]
+
+
+class Entry(NamedTuple):
+    """One measured file: its name in the measurement, where it lies on this machine, SHA-256 and size."""
+
+    name: str
+    path: str
+    sha256: bytes
+    size: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +74,7 @@ class Part:
     files: int
     size: int
     digest: bytes
+    entries: tuple[Entry, ...] = field(default=(), repr=False)
 
     def to_wire(self) -> dict[str, object]:
         return {"part": self.name, "files": self.files, "bytes": self.size, "digest": self.digest.hex()}
@@ -64,6 +91,11 @@ class Measurement:
     def value(self) -> str:
         """What a policy lists: 96 hexadecimal digits."""
         return registers_measurement(self.registers)
+
+    @property
+    def platform(self) -> tuple[Part, ...]:
+        """The parts that are there at launch, before the program's."""
+        return self.parts[: -len(PROGRAM_PARTS)]
 
 
 @dataclass(frozen=True)
@@ -88,7 +120,7 @@ class Environment:
             base_prefix=Path(sys.base_prefix),
             stdlib=Path(paths["stdlib"]),
             beside=_beside(),
-            site_packages=tuple(p for p in site if p.is_dir()),
+            site_packages=tuple({p.resolve(): p for p in reversed(site) if p.is_dir()}.values())[::-1],
             package=Path(strongroom.__file__).parent,
         )
 
@@ -149,40 +181,66 @@ def python_files(directory: Path, base: Path) -> list[str]:
     return found
 
 
-def measure(config: BootConfig, files: Mapping[str, Path], environment: Environment | None = None) -> Measurement:
+# For simulated enclaves of this process; the command line takes in what this user's home has.
+KNOWN = Digests()
+
+
+def measure(
+    config: BootConfig,
+    files: Mapping[str, Path],
+    environment: Environment | None = None,
+    *,
+    known: Digests = KNOWN,
+    platform: Sequence[Part] | None = None,
+) -> Measurement:
     """Measure what an enclave with this configuration and these program files runs.
 
     Args:
         files: the program's files by their names inside the enclave.
+        known: digests that need not be made again; by default those of this process, for simulated enclaves.
+        platform: the platform's parts for this command, if they were measured a moment ago.
 
     Raises:
         EnclaveError: a file could not be read, or the environment takes in packages from elsewhere.
         UsageError: the command is not to be found in the enclave.
     """
     environment = environment or Environment.current()
-    _check_environment(environment)
+    check_interpreter(environment.executable, environment.prefix)
     if config.command and "/" in config.command[0] and not config.command[0].startswith("/"):
         name = config.command[0].removeprefix("./")
         if config.role == "program" and name not in files:
             raise UsageError(f"command: {config.command[0]} is not one of the program's files", hint="--include it")
-    parts = [_part(name, named) for name, named in _platform(environment, config)]
+    parts = list(_platform(environment, config, known) if platform is None else platform)
     raw = config.to_bytes()
-    program = _part("program", sorted(files.items()))
-    boot = Part("boot configuration", 0, len(raw), hashlib.sha384(_LABEL + raw).digest())
-    mrtd = hashlib.sha384(b"".join(_framed(p.name.encode()) + p.digest for p in parts)).digest()
-    rtmr3 = _extend(_extend(_ZERO, program.digest), boot.digest)
-    registers = {"mrtd": mrtd, "rtmr0": _ZERO, "rtmr1": _ZERO, "rtmr2": _ZERO, "rtmr3": rtmr3}
-    return Measurement((*parts, program, boot), registers)
+    program = _part("program", [(name, os.fspath(path)) for name, path in files.items()], known)
+    boot = Part("boot configuration", 0, len(raw), boot_digest(raw))
+    return Measurement((*parts, program, boot), registers_of([(p.name, p.digest) for p in parts], program.digest, raw))
 
 
-def _check_environment(environment: Environment) -> None:
-    """Raises EnclaveError if the interpreter would import from directories that are not measured."""
-    settings = environment.prefix / "pyvenv.cfg"
-    if settings.is_file() and re.search(r"(?im)^\s*include-system-site-packages\s*=\s*true", settings.read_text()):
-        raise EnclaveError(
-            f"environment: {environment.prefix} takes in the system's packages, which are not measured",
-            hint="make one without: python -m venv, and no --system-site-packages",
-        )
+def registers_of(platform: Iterable[tuple[str, bytes]], program: bytes, boot: bytes) -> dict[str, bytes]:
+    """The registers that the platform's parts, the program's digest and the boot configuration come to."""
+    mrtd = hashlib.sha384(b"".join(_framed(name.encode("utf-8", "surrogateescape")) + d for name, d in platform))
+    rtmr3 = _extend(_extend(_ZERO, program), boot_digest(boot))
+    return {"mrtd": mrtd.digest(), "rtmr0": _ZERO, "rtmr1": _ZERO, "rtmr2": _ZERO, "rtmr3": rtmr3}
+
+
+def boot_digest(raw: bytes) -> bytes:
+    return hashlib.sha384(_LABEL + raw).digest()
+
+
+def part_digest(entries: Iterable[tuple[str, bytes]]) -> bytes:
+    """The digest of a part: over its files' names and their SHA-256, in the order of the names."""
+    framed = sorted((name.encode("utf-8", "surrogateescape"), digest) for name, digest in entries)
+    return hashlib.sha384(_LABEL + b"".join([_framed(name) + digest for name, digest in framed])).digest()
+
+
+def odd_files(measured: Measurement, environment: Environment | None = None) -> list[Oddity]:
+    """The files of this environment that differ from what the RECORDs of its distributions say."""
+    environment = environment or Environment.current()
+    found = [each for site in environment.site_packages for each in distributions(site)]
+    roots = tuple(f"{site}/" for site in environment.site_packages)
+    present = {e.path: e.sha256 for part in measured.parts for e in part.entries if e.path.startswith(roots)}
+    return oddities(found, present)
 
 
 def _extend(register: bytes, value: bytes) -> bytes:
@@ -190,29 +248,50 @@ def _extend(register: bytes, value: bytes) -> bytes:
     return hashlib.sha384(register + value).digest()
 
 
-def _platform(environment: Environment, config: BootConfig) -> Iterator[tuple[str, list[tuple[str, str | Path]]]]:
-    interpreter: list[tuple[str, str | Path]] = [("python", environment.executable.resolve())]
-    interpreter += [(path.name, path) for path in environment.beside]
-    interpreter += _walk(environment.stdlib, skip={"site-packages", "dist-packages"})
-    yield "interpreter", interpreter
-    yield "strongroom", list(_walk(environment.package))
-    by_distribution: dict[str, list[tuple[str, str | Path]]] = {}
+def _platform(environment: Environment, config: BootConfig, known: Digests) -> Iterator[Part]:
+    interpreter, startup = _interpreter(environment)
+    by_distribution: dict[str, Named] = {}
     for site in environment.site_packages:
-        owners = _owners(site)
-        for name, path in _walk(site, leave_out=environment.package):
-            by_distribution.setdefault(owners.get(name, "files of no distribution"), []).append((name, path))
-    for name in sorted(by_distribution):
-        yield name, by_distribution[name]
-    linked = [
-        os.fspath(path)
-        for named in (interpreter, *by_distribution.values())
-        for name, path in named
-        if ".so" in name or name == "python"
-    ]
-    yield "system libraries", [(str(path), path) for path in system_libraries(linked)]
+        # Which directory a module is in says what it hides, so the directory is in the name; never the machine's own.
+        label = site.relative_to(environment.prefix) if site.is_relative_to(environment.prefix) else site
+        found = distributions(site)
+        owner = owners(found)
+        for name, path in walk(str(site), leave_out=str(environment.package)):
+            if is_startup(name):
+                startup.append((f"{label}/{name}", path))
+            elif not is_installers_own(name):
+                by_distribution.setdefault(owner.get(path, UNOWNED), []).append((f"{label}/{name}", path))
+        for path in beside_site(owner, site, environment.prefix):
+            name = os.path.relpath(path, environment.prefix)
+            by_distribution.setdefault(owner[path], []).append((name, path))
+    measured = [*environment.site_packages, environment.stdlib, environment.package]
+    visible = [environment.prefix, environment.base_prefix, Path("/usr")]
+    check_pth([path for name, path in startup if name.endswith(".pth")], measured, visible)
+    parts = [_part("interpreter", interpreter, known)]
+    parts += [_part(name, by_distribution[name], known) for name in sorted(by_distribution)]
+    linking = {e.path: e.sha256 for part in parts for e in part.entries if ".so" in e.name or e.name == "python"}
+    libraries = system_libraries(linking, lambda path: known.linked(path, linking.get(path)))
+    yield parts[0]
+    yield _part("strongroom", walk(str(environment.package)), known)
+    yield _part(STARTUP, startup, known)
+    yield from parts[1:]
+    yield _part("system libraries", [(str(path), str(path)) for path in libraries], known)
     command = _system_command(config)
     if command is not None:
-        yield "command", [(str(command), command)]
+        yield _part("command", [(str(command), str(command))], known)
+
+
+def _interpreter(environment: Environment) -> tuple[Named, Named]:
+    """The files of the interpreter, and those of its standard library that it runs at every start."""
+    # What `pyvenv.cfg` says is not measured but followed: the standard library that it leads to is measured, and one
+    # that leads to other packages is refused. It names places of this machine.
+    files = [(path.name, str(path)) for path in environment.beside if path.name != "pyvenv.cfg"]
+    files.append(("python", str(environment.executable.resolve())))
+    startup: Named = []
+    for name, path in walk(str(environment.stdlib), skip=("site-packages", "dist-packages")):
+        named = (f"{environment.stdlib.name}/{name}", path)
+        (startup if is_startup(name) else files).append(named)
+    return files, startup
 
 
 def _system_command(config: BootConfig) -> Path | None:
@@ -237,75 +316,15 @@ def _system_command(config: BootConfig) -> Path | None:
     return Path(found).resolve()
 
 
-def _owners(site: Path) -> dict[str, str]:
-    """Which distribution each file of a site-packages directory belongs to, as its RECORD says."""
-    owners = {}
-    for distribution in importlib.metadata.distributions(path=[str(site)]):
-        record = distribution.read_text("RECORD") or ""
-        name = f"{distribution.name} {distribution.version}"
-        for line in record.splitlines():
-            owners[line.rsplit(",", 2)[0].strip('"')] = name
-    return owners
-
-
-def _walk(root: Path, skip: Iterable[str] = (), leave_out: Path | None = None) -> Iterator[tuple[str, str]]:
-    """Every file below `root` with its relative name, sorted by folder, but for caches of compiled code."""
-    skip = {"__pycache__", *skip}
-    start = len(str(root)) + 1
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        # A link to a directory is followed, since an import would follow it; each directory once, so that loops end.
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if f not in skip and f"{folder}/{f}" != str(leave_out))
-        inside = folder[start:]
-        # The links themselves too: one to a directory that was walked already gives its modules another name.
-        links = [f for f in folders if os.path.islink(f"{folder}/{f}")]  # noqa: PTH114
-        for name in sorted([*files, *links]):
-            yield (f"{inside}/{name}" if inside else name), f"{folder}/{name}"
-
-
-def _part(name: str, named: Iterable[tuple[str, str | Path]]) -> Part:
-    named = list(named)
-    with ThreadPoolExecutor() as pool:
-        # Batches, since most files are small: a future for each would cost more than its digest.
-        batches = [[os.fspath(path) for _, path in named[i : i + 256]] for i in range(0, len(named), 256)]
-        digests = [result for batch in pool.map(_digests, batches) for result in batch]
-    total = hashlib.sha384(_LABEL)
-    for (file, _), (digest, _) in zip(named, digests, strict=True):
-        total.update(_framed(file.encode("utf-8", "surrogateescape")) + digest)
-    return Part(name, len(named), sum(size for _, size in digests), total.digest())
+def _part(name: str, named: Named, known: Digests) -> Part:
+    named = sorted(set(named))
+    digests = known.of([path for _, path in named])
+    entries = tuple(
+        Entry(file, path, digest, size) for (file, path), (digest, size) in zip(named, digests, strict=True)
+    )
+    total = part_digest([(e.name, e.sha256) for e in entries])
+    return Part(name, len(entries), sum(e.size for e in entries), total, entries)
 
 
 def _framed(data: bytes) -> bytes:
     return len(data).to_bytes(4, "little") + data
-
-
-# Digests of this process's lifetime, by what the kernel says of the file. A host that forges these fools only a
-# simulated enclave, whose measurement it computes anyway.
-_cache: dict[tuple[int, int, int, int, int], bytes] = {}
-
-
-def _digests(paths: Sequence[str]) -> list[tuple[bytes, int]]:
-    return [_digest(path) for path in paths]
-
-
-def _digest(path: str) -> tuple[bytes, int]:
-    """SHA-256 and size of a file; of what is no regular file, a digest that says so."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  # 27,000 times: a Path object each costs as much as the call
-        if not stat.S_ISREG(found.st_mode):
-            target = os.readlink(path) if os.path.islink(path) else ""  # noqa: PTH114, PTH115
-            return hashlib.sha256(b"not a regular file\0" + os.fsencode(target)).digest(), 0
-        identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        digest = _cache.get(identity)
-        if digest is None:
-            with open(path, "rb") as file:  # noqa: PTH123
-                digest = hashlib.file_digest(file, "sha256").digest()
-            _cache[identity] = digest
-    except OSError as error:
-        raise EnclaveError(f"measure: {path}: {(error.strerror or str(error)).lower()}") from None
-    return digest, found.st_size

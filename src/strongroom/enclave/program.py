@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from strongroom.cas.renewal import Renewal
-from strongroom.cas.wire import ATTESTED_SECONDS
 from strongroom.enclave.boot import Booted, main
-from strongroom.enclave.config import SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, VaultMount
+from strongroom.enclave.config import BOOT_PYCACHE, SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, VaultMount
+from strongroom.enclave.confine import Confinement, confinement, enclave_user, give, share_memory
+from strongroom.enclave.given import Deposits, given_files
+from strongroom.enclave.lifeline import Lifeline
 from strongroom.enclave.mirrored import Keeper, check_command
+from strongroom.enclave.outputs import Outputs
 from strongroom.enclave.witness import Witness, is_lineage
 from strongroom.errors import EnclaveError, MissingDependencyError, UnsupportedPlatformError
 from strongroom.shield import files
@@ -24,37 +28,55 @@ from strongroom.vault import Vault
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
-_CIPHERTEXT = "/run/strongroom"  # where the launcher puts the vaults
 _MOUNTED = Path("/run/mounted")
 
 
 def run(booted: Booted) -> int:
     """Mount, run, and seal what was written; the program's exit status, 128 + n if signal n ended it."""
+    if enclave_user(booted) is not None:
+        share_memory()
     witness = Witness(booted)
     with ExitStack() as shields:
-        shields.callback(_stay_attested(booted).close)
+        lifeline = shields.enter_context(Lifeline(booted.session, tell=partial(_notice, booted)))
         rules = [rule for rule in booted.config.vaults if rule.mount]
         places = {rule.name: _place(booted, rule) for rule in rules}
-        readable = {r.name: places[r.name] for r in rules if r.access == "read-only"}
+        deposits = shields.enter_context(Deposits(booted))  # before the vaults: they are sealed before it ends
+        readable = {r.name: places[r.name] for r in rules if booted.access(r.name) == "read-only"}
         mounted = shields.enter_context(_readable(booted, readable, witness))
         for rule in rules:
-            if rule.access == "read-write":
+            if booted.access(rule.name) == "read-write":
                 shields.enter_context(_writable(booted, rule.name, places[rule.name], witness))
-        command = [_expand(word, places) for word in booted.config.command]
+        shields.enter_context(given_files(booted, witness))
+        # Places first: what a secret contains is not looked at again.
+        command = [booted.render(_expand(word, places)) for word in booted.config.command]
         if not command:
             raise EnclaveError("command: is empty")
         mirror = next((rule.name for rule in booted.config.vaults if rule.access == "mirror"), None)
         keeper = None
         if mirror is not None:
-            check_command(command)
+            check_command(booted.config.command)
             keeper = shields.enter_context(Keeper(booted, mirror))
             command[1:] = keeper.wrapped(command[1:])
         if command[0] in ("python", "python3"):
             # As an option too: `-I` and `-E` turn the variable off.
             command[:1] = [sys.executable, "-X", f"pycache_prefix={_pycache(booted)}"]
+        if booted.sandboxed:
+            shutil.copytree(BOOT_PYCACHE, SANDBOX_PYCACHE, dirs_exist_ok=True)
+        confined = shields.enter_context(confinement(booted, places))
+        outputs = shields.enter_context(_sealed_outputs(booted))
         booted.control.event("running", command=list(booted.config.command))
         inherited = () if keeper is None else (keeper.descriptor,)
-        status = _supervise(command, _environment(booted), _pycache(booted), hide=booted.sandboxed, inherited=inherited)
+        lifeline.check()
+        status = _supervise(
+            command,
+            _environment(booted),
+            _pycache(booted),
+            lifeline=lifeline,
+            confined=confined,
+            outputs=outputs,
+            inherited=inherited,
+        )
+        lifeline.check()
         booted.control.event("ended", status=status)
         if keeper is not None:
             keeper.check()
@@ -65,18 +87,12 @@ def run(booted: Booted) -> int:
         if mounted is not None and mounted.failure is not None:
             raise mounted.failure
         witness.ended(status)
+        deposits.status = status
     return status
 
 
-def _stay_attested(booted: Booted) -> Renewal:
-    """Show the CAS evidence again and again. Once it refuses, it moves no anchor: nothing more can be committed."""
-    renewal = Renewal(
-        booted.session.renew,
-        lifetime=ATTESTED_SECONDS,
-        tell=lambda text: booted.control.event("notice", text=text),
-    )
-    renewal.start()
-    return renewal
+def _notice(booted: Booted, text: str) -> None:
+    booted.control.event("notice", text=text)
 
 
 def _place(booted: Booted, rule: VaultMount) -> Path:
@@ -106,6 +122,7 @@ def _readable(booted: Booted, places: Mapping[str, Path], witness: Witness) -> I
         if mounted is None:
             for name, place in places.items():
                 opened.enter_context(files.expose(vaults[name], place))
+                give(booted, place)
                 witness.unpacked(name, vaults[name], place)
         else:
             for name in places:
@@ -124,9 +141,9 @@ def _mount(booted: Booted, vaults: Mapping[str, Vault], places: Mapping[str, Pat
         if len(vaults) == 1:
             [(name, opened)] = vaults.items()
             places[name].mkdir(parents=True, exist_ok=True)
-            return files.mount(opened, places[name])
+            return files.mount(opened, places[name], anybody=enclave_user(booted) is not None)
         _MOUNTED.mkdir(parents=True, exist_ok=True)
-        mounted = files.mount(vaults, _MOUNTED)
+        mounted = files.mount(vaults, _MOUNTED, anybody=enclave_user(booted) is not None)
     except (MissingDependencyError, UnsupportedPlatformError) as error:
         booted.control.event("notice", text=f"{error.message}; unpacking sealed data to memory")
         return None
@@ -141,6 +158,7 @@ def _writable(booted: Booted, name: str, place: Path, witness: Witness) -> Itera
     """A directory in memory with the vault's content, sealed and committed when the program has ended."""
     with booted.open_vault(name) as opened:
         files.expose(opened, place)
+        give(booted, place)
         witness.writable(name, opened, place)
         booted.control.event("vault", vault=name, mount=str(place), how="in memory, sealed when the program ends")
         yield
@@ -158,6 +176,26 @@ def _writable(booted: Booted, name: str, place: Path, witness: Witness) -> Itera
             )
 
 
+@contextmanager
+def _sealed_outputs(booted: Booted) -> Iterator[Outputs | None]:
+    """Where the program's standard streams go, if not to the host alone; sealed at the end."""
+    name = booted.config.log
+    if not name:
+        yield None
+        return
+    if not booted.sandboxed:
+        raise EnclaveError("log: nothing is private without a sandbox")
+    if booted.access(name) != "read-write":
+        raise EnclaveError(f"log: the policy gives vault {name} {booted.access(name)}, wanted read-write")
+    with booted.open_vault(name) as opened:
+        outputs = Outputs(quiet=booted.config.quiet, user=enclave_user(booted))
+        try:
+            yield outputs
+        finally:
+            written = outputs.seal(opened)
+            booted.control.event("sealed", vault=name, files=written, lineage=0, root=str(opened.root))
+
+
 def _environment(booted: Booted) -> dict[str, str]:
     """The program's variables: constants, what was measured, and its secrets; nothing that the host has set."""
     if booted.sandboxed:
@@ -168,7 +206,7 @@ def _environment(booted: Booted) -> dict[str, str]:
     return {
         **base,
         "PYTHONPYCACHEPREFIX": _pycache(booted),
-        **booted.config.environment,
+        **{name: booted.render(value) for name, value in booted.config.environment.items()},
         **booted.provisions.environment,
     }
 
@@ -179,34 +217,55 @@ def _pycache(booted: Booted) -> str:
 
 
 def _supervise(
-    command: list[str], environment: Mapping[str, str], pycache: str, *, hide: bool, inherited: Sequence[int] = ()
+    command: list[str],
+    environment: Mapping[str, str],
+    pycache: str,
+    *,
+    lifeline: Lifeline,
+    confined: Confinement,
+    outputs: Outputs | None = None,
+    inherited: Sequence[int] = (),
 ) -> int:
-    """Run a command without privileges, pass signals on, reap orphans (this may be process 1).
+    """Run a command without privileges, pass signals on, reap orphans (this may be process 1), end it with the lease.
 
-    With `hide`, the program does not see the directory of the vaults' ciphertext, which is the host's disk. Of this
-    process's descriptors it gets those that are `inherited`.
+    Of this process's descriptors it gets those that are `inherited`.
     """
     drop = [sys.executable, "-I", "-S", "-X", f"pycache_prefix={pycache}", str(Path(__file__).with_name("drop.py"))]
-    wrapped = [*drop, *(["--hide", _CIPHERTEXT] if hide else []), "--", *command]
-    child = subprocess.Popen(wrapped, env=dict(environment), pass_fds=inherited)  # noqa: S603  # the measured command
+    child = subprocess.Popen(  # noqa: S603  # the measured command
+        [*drop, *confined.arguments, "--", *command],
+        env=dict(environment),
+        pass_fds=(*inherited, *confined.descriptors),
+        stdout=outputs.stdout if outputs else None,
+        stderr=outputs.stderr if outputs else None,
+    )
+    if outputs:
+        outputs.started()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
 
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
+    lifeline.hold(lambda: _kill(child.pid))
     while True:
         try:
             pid, status = os.waitpid(-1, 0)
         except ChildProcessError:
             return child.wait()
         if pid == child.pid:
+            lifeline.release()
             child.returncode = code = os.waitstatus_to_exitcode(status)
             if os.getpid() == 1:
                 # Nothing that the program left running may change its results while they are sealed.
                 with suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)
             return code if code >= 0 else 128 - code
+
+
+def _kill(program: int) -> None:
+    """End a program, and all that it started where this is process 1."""
+    with suppress(ProcessLookupError):
+        os.kill(-1 if os.getpid() == 1 else program, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,11 @@
 With bubblewrap, an enclave has its own namespaces for mounts, processes, network, IPC and host name, sees only the
 interpreter, its environment, the system's programs and its own files, all read-only, and has no network but the sockets
 handed to it. Without, it is an ordinary process of the user, and says so.
+
+- Launched by a plain user, it is in a user namespace, in which it is root: what makes one has every right over what is
+  in it, and so has every other process of that user.
+- Launched by root, the program of an enclave has a user id that nothing else on the machine has, and there is no user
+  namespace. Its boot process stays root, with the capabilities that it needs to mount vaults and hand files over.
 """
 
 from __future__ import annotations
@@ -21,7 +26,14 @@ from strongroom.enclave.measure import Environment
 from strongroom.errors import UnsupportedPlatformError
 
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/localtime")
+_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/nsswitch.conf", "/etc/localtime")
+_USERS = ("--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0")
+_ROOTS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+# For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the program,
+# which gets no capability at all.
+_USERS_CAPABILITIES = ("CAP_SYS_ADMIN",)
+# And without one: to give the program what is its own, take it back, become its user, and end it.
+_ROOTS_CAPABILITIES = (*("CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"),)
 
 
 def require_linux() -> None:
@@ -46,24 +58,27 @@ def can_disable_user_namespaces(bwrap: str) -> bool:
     return _works([bwrap, "--disable-userns"])
 
 
+@functools.cache
+def separate_users(bwrap: str) -> bool:
+    """Whether enclaves can have user ids of their own here: launched by root, which may do without a user namespace."""
+    return os.geteuid() == 0 and _starts([bwrap, *_ROOTS, *_capabilities(_ROOTS_CAPABILITIES)])
+
+
 def _works(command: list[str]) -> bool:
-    trial = [
-        *command,
-        "--unshare-all",
-        "--unshare-user",
-        "--uid",
-        "0",
-        "--gid",
-        "0",
-        "--ro-bind",
-        "/",
-        "/",
-        "/bin/true",
-    ]
+    return _starts([*command, *_USERS])
+
+
+def _starts(command: list[str]) -> bool:
+    trial = [*command, "--ro-bind", "/", "/", "/bin/true"]
     try:
         return subprocess.run(trial, capture_output=True, timeout=20, check=False).returncode == 0  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+def _capabilities(names: Sequence[str]) -> list[str]:
+    """Started by root, bubblewrap would leave nearly all of them."""
+    return ["--cap-drop", "ALL", *(word for name in names for word in ("--cap-add", name))]
 
 
 def fuse_available() -> bool:
@@ -77,51 +92,61 @@ def bubblewrap_command(
     *,
     environment: Environment,
     program: Path,
+    identities: Path,
     vaults: Mapping[str, tuple[Path, bool]],
     mirror: Path | None,
+    hosts: Mapping[str, Path],
     fuse: bool,
     info_fd: int,
+    separate: bool = False,
 ) -> list[str]:
     """The command that runs `inner` in a sandbox.
 
     Args:
         program: a directory with exactly the program's files.
+        identities: a directory with the files ``passwd``, ``group`` and ``hosts`` that it sees.
         vaults: place on the host, and whether it is writable, by name.
         mirror: a directory on the host that the program's mirror is written to.
+        hosts: directories on the host that are shown to the program, by their paths in the enclave.
         fuse: let the enclave mount file systems of its own.
         info_fd: where bubblewrap reports the process id.
+        separate: the program will have a user id of its own: no user namespace.
     """
-    command = [bwrap, "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session", "--as-pid-1"]
-    if can_disable_user_namespaces(bwrap):
+    command = [bwrap, *(_ROOTS if separate else _USERS), "--die-with-parent", "--new-session", "--as-pid-1"]
+    if not separate and can_disable_user_namespaces(bwrap):
         command.append("--disable-userns")
-    # Started by root, bubblewrap would leave nearly every capability.
-    command += ["--uid", "0", "--gid", "0", "--cap-drop", "ALL", "--hostname", "enclave", "--info-fd", str(info_fd)]
+    command += _capabilities(_ROOTS_CAPABILITIES if separate else _USERS_CAPABILITIES)
+    command += ["--hostname", "enclave", "--info-fd", str(info_fd)]
     command += ["--ro-bind", "/usr", "/usr"]
     for path in _SYSTEM:
         if os.path.islink(path):  # noqa: PTH114
             command += ["--symlink", os.readlink(path), path]  # noqa: PTH115
         elif os.path.isdir(path):  # noqa: PTH112
             command += ["--ro-bind", path, path]
+    command += ["--dir", "/etc"]  # of directories that bubblewrap makes on its own, it lets only their owner enter some
     for path in _ETC:
         command += ["--ro-bind-try", path, path]
+    for name in ("passwd", "group", "hosts"):
+        command += ["--ro-bind", str(identities / name), f"/etc/{name}"]
     # /proc/sys asks for root's user id, not for a capability: launched by root, a program could write to it.
     command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the enclave's own
-    for root in _visible(environment):
+    for root in visible(environment):
+        for parent in reversed(root.parents[:-1]):
+            command += ["--dir", str(parent)]
         command += ["--ro-bind", str(root), str(root)]
     command += ["--ro-bind", str(program), PROGRAM_DIRECTORY, "--dir", VAULTS_DIRECTORY]
     for name, (place, writable) in vaults.items():
         command += ["--bind" if writable else "--ro-bind", str(place), f"{VAULTS_DIRECTORY}/{name}"]
+    for shown, place in hosts.items():
+        command += ["--bind", str(place), shown]
     if mirror is not None:
         command += ["--bind", str(mirror), MIRROR_DIRECTORY]
-    # For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the
-    # program, which gets no capability at all.
-    command += ["--cap-add", "CAP_SYS_ADMIN"]
     if fuse:
         command += ["--dev-bind", "/dev/fuse", "/dev/fuse"]
     return [*command, "--chdir", PROGRAM_DIRECTORY, "--", *inner]
 
 
-def _visible(environment: Environment) -> list[Path]:
+def visible(environment: Environment) -> list[Path]:
     """The environment's directories, without those that lie in one another or in /usr."""
     roots = [environment.base_prefix, environment.prefix, environment.stdlib, *environment.site_packages]
     roots += [environment.package, environment.executable.resolve().parent]
@@ -130,3 +155,11 @@ def _visible(environment: Environment) -> list[Path]:
         if not any(root.is_relative_to(other) for other in [*kept, Path("/usr")]):
             kept.append(root)
     return kept
+
+
+def readable_by_others(environment: Environment) -> bool:
+    """Whether a program with another user id could run in this environment, as far as its top directories tell."""
+    roots = [environment.prefix, environment.base_prefix, environment.stdlib, *environment.site_packages]
+    return all(root.stat().st_mode & 0o005 == 0o005 for root in [*roots, environment.package]) and bool(
+        environment.executable.stat().st_mode & 0o001
+    )

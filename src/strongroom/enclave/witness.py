@@ -22,10 +22,12 @@ from strongroom import __version__
 from strongroom.attest.binding import parse_canonical
 from strongroom.crypto import content_digest, random_bytes
 from strongroom.enclave.boot import Booted
+from strongroom.enclave.config import VaultMount
 from strongroom.errors import EnclaveError, FormatError, UsageError
 from strongroom.lineage import SUFFIX
 from strongroom.lineage.statement import MAX_NAME, DataSet, MirrorState, Output, Run
-from strongroom.lineage.tree import Tree, directory_tree, pieces, vault_tree
+from strongroom.lineage.tree import Tree, directory_tree, file_tree, pieces, vault_tree
+from strongroom.sealed import Root
 from strongroom.vault import Vault
 
 _LONG = 4 << 30  # bytes that take seconds to digest: then it is said
@@ -100,6 +102,11 @@ class Witness:
         self._before[name] = _Before(place, tree, statements, marks)
         self._note(name, opened, tree, "memory")
 
+    def sealed_file(self, name: str, root: Root | None, place: Path) -> None:
+        """A sealed file was decrypted to `place`."""
+        rule = next(rule for rule in self.booted.config.sealed if rule.name == name)
+        self._noted(rule, root, file_tree(place), "memory")
+
     def mirror(self, state: MirrorState) -> None:
         """The mirror of a training, as it is when the program has ended."""
         self._mirrors.append(state)
@@ -161,16 +168,19 @@ class Witness:
 
     def _note(self, name: str, opened: Vault, tree: Tree, delivery: str) -> None:
         rule = next(rule for rule in self.booted.config.vaults if rule.name == name)
-        root = opened.root
+        self._noted(rule, opened.root, tree, delivery)
+
+    def _noted(self, rule: VaultMount, root: Root | None, tree: Tree, delivery: str) -> None:
         if root is None:
-            raise EnclaveError(f"vault {name}: has no root")
-        self._data[name] = DataSet(
-            name, rule.mount, rule.access, delivery, str(root), tree.digest.hex(), tree.files, tree.size
+            raise EnclaveError(f"vault {rule.name}: has no root")
+        self._data[rule.name] = DataSet(
+            rule.name, rule.mount, rule.access, delivery, str(root), tree.digest.hex(), tree.files, tree.size
         )
 
     def _run(self) -> Run:
         boot: dict[str, Any] = dict(parse_canonical(self.booted.config.to_bytes()))
-        data = tuple(self._data[rule.name] for rule in self.booted.config.vaults if rule.name in self._data)
+        rules = (*self.booted.config.vaults, *self.booted.config.sealed)
+        data = tuple(self._data[rule.name] for rule in rules if rule.name in self._data)
         return Run(self._invocation, self._started, __version__, boot, data, tuple(self._mirrors))
 
     def _notice(self, text: str) -> None:

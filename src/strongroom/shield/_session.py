@@ -37,19 +37,21 @@ class Session:
     answers reads and takes writes meanwhile.
     """
 
-    def __init__(self, operations: VaultOperations, mountpoint: str, *, source: str, allow_other: bool) -> None:
+    def __init__(
+        self, operations: VaultOperations, mountpoint: str, *, source: str, allow_other: bool, anybody: bool = False
+    ) -> None:
         self._operations = operations
         self._mountpoint = mountpoint
         self._ended = False
         self._error: BaseException | None = None
         # Requests then have the kernel's largest size, 1 MiB; `max_read` itself cannot be set through pyfuse3.
         options = {f"fsname={source}", "subtype=vault"}
-        if allow_other or os.getuid() != 0:
+        if not anybody and (allow_other or os.getuid() != 0):
             # Else only root comes in, whom no permission stops: and each change of a directory saves a request.
             options.add("default_permissions")
         if not operations.places.writable:
             options.add("ro")
-        if allow_other:
+        if allow_other or anybody:
             options.add("allow_other")
         operations.commit = self._commit_all
         self._shown = [shown for shown in operations.places.shown if shown.writable]

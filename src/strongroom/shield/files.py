@@ -97,6 +97,7 @@ def mount(
     mountpoint: str | os.PathLike[str],
     *,
     allow_other: bool = False,
+    anybody: bool = False,
     source: str = "strongroom",
 ) -> MountedVault:
     """Show a vault as a file system, served from a thread of this process.
@@ -113,6 +114,7 @@ def mount(
         vault: one, or several by the name of the directory each shall have: a process has one mount at a time.
         mountpoint: an empty directory.
         allow_other: let other users of the machine see the files, as far as their permission bits allow.
+        anybody: let them see and use all of them, whatever these bits say: for an enclave, which has no others.
         source: what `df` and `/proc/self/mountinfo` call it.
 
     Raises:
@@ -144,7 +146,9 @@ def mount(
     try:
         mounted = MountedVault(path)
         operations = _fuse.VaultOperations(vaults, mounted._fail)
-        mounted._session = _session.Session(operations, str(path), source=source, allow_other=allow_other)
+        mounted._session = _session.Session(
+            operations, str(path), source=source, allow_other=allow_other, anybody=anybody
+        )
         atexit.register(mounted.unmount)
     except BaseException:
         _one_mount.release()

@@ -184,6 +184,7 @@ def _certification(data: bytes, start: int, wanted: int) -> bytes:
     return data[start + _CERTIFICATION.size :]
 
 
+@lru_cache(maxsize=64)  # a platform shows the same ones in every quote
 def _certificates(pem: bytes) -> tuple[VendorCertificate, ...]:
     """The chain in a quote: PEM (RFC 7468) with lines of 64 characters, LF or CR LF throughout, in canonical base64.
 
@@ -211,7 +212,6 @@ def _certificates(pem: bytes) -> tuple[VendorCertificate, ...]:
     return tuple(found)
 
 
-# A platform shows the same three in every quote.
 _certificate = lru_cache(maxsize=64)(VendorCertificate)
 
 

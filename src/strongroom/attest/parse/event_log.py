@@ -25,6 +25,7 @@ from strongroom.crypto import digest
 from strongroom.errors import FormatError
 
 MAX_EVENTS = 8192
+MAX_LOG_AREA = 1 << 20
 
 _SPEC_ID = b"Spec ID Event03\0"
 _LOCALITY = b"StartupLocality\0"
@@ -146,6 +147,22 @@ def parse_event_log(raw: bytes) -> tuple[Event, ...]:
     """
     if len(raw) > MAX_EVENT_LOG:
         raise FormatError(f"event log: {len(raw)} bytes, wanted at most {MAX_EVENT_LOG}")
+    return _events(raw, len(raw))[0]
+
+
+def parse_log_area(raw: bytes) -> tuple[tuple[Event, ...], int]:
+    """The events of the whole area of memory that firmware sets aside for its log, and where the last one ends.
+
+    Zeros alone, or ones alone, may follow it. Raises as `parse_event_log` does.
+    """
+    if len(raw) > MAX_LOG_AREA:
+        raise FormatError(f"event log: {len(raw)} bytes, wanted at most {MAX_LOG_AREA}")
+    # From there on there is padding only: an event that begins in it would be of no register, or without a digest.
+    return _events(raw, min(len(raw.rstrip(b"\0")), len(raw.rstrip(b"\xff"))))
+
+
+def _events(raw: bytes, end: int) -> tuple[tuple[Event, ...], int]:
+    """The events that begin before `end`, and where the last one ends."""
     pcr, kind, zeros, size = _FIRST.unpack(_part(raw, 0, _FIRST.size))
     spec = _part(raw, _FIRST.size, size)
     if pcr or kind != NO_ACTION or any(zeros) or not spec.startswith(_SPEC_ID):
@@ -153,12 +170,12 @@ def parse_event_log(raw: bytes) -> tuple[Event, ...]:
     algorithms = _algorithms(spec)
     events: list[Event] = []
     at = _FIRST.size + size
-    while at < len(raw):
+    while at < end:
         if len(events) == MAX_EVENTS:
             raise FormatError(f"event log: more than {MAX_EVENTS} events")
         event, at = _event(raw, at, algorithms)
         events.append(event)
-    return tuple(events)
+    return tuple(events), at
 
 
 def _algorithms(spec: bytes) -> dict[int, tuple[str, int]]:

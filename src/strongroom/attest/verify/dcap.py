@@ -3,11 +3,14 @@
 1. Parse the quote; a debug enclave is refused before anything else, whoever signed it.
 2. Find the vendor root: Intel's for `tdx` and `sgx`, the one that the endorsements carry for `simulated`.
 3. Let `dcap-qvl` follow every signature from that root to the quote at `now`, with the revocation lists, and find the
-   platform's TCB level. Its answer is kept for the enclave's next quote (`dcap_kept`).
+   platform's TCB level.
 4. Follow the quote's own signatures in our own code too (`dcap_chain`).
 5. Compare its reading of the report and the platform with ours, so that no two parsers ever disagree about what was
    signed; and judge the platform too (`dcap_tcb.judge`): `dcap-qvl` takes TCB information of any version and PCE, and
    by any signer under the root. Of two levels the worse counts (`dcap_tcb.worse`).
+
+Of the enclave's next quote the signature is verified, and steps 3 to 5 are not repeated while their outcome is known
+(`dcap_kept`).
 
 `dcap-qvl` enforces no policy here: status, advisories and what it would else decide about (hyperthreading, platforms to
 which processors may be added) go into the claims, for `appraise`. It reads SGX quotes of version 3 only: for later ones
@@ -22,6 +25,7 @@ import datetime as dt
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,10 +38,10 @@ from strongroom.attest.parse.dcap import Quote, parse_quote
 from strongroom.attest.parse.dcap_body import SgxReport
 from strongroom.attest.parse.pck import Platform
 from strongroom.attest.verify.anchors import INTEL_ROOT, Anchors
-from strongroom.attest.verify.dcap_chain import follow
+from strongroom.attest.verify.dcap_chain import check_signature, follow
 from strongroom.attest.verify.dcap_claims import TcbLevel, dcap_claims
 from strongroom.attest.verify.dcap_kept import Answer, Answers, key_of
-from strongroom.attest.verify.dcap_tcb import follow_with, judge, worse
+from strongroom.attest.verify.dcap_tcb import follow_with, judge, window_of, worse
 from strongroom.crypto.chains import VendorCertificate
 from strongroom.errors import (
     DebugEnclaveError,
@@ -121,22 +125,25 @@ def verify_dcap(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
     if kind == "sgx" and quote.version > 3:
         # 3 and 4
         platform, level = follow_with(parse_collateral(evidence.endorsements), quote, root, now=now, intel=intel)
-    else:
-        # 3
-        key = key_of(quote, evidence.endorsements, root)
-        answer, verified = _answers.get(key, now=now), None
-        if answer is None:
-            verified = _let_follow(evidence.tee, quote, collateral, root, now)
-            answer = _answer(evidence.tee, verified, now)
-        level = answer.level
-        # 4
-        platform = follow(quote, root, now=now, intel=intel)
-        # 5
-        if verified is not None:
-            _same_reading(verified, quote, platform)
-        level = worse(level, judge(quote, platform, parse_collateral(evidence.endorsements), root, now=now))
-        _answers.keep(key, answer)
-    return dcap_claims(evidence.tee, quote, platform, level, root.fingerprint)
+        return dcap_claims(evidence.tee, quote, platform, level, root.fingerprint)
+    key = key_of(evidence.tee, quote, evidence.endorsements, root)
+    known = _answers.get(key, now=now)
+    if known is not None:
+        check_signature(quote)
+        return replace(known.claims, report_data=quote.report.report_data)
+    # 3
+    verified = _let_follow(evidence.tee, quote, collateral, root, now)
+    level, window = _level(evidence.tee, verified, now)
+    # 4
+    platform = follow(quote, root, now=now, intel=intel)
+    # 5
+    _same_reading(verified, quote, platform)
+    endorsed = parse_collateral(evidence.endorsements)
+    level = worse(level, judge(quote, platform, endorsed, root, now=now))
+    claims = dcap_claims(evidence.tee, quote, platform, level, root.fingerprint)
+    windows = [window, *window_of(endorsed), root.valid, *(each.valid for each in quote.certificates)]
+    _answers.keep(key, Answer(claims, max(start for start, _ in windows), min(end for _, end in windows)))
+    return claims
 
 
 def refuse_debug(tee: str, quote: Quote) -> None:
@@ -249,8 +256,8 @@ def _ask(question: Callable[[], Any]) -> Any:
         raise _RefusalError("the verifier could not read it") from None
 
 
-def _answer(tee: str, verified: dict[str, Any], now: int) -> Answer:
-    """The platform's level, and when it holds.
+def _level(tee: str, verified: dict[str, Any], now: int) -> tuple[TcbLevel, tuple[int, int]]:
+    """The platform's level, and from when until when it holds.
 
     dcap-qvl takes revocation lists before they are in force, so dates are looked at again.
     """
@@ -260,7 +267,7 @@ def _answer(tee: str, verified: dict[str, Any], now: int) -> Answer:
         raise _expired(tee, now, f"an endorsement is of {starts}, or ends at {expires}")
     tcb = verified["tcb"]
     level = TcbLevel(tcb["status"], tuple(tcb["advisory_ids"]), tcb["eval_data_number"], expires)
-    return Answer(level, starts, expires)
+    return level, (starts, expires)
 
 
 def _expired(tee: str, now: int, reason: str) -> ExpiredError:

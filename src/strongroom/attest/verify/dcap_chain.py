@@ -68,12 +68,21 @@ def follow(
     # 4
     _check_quoting_enclave(quote, intel=intel)
     # 5
+    check_signature(quote)
+    return platform
+
+
+def check_signature(quote: Quote) -> None:
+    """Step 5 of `follow`."""
+    _check("quote", _attestation_key(quote.attestation_key), quote.signature, quote.signed)
+
+
+@lru_cache(maxsize=64)  # a quoting enclave keeps its own for months
+def _attestation_key(point: bytes) -> VendorKey:
     try:
-        key = VendorKey(_P256_SPKI + quote.attestation_key)
+        return VendorKey(_P256_SPKI + point)
     except FormatError:
         raise VerificationError("attestation key: not a point on P-256") from None
-    _check("quote", key, quote.signature, quote.signed)
-    return platform
 
 
 def _check_quoting_enclave(quote: Quote, *, intel: bool) -> None:

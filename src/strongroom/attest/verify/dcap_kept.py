@@ -1,13 +1,15 @@
-"""Answers of `dcap-qvl`, kept so that it is not asked the same again for every quote of an enclave.
+"""What was verified of a quote, kept so that it is not found out again for every quote of an enclave.
 
 Two quotes that one enclave asks for, under the same endorsements, differ in their report data and in the attestation
-key's signature. Of these two `dcap-qvl` finds out one thing: that the signature holds; and `dcap_chain.follow` checks
-that of every quote anyway. So:
+key's signature. That signature is verified of every quote (`dcap_chain.check_signature`); all else is as it was, since
+it depends on nothing else, but for the time. So:
 
-- An answer stands for quotes that are the same, byte for byte, in all else, under the same root and endorsements.
-- Only acceptance is kept, and only once both parsers have read that quote alike. A refusal is asked for anew.
+- An answer stands for quotes that are the same, byte for byte, in all else, of the same kind, under the same root and
+  endorsements.
+- Only acceptance is kept, and only once both parsers have read that quote alike. A refusal is found out anew.
 - It stands between the latest date from which something holds and the earliest at which something ends, of all
-  certificates, revocation lists and documents, by its own account. At those seconds and outside it is asked anew.
+  certificates, revocation lists and documents, by `dcap-qvl`'s account and by ours. At those seconds and outside
+  everything is verified anew.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from strongroom.attest.claims import Claims
 from strongroom.attest.parse.dcap import Quote
-from strongroom.attest.verify.dcap_claims import TcbLevel
 from strongroom.crypto import digest
 from strongroom.crypto.chains import VendorCertificate
 
@@ -26,9 +28,9 @@ _MOST = 256
 
 @dataclass(frozen=True)
 class Answer:
-    """What it says of the platform's level, from when, and until when."""
+    """The claims of one such quote, from when they hold, and until when."""
 
-    level: TcbLevel
+    claims: Claims
     starts: int
     expires: int
 
@@ -60,6 +62,7 @@ class Answers:
             self._kept.clear()
 
 
-def key_of(quote: Quote, endorsements: bytes, root: VendorCertificate) -> bytes:
+def key_of(tee: str, quote: Quote, endorsements: bytes, root: VendorCertificate) -> bytes:
     """What an answer is kept by: a digest of all that it depends on, but for report data, signature and time."""
-    return digest(*(digest(part) for part in (*quote.without_report_data(), endorsements, root.der)))
+    parts = (tee.encode(), *quote.without_report_data(), endorsements, root.der)
+    return digest(*(digest(part) for part in parts))

@@ -128,6 +128,12 @@ def judge(quote: Quote, platform: Platform, collateral: Collateral, root: Vendor
     )
 
 
+def window_of(collateral: Collateral) -> tuple[tuple[int, int], ...]:
+    """From when until when each of the two documents holds, seconds since 1970."""
+    windows = parse_tcb_info(collateral.tcb_info).window, parse_qe_identity(collateral.qe_identity).window
+    return tuple((window.start, window.end) for window in windows)
+
+
 def worse(first: TcbLevel, second: TcbLevel) -> TcbLevel:
     """Of two opinions on one platform the worse status, what either advises, the older number and the nearer end."""
     return TcbLevel(
