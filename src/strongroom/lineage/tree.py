@@ -116,6 +116,12 @@ def directory_tree(directory: Path) -> Tree:
         ) from None
 
 
+def file_tree(file: Path) -> Tree:
+    """The tree of one file, under its name."""
+    with file.open("rb") as opened:
+        return digest_tree([(file.name, _FILE, pieces(opened))])
+
+
 def _in_directory(directory: Path) -> Iterator[Entry]:
     for top, folders, names in os.walk(directory, onerror=_raise):
         for name in [*names, *folders]:
