@@ -118,16 +118,34 @@ assert sorted(os.listdir(out)) == ["deep", "model"], os.listdir(out)
         assert lineage.require_data(vault_tree(opened), "data").delivery == "memory"
 
 
-def test_data_that_a_program_could_open_but_boot_not_list_is_refused(world, bubblewrap, monkeypatch):
-    """Without FUSE, where data is digested as it was unpacked, by no more rights than the program has."""
-    monkeypatch.setattr(sandbox, "fuse_available", lambda: False)
+def hidden_data(world):
+    """A job whose program opens a file in a directory that may be entered and not listed."""
     data = world.seal("data", **{"clean": b"1", "hidden/poison": b"2"})
     with data.open("r+") as opened:
         opened.change(opened.stat("hidden").inode, mode=0o311)
     source = "import sys; open(sys.argv[2] + '/model', 'w').write(open(sys.argv[1] + '/hidden/poison').read())"
-    job = world.job(source, *PATHS, rules=(DATA, OUT), vaults={"data": data, "out": world.seal("out")})
+    return world.job(source, *PATHS, rules=(DATA, OUT), vaults={"data": data, "out": world.seal("out")}), data
+
+
+def test_data_that_a_program_could_open_but_boot_not_list_is_refused(world, bubblewrap, monkeypatch):
+    """Without FUSE, where data is digested as it was unpacked, by no more rights than the program has."""
+    monkeypatch.setattr(sandbox, "fuse_available", lambda: False)
+    monkeypatch.setattr(sandbox, "separate_users", lambda bwrap: False)
+    job, _ = hidden_data(world)
     with pytest.raises(UsageError, match="/data/hidden cannot be listed or read"):
         job.run()
+
+
+def test_data_that_boot_alone_may_list_is_stated_whole(world, bubblewrap, monkeypatch):
+    """With a user id for the program: boot, which is root's, has more rights than the program."""
+    if not sandbox.separate_users(bubblewrap or "bwrap"):
+        pytest.skip("only root gives programs user ids of their own")
+    monkeypatch.setattr(sandbox, "fuse_available", lambda: False)
+    job, data = hidden_data(world)
+    assert job.run()[0] == 0
+    lineage = verify(job, contents(job), "model")
+    with data.open() as opened:
+        assert lineage.require_data(vault_tree(opened), "data").delivery == "memory"
 
 
 def test_a_run_that_fails_states_nothing_and_takes_nothing_from_what_it_left_alone(trained, world):

@@ -233,7 +233,7 @@ def launch(
             if isolation.separate and config.role == "program":
                 why = "it writes to a directory of yours" if mirror or shown else _closed_to_others(here)
                 if why:
-                    tell("notice", {"text": f"no user id of its own for the program: {why}"})
+                    tell("notice", _notice(f"no user id of its own for the program: {why}"))
                 else:
                     user = resources.enter_context(closing(allocate()))
                     descriptors.append(user.descriptor)
@@ -273,7 +273,7 @@ def launch(
         group = make_group(limits or Limits())
         resources.callback(group.close)
         for note in group.notes:
-            tell("notice", {"text": note})
+            tell("notice", _notice(note))
         with group.processors_of_children():
             process = subprocess.Popen(  # noqa: S603  # what was measured, or bubblewrap around it
                 group.entered(command),
@@ -369,6 +369,11 @@ def _closed_to_others(environment: Environment) -> str | None:
     if sandbox.readable_by_others(environment):
         return None
     return f"{environment.prefix} and what it needs are closed to other users (chmod -R o+rX opens them)"
+
+
+def _notice(text: str) -> dict[str, Any]:
+    """As an enclave reports one."""
+    return {"event": "notice", "text": text}
 
 
 def _give(user: int, program: Path, streams: Sequence[int | None]) -> None:
