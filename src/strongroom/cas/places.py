@@ -60,7 +60,7 @@ class VaultRule:
 
     def access_of(self, replica: int | None) -> str:
         """The access that an enclave has which is that replica, or none."""
-        return "read-only" if self.writers is not None and replica not in self.writers else self.access
+        return _access(self, replica)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,11 @@ class SealedRule:
 
     def access_of(self, replica: int | None) -> str:
         """The access that an enclave has which is that replica, or none."""
-        return "read-only" if self.writers is not None and replica not in self.writers else self.access
+        return _access(self, replica)
+
+
+def _access(rule: VaultRule | SealedRule, replica: int | None) -> str:
+    return "read-only" if rule.writers is not None and replica not in rule.writers else rule.access
 
 
 @dataclass(frozen=True)
