@@ -7,11 +7,11 @@ it is. Lengths are capped before anything is decoded, and one value has one enco
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.errors import FormatError
 
 TEES = ("sgx", "tdx", "snp", "tpm", "azure-snp", "azure-tdx", "nitro", "nvidia", "simulated")
@@ -99,13 +99,9 @@ def _decode(name: str, text: object, cap: int) -> bytes:
         raise FormatError(f"{name}: got a {type(text).__name__}, wanted base64")
     _cap(name, len(text) // 4 * 3, cap + 2)
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raw = b""
-    # The decoder forgives stray bits and padding; one value has one encoding here.
-    if base64.b64encode(raw).decode() != text:
-        raise FormatError(f"{name}: not base64")
-    return raw
+        return base64_bytes(text)
+    except ValueError:
+        raise FormatError(f"{name}: not base64") from None
 
 
 @lru_cache(maxsize=8)  # the same for months, from every enclave of a platform

@@ -12,7 +12,6 @@ Sources: C2SP signed-note (notes, key IDs, vkeys), tlog-checkpoint (the text), t
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from strongroom.cas.log_tree import HASH_SIZE, MAX_SIZE
 from strongroom.cas.wire import FINGERPRINT
 from strongroom.crypto import PublicKey, SigningKey, digest
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.crypto.notes import (
     ED25519_KEY_SIZE,
     ED25519_SIGNATURE_SIZE,
@@ -98,12 +98,9 @@ def _signature(line: str) -> NoteSignature:
 
 def _base64(text: str, what: str) -> bytes:
     try:
-        value = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise FormatError(f"{what} is not base64") from None
-    if base64.b64encode(value).decode() != text:
-        raise FormatError(f"{what} is not base64 in its one spelling")
-    return value
+        return base64_bytes(text)
+    except ValueError:
+        raise FormatError(f"{what} is not base64 in its one spelling") from None
 
 
 @dataclass(frozen=True, slots=True)

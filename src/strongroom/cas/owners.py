@@ -9,8 +9,6 @@ Rules:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import Any
 from strongroom.cas.document import FINGERPRINT, Table, number
 from strongroom.cas.wire import b64, bytes_field, text_field
 from strongroom.crypto import PublicKey, Signer
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.errors import FormatError, UnauthorizedError, VerificationError
 
 MAX_OWNERS = 32
@@ -209,8 +208,8 @@ def _key(table: Table, name: str) -> PublicKey | None:
 
 def _spki(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return base64_bytes(text)
+    except ValueError:
         raise FormatError("not base64") from None
 
 

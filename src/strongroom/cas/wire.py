@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from strongroom.attest.issuer import CAS_URI as CAS_URI
+from strongroom.crypto.encoding import base64_bytes, hex_bytes
 from strongroom.errors import FormatError
 
 CONFIGURATION_INFO = b"strongroom/cas/configuration/v1"
@@ -65,16 +65,16 @@ def text_field(body: Mapping[str, Any], field: str) -> str:
 
 
 def bytes_field(body: Mapping[str, Any], field: str) -> bytes:
-    """Raises FormatError unless `field` is a base64 string."""
+    """Raises FormatError unless `field` is a string of base64 in its one spelling."""
     try:
-        return base64.b64decode(text_field(body, field), validate=True)
-    except (binascii.Error, ValueError):
+        return base64_bytes(text_field(body, field))
+    except ValueError:
         raise FormatError(f"{field}: not base64") from None
 
 
 def hex_field(body: Mapping[str, Any], field: str) -> bytes:
-    """Raises FormatError unless `field` is a hexadecimal string."""
+    """Raises FormatError unless `field` is a string of lower-case hexadecimal."""
     try:
-        return bytes.fromhex(text_field(body, field))
+        return hex_bytes(text_field(body, field))
     except ValueError:
-        raise FormatError(f"{field}: not hexadecimal") from None
+        raise FormatError(f"{field}: not lower-case hexadecimal") from None

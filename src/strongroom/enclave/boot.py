@@ -13,7 +13,6 @@ takes step 1, shows its evidence to its servers instead, and receives nothing.
 from __future__ import annotations
 
 import argparse
-import base64
 import ctypes
 import os
 import signal
@@ -29,6 +28,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.cas.client import CasAnchor
 from strongroom.cas.session import EnclaveSession, Provisions
 from strongroom.cas.templates import parse_template
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import CAS, Control
 from strongroom.enclave.drop import filter_calls
@@ -178,7 +178,7 @@ def configured(control: Control) -> tuple[BootConfig, Mapping[str, Any]]:
 
 def _configuration(answer: Mapping[str, Any]) -> tuple[BootConfig, Mapping[str, Any]]:
     try:
-        raw = base64.b64decode(answer["config"], validate=True)
+        raw = base64_bytes(answer["config"])
         layout = answer["layout"]
     except (KeyError, TypeError, ValueError):
         raise FormatError("boot configuration: the host sent none") from None

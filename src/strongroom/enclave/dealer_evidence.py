@@ -11,7 +11,6 @@ No secret passes. What follows on the channel is the computation, as with any ot
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import struct
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_QUOTE, Evidence
 from strongroom.attest.verify import verify
 from strongroom.channel import TlsStream
 from strongroom.crypto import random_bytes
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -141,8 +141,8 @@ def _parse(answer: bytes) -> tuple[bytes, Evidence]:
         fields = json.loads(answer)
         if set(fields) != {"claims", "evidence"}:
             raise ValueError
-        claims = base64.b64decode(fields["claims"], validate=True)
-    except (ValueError, TypeError, RecursionError, binascii.Error):
+        claims = base64_bytes(fields["claims"])
+    except (ValueError, TypeError, RecursionError):
         raise FormatError("evidence: wanted an object of exactly claims and evidence") from None
     return claims, Evidence.from_wire(fields["evidence"])
 

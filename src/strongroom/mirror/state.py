@@ -11,7 +11,6 @@ finite (a NaN other than the usual one by its bits in hexadecimal), ``a`` an arr
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import json
 import math
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ def decode(value: object, make: Make) -> Any:
                     return nan
             if tag == "b" and isinstance(content, str):
                 try:
-                    return base64.b64decode(content, validate=True)
-                except (binascii.Error, ValueError):
+                    return base64_bytes(content)
+                except ValueError:
                     pass
             if tag == "a" and isinstance(content, list) and len(content) == 2:
                 kind, index = content

@@ -6,7 +6,6 @@ Pure: `appraise_service` reads no clock, no network and no file.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from strongroom.attest.token import MAX_TOKEN, verify_token
 from strongroom.attest.verify import verify
 from strongroom.cas.wire import TIME_TOKEN
 from strongroom.crypto import Certificate, digest
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.errors import (
     AttestationError,
     BindingError,
@@ -285,11 +285,10 @@ def _names(names: object) -> str:
 def _decode(value: object, what: str, cap: int) -> bytes:
     text = a_name(value, what, cap=4 * (cap // 3 + 1))
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        raw = base64_bytes(text)
+    except ValueError:
         raw = b""
-    # The decoder forgives stray bits; one value has one encoding here.
-    if not raw or len(raw) > cap or base64.b64encode(raw).decode() != text:
+    if not raw or len(raw) > cap:
         raise FormatError(f"{what}: not the base64 of 1 to {cap} bytes")
     return raw
 

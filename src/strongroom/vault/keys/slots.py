@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from strongroom.crypto import KEY_SIZE, NONCE_SIZE, TAG_SIZE, derive, digest, equal, open_box, seal_box
+from strongroom.crypto.encoding import base64_bytes
 from strongroom.crypto.password import SALT_SIZE, PasswordCost
 from strongroom.errors import FormatError, TamperedError, UsageError, WrongKeyError
 from strongroom.sealed.anchor import DIGEST_SIZE, Root
@@ -308,7 +309,7 @@ def _number(where: str, value: object) -> int:
 
 def _binary(where: str, value: object, least: int, most: int) -> bytes:
     try:
-        data = base64.b64decode(_string(where, value), validate=True)
+        data = base64_bytes(_string(where, value))
     except ValueError:
         raise FormatError(f"keys file: {where}: wanted base64") from None
     if not least <= len(data) <= most:
