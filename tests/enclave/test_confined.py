@@ -130,7 +130,7 @@ def test_a_terminal_has_its_size_and_a_change_arrives(world, bubblewrap):
     source = """
 import os, signal, sys
 # Not print: the signal may arrive within the print below, whose buffer cannot be entered twice.
-signal.signal(signal.SIGWINCH, lambda *a: (os.write(1, f"{os.get_terminal_size(0)}\n".encode()), os._exit(0)))
+signal.signal(signal.SIGWINCH, lambda *a: (os.write(1, f"{os.get_terminal_size(0)}\\n".encode()), os._exit(0)))
 print(os.isatty(0), os.get_terminal_size(0), flush=True)
 while True: signal.pause()
 """
