@@ -40,7 +40,7 @@ from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.attest.token import jwk
 from strongroom.attest.verify import dcap, dcap_chain, verify
 from strongroom.cas import EnclaveSession, OwnerClient, running_cas
-from strongroom.cas.client import dial_cas, split_address
+from strongroom.cas.client.address import dial_cas, split_address
 from strongroom.channel import HttpClient, Identity, Server, bind, tls_info
 from strongroom.crypto import Certificate, SigningKey, chains, random_bytes
 from strongroom.crypto.chains import VendorCertificate

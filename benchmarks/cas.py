@@ -39,9 +39,9 @@ from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.verify import verify
 from strongroom.cas import CasAddress, OwnerClient
-from strongroom.cas.client import cas_expectation, dial_cas, split_address
-from strongroom.cas.policy import parse_policy
-from strongroom.cas.store import Store
+from strongroom.cas.client.address import cas_expectation, dial_cas, split_address
+from strongroom.cas.policy.version import parse_policy
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import CONFIGURATION_INFO
 from strongroom.channel import HttpClient, Identity
 from strongroom.crypto import CertificateAuthority, HpkeKey, SigningKey, hpke_seal, random_bytes

@@ -25,9 +25,9 @@ from pathlib import Path
 from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import CasAddress, EnclaveSession, OwnerClient
-from strongroom.cas.client import dial_cas, split_address
-from strongroom.cas.log_audit import verify_audit
-from strongroom.cas.server import prepare
+from strongroom.cas.client.address import dial_cas, split_address
+from strongroom.cas.log.audit import verify_audit
+from strongroom.cas.service.server import prepare
 from strongroom.crypto import SigningKey, digest
 from strongroom.errors import CasUnreachableError, ChannelError, StrongroomError
 from strongroom.sealed import Root

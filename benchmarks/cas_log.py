@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import Bench, Goal
-from strongroom.cas.log_tree import verify_consistency, verify_inclusion
-from strongroom.cas.store import Store
+from strongroom.cas.log.tree import verify_consistency, verify_inclusion
+from strongroom.cas.state.store import Store
 
 ENTRIES, QUICK_ENTRIES, MEASURED = 100_000, 10_000, 1000
 _INCLUSION = "hashes in the longest inclusion proof"

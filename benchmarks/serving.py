@@ -325,7 +325,7 @@ def _served_side(load: Load, pipe: Connection) -> None:
     from strongroom.attest.claims import REGISTERS, registers_measurement
     from strongroom.attest.result import ResultStatement, sign_result
     from strongroom.attest.tee.simulated import SimulatedVendor
-    from strongroom.cas.authority import Authority
+    from strongroom.cas.start.authority import Authority
     from strongroom.cas.wire import RESULT_LIFETIME
     from strongroom.channel import Identity, Server, bind
     from strongroom.crypto import digest, random_key

@@ -70,9 +70,10 @@ def _attest(bench: Bench) -> None:
         return
     from strongroom.attest.claims import registers_measurement
     from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
-    from strongroom.cas.client import OwnerClient, dial_cas, split_address
-    from strongroom.cas.policy import VaultRule
-    from strongroom.cas.session import EnclaveSession
+    from strongroom.cas.client.address import dial_cas, split_address
+    from strongroom.cas.client.enclave import EnclaveSession
+    from strongroom.cas.client.owner import OwnerClient
+    from strongroom.cas.policy.version import VaultRule
     from strongroom.cli.workspace import write_policy
     from strongroom.crypto import SigningKey, random_key
 

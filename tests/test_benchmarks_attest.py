@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import attest
 from strongroom.attest.appraise import AttestationResult
-from strongroom.cas.session import Provisions
+from strongroom.cas.client.enclave import Provisions
 
 
 @pytest.mark.parametrize(("load", "tee"), [(attest._snp, "snp"), (attest._tdx, "tdx")])

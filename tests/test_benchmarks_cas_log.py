@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.cas_log import fill, longest_proofs
-from strongroom.cas.store import Store
+from strongroom.cas.state.store import Store
 
 
 def test_the_longest_proofs_of_a_small_log(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.version import parse_policy
 from strongroom.cli.main import VERBS
 from strongroom.errors import StrongroomError
 

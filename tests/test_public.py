@@ -60,7 +60,7 @@ os.environ["LOCALAPPDATA"] = tempfile.mkdtemp()
 
 PORTABLE = """
 from strongroom.cli.main import main
-import strongroom.serve.client, strongroom.cas.client, strongroom.cas.session, strongroom.attest.verify
+import strongroom.serve.client, strongroom.cas.client.owner, strongroom.cas.client.enclave, strongroom.attest.verify
 import strongroom.attest.tee.simulated, strongroom.enclave.launch
 work = pathlib.Path(tempfile.mkdtemp())
 (work / "data").mkdir()

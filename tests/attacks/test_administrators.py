@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from strongroom.cas.oidc import OidcAuthenticator, https_fetch
-from strongroom.cas.operation import Operation
-from strongroom.cas.policy import parse_policy, sign_policy
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.callers.oidc import OidcAuthenticator, https_fetch
+from strongroom.cas.policy.version import parse_policy, sign_policy
 from strongroom.cas.wire import b64
 from strongroom.crypto import SigningKey
 from strongroom.errors import ConflictError, RollbackError, StrongroomError, UnauthorizedError

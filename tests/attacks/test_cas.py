@@ -15,7 +15,7 @@ import pytest
 from strongroom.attest.binding import NO_BINDER, Kind, report_data
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import OwnerClient
-from strongroom.cas.policy import sign_policy
+from strongroom.cas.policy.version import sign_policy
 from strongroom.cas.wire import CAS_URI, CONFIGURATION_INFO, b64
 from strongroom.channel import HttpClient, Identity, Server, bind
 from strongroom.cli.main import _fail
@@ -689,7 +689,7 @@ def test_an_internal_failure_says_nothing(world, caplog, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError(f"disk full, while writing {TOKEN.decode()}")
 
-    monkeypatch.setattr("strongroom.cas.store.Store.put_secret", fail)
+    monkeypatch.setattr("strongroom.cas.state.store.Store.put_secret", fail)
     path, body = f"/v1/policies/{world.name}/secrets/token", json.dumps({"value": b64(TOKEN)}).encode()
     answer = world.client._http.request("PUT", path, body=body, headers={"content-type": "application/json"})
     assert answer.status == 500

@@ -11,11 +11,11 @@ import pytest
 
 from strongroom.cas import OwnerClient
 from strongroom.cas.api import log as log_api
-from strongroom.cas.database import Table
-from strongroom.cas.log_audit import verify_audit
-from strongroom.cas.log_head import FileHead
-from strongroom.cas.store import Store
-from strongroom.cas.witness import Witness
+from strongroom.cas.log.audit import verify_audit
+from strongroom.cas.log.head import FileHead
+from strongroom.cas.log.witness import Witness
+from strongroom.cas.state.database import Table
+from strongroom.cas.state.store import Store
 from strongroom.cli.cas_witness import cosign_head
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home
@@ -278,7 +278,7 @@ def test_a_stranger_s_look_at_the_log_reads_no_policy(tmp_path, monkeypatch):
 
 
 def test_refusals_that_anybody_can_cause_do_not_fill_an_owner_s_log(tmp_path, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.refusals.BURST", 2)
+    monkeypatch.setattr("strongroom.cas.enclaves.refusals.BURST", 2)
     with cas_in(tmp_path) as cas, world_in(cas) as world, world.enclave() as enclave:
         claims = enclave.claims()
         evidence = enclave.evidence(bytes(32), claims)
@@ -339,7 +339,7 @@ def test_a_cas_that_lost_its_database_does_not_start_as_a_new_one(tmp_path, how)
 
 def test_a_cas_that_was_killed_at_its_first_start_starts_the_next_time(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("strongroom.cas.store.tables", lambda: [Table("no name", {"a": "TEXT"}, ("a",))])
+        patched.setattr("strongroom.cas.state.store.tables", lambda: [Table("no name", {"a": "TEXT"}, ("a",))])
         with pytest.raises(IntegrityError):
             Store(tmp_path)
     assert (tmp_path / "master.key").exists()

@@ -17,15 +17,15 @@ from strongroom.attest.claims import registers_measurement
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas.api.bodies import read_body
-from strongroom.cas.authority import Authority
-from strongroom.cas.client import dial_cas, split_address
-from strongroom.cas.restart import Restart
-from strongroom.cas.server import Settings, prepare
-from strongroom.cas.session import EnclaveSession
-from strongroom.cas.store import Store
+from strongroom.cas.client.address import dial_cas, split_address
+from strongroom.cas.client.enclave import EnclaveSession
+from strongroom.cas.service.server import Settings, prepare
+from strongroom.cas.start.authority import Authority
+from strongroom.cas.start.mode import Restart
+from strongroom.cas.state.root_secret import open_root_secret, read_record
+from strongroom.cas.state.store import Store
 from strongroom.cas.unseal.holder import give_share
 from strongroom.cas.unseal.locked import LockedCas
-from strongroom.cas.unseal.opening import open_root_secret, read_record
 from strongroom.cas.unseal.peer import Peer
 from strongroom.cas.unseal.shamir import combine
 from strongroom.cas.unseal.shares import Shares

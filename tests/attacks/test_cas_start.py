@@ -18,17 +18,17 @@ from strongroom.attest.tee import tpm_nv
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.attest.tee.tpm import Tpm
 from strongroom.cas import OwnerClient
-from strongroom.cas.client_evidence import appraise_first
-from strongroom.cas.evidence import appraise_cas
-from strongroom.cas.log_head import Head
-from strongroom.cas.log_note import Checkpoint
-from strongroom.cas.peers import PeerWatch
-from strongroom.cas.restart import Restart, confirmation
-from strongroom.cas.server import prepare
-from strongroom.cas.tpm_head import DEFAULT_INDEX
-from strongroom.cas.verification import verify_cas
+from strongroom.cas.api.peers import PeerWatch
+from strongroom.cas.client.appraisal import appraise_first
+from strongroom.cas.client.own_evidence import appraise_cas
+from strongroom.cas.client.verification import verify_cas
+from strongroom.cas.log.head import Head
+from strongroom.cas.log.note import Checkpoint
+from strongroom.cas.log.witness import Witness
+from strongroom.cas.service.server import prepare
+from strongroom.cas.start.mode import Restart, confirmation
+from strongroom.cas.start.tpm_head import DEFAULT_INDEX
 from strongroom.cas.wire import b64, bytes_field
-from strongroom.cas.witness import Witness
 from strongroom.cli.cas_witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import (

@@ -11,8 +11,8 @@ import pytest
 
 from strongroom.attest.claims import registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
-from strongroom.cas.grants import SignedGrant
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.grants import SignedGrant
+from strongroom.cas.policy.version import parse_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     ConflictError,

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 
 from strongroom.attest.tee.simulated import SimulatedAttester
-from strongroom.cas.clock import ForwardClock
-from strongroom.cas.leases import Leases
-from strongroom.cas.revocations import Revocations, Selection
-from strongroom.cas.store import Store
+from strongroom.cas.enclaves.clock import ForwardClock
+from strongroom.cas.enclaves.leases import Leases
+from strongroom.cas.enclaves.revocations import Revocations, Selection
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import b64
 from strongroom.errors import (
     ConflictError,
@@ -137,7 +137,7 @@ def test_a_token_that_the_cas_never_gave(world, shown, kind):
         enclave.attest()
         enclave.attest()
         enclave.lease["token"] = shown
-        with pytest.raises(kind, match=r"two enclaves|not hexadecimal"):
+        with pytest.raises(kind, match=r"two enclaves|not lower-case hexadecimal"):
             enclave.attest()
 
 
@@ -322,7 +322,7 @@ def test_a_stranger_who_lists_a_key_under_its_own_policy_ends_nobody(world, cas)
 
 
 def test_the_list_of_revocations_is_not_filled_by_a_stranger(world, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.revocations.MAX_LISTED", 2)
+    monkeypatch.setattr("strongroom.cas.enclaves.revocations.MAX_LISTED", 2)
     for number in range(2):
         world.client.revoke(world.name, key=f"sha256:{number:064x}")
     with pytest.raises(UsageError, match="has 2 in force"):

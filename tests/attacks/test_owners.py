@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.owners import sign_version
-from strongroom.cas.policy import Policy, parse_policy, sign_policy
-from strongroom.cas.store import Store
+from strongroom.cas.policy.owners import sign_version
+from strongroom.cas.policy.version import Policy, parse_policy, sign_policy
+from strongroom.cas.state.store import Store
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     ConflictError,
@@ -212,7 +212,7 @@ def test_a_history_without_end_is_not_read_for_ever(world, monkeypatch):
     with world.cas.owner() as anybody:
         page = anybody._http.get(f"/v1/policies/{world.name}/versions")
         monkeypatch.setattr(anybody._http, "get", lambda path: page | {"next": int(path.partition("=")[2]) + 1})
-        monkeypatch.setattr("strongroom.cas.client.MAX_HISTORY", 10_000)
+        monkeypatch.setattr("strongroom.cas.client.owner.MAX_HISTORY", 10_000)
         with pytest.raises(StrongroomError, match="longer than 10000 characters together"):
             anybody.policy_history(world.name)
         monkeypatch.setattr(anybody._http, "get", lambda path: page | {"next": 1})
@@ -222,7 +222,7 @@ def test_a_history_without_end_is_not_read_for_ever(world, monkeypatch):
 
 def test_a_history_before_the_pinned_version_may_be_of_any_length(world, monkeypatch):
     third = put(world, TWO_OF_THREE, "alice", "carol")
-    monkeypatch.setattr("strongroom.cas.client.MAX_HISTORY", len(third.text) + 100)
+    monkeypatch.setattr("strongroom.cas.client.owner.MAX_HISTORY", len(third.text) + 100)
     with world.cas.owner() as anybody:
         assert anybody.policy_history(world.name, pinned=third.digest) == (third,)
         with pytest.raises(StrongroomError, match="characters together"):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.policy import Policy, parse_policy, sign_policy
+from strongroom.cas.policy.version import Policy, parse_policy, sign_policy
 from strongroom.cas.wire import b64
 from strongroom.crypto import SigningKey
 from strongroom.errors import RollbackError, StrongroomError, UnauthorizedError, VerificationError

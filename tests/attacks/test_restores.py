@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from strongroom.cas.owners import OwnerSignature
-from strongroom.cas.policy import parse_policy
-from strongroom.cas.restores import Restore, RestoreFile
+from strongroom.cas.policy.owners import OwnerSignature
+from strongroom.cas.policy.restores import Restore, RestoreFile
+from strongroom.cas.policy.version import parse_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     ConflictError,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy import VaultRule
+from strongroom.cas.policy.version import VaultRule
 from strongroom.cli.doctor import ThisMachine, examine
 from strongroom.enclave import sandbox
 from strongroom.enclave.landlock import landlock_version

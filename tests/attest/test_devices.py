@@ -11,8 +11,8 @@ from strongroom.attest.binding import bound_data
 from strongroom.attest.claims import Claims, registers_measurement
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.verify import VENDORS, verify
-from strongroom.cas.document import Table
-from strongroom.cas.reference import reference_values
+from strongroom.cas.policy.reference import reference_values
+from strongroom.cas.policy.table import Table
 from strongroom.errors import (
     AttestationError,
     BindingError,

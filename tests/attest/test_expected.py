@@ -27,7 +27,7 @@ from strongroom.attest.parse.td_log import Extension, extended, extensions, pars
 from strongroom.attest.replay import appraise_log
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.verify import VENDORS, verify
-from strongroom.cas.policy import parse_reference
+from strongroom.cas.policy.version import parse_reference
 from strongroom.cli.main import main
 from strongroom.enclave.extend import CCEL, extend_program, program_extensions, read_td_log
 from strongroom.enclave.measure import Measurement, Part

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.grant_files import GrantRequest
-from strongroom.cas.grants import Grant, SignedGrant
+from strongroom.cas.policy.grant_files import GrantRequest
+from strongroom.cas.policy.grants import Grant, SignedGrant
 from strongroom.crypto import SigningKey
 from tests.cas.world import Cas, World, world_in
 

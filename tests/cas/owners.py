@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from strongroom.cas.owners import OwnerSignature, sign_version
-from strongroom.cas.policy import Policy, parse_policy, sign_policy
-from strongroom.cas.succession import SignedPolicy
+from strongroom.cas.policy.owners import OwnerSignature, sign_version
+from strongroom.cas.policy.succession import SignedPolicy
+from strongroom.cas.policy.version import Policy, parse_policy, sign_policy
 from strongroom.cas.wire import b64
 from strongroom.crypto import SigningKey
 from tests.cas.world import PROGRAM, document

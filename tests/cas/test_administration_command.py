@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.oidc import OidcAuthenticator, https_fetch
-from strongroom.cas.operation import Operation
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.callers.oidc import OidcAuthenticator, https_fetch
 from strongroom.cli import cas_operation, cas_status, output
 from strongroom.cli.main import main
 from strongroom.crypto import SigningKey

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from strongroom.cas.database import Sqlite
+from strongroom.cas.state.database import Sqlite
 from strongroom.crypto import SigningKey
 from strongroom.errors import UnauthorizedError
 from strongroom.sealed import Root

@@ -12,7 +12,7 @@ import jsonschema_rs
 import pytest
 
 from strongroom.cas.api.openapi import openapi_document
-from strongroom.cas.app import described
+from strongroom.cas.service.app import described
 from strongroom.channel import HttpClient
 from strongroom.cli.main import main
 from strongroom.errors import MeasurementError

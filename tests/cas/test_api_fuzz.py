@@ -28,7 +28,7 @@ from schemathesis.checks import (
 
 from strongroom.cas import EnclaveSession
 from strongroom.cas.api import leases
-from strongroom.cas.app import described
+from strongroom.cas.service.app import described
 from strongroom.cas.unseal.locked import LockedCas
 from strongroom.cas.unseal.share_files import ShareSet
 from strongroom.channel import HttpClient, Identity, Server, bind

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
-from strongroom.cas.client import split_address
+from strongroom.cas.client.address import split_address
 from strongroom.crypto import Certificate
 from strongroom.errors import ChannelError
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.log_audit import FORMAT, Audit, verify_audit
-from strongroom.cas.log_head import Head
-from strongroom.cas.witness import Witness
+from strongroom.cas.log.audit import FORMAT, Audit, verify_audit
+from strongroom.cas.log.head import Head
+from strongroom.cas.log.witness import Witness
 from strongroom.cli.cas_witness import cosign_head
 from strongroom.cli.main import main
 from strongroom.errors import FormatError, RollbackError, StrongroomError, TamperedError, UsageError, VerificationError
@@ -300,7 +300,7 @@ def test_a_cas_is_audited_witnessed_and_found_rolled_back(tmp_path, monkeypatch,
     def at(cas, *words):
         return main([*words, "--cas", cas.address.url, "--cas-root", cas.address.cas_root])
 
-    from strongroom.cas.log_note import WitnessKey
+    from strongroom.cas.log.note import WitnessKey
 
     with cas_in(tmp_path, witnesses=[WitnessKey.parse(key)]) as cas, world_in(cas) as world:
         (tmp_path / "owner.pem").write_bytes(world.owner.pem())

@@ -10,8 +10,8 @@ import tarfile
 
 import pytest
 
-from strongroom.cas.backup import back_up, restore
-from strongroom.cas.store import Store
+from strongroom.cas.service.backup import back_up, restore
+from strongroom.cas.state.store import Store
 from strongroom.cli.main import main
 from strongroom.errors import ConflictError, FormatError, IntegrityError, RollbackError, StrongroomError, UsageError
 from tests.cas.world import TOKEN, cas_in, world_in

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from strongroom.cas import app
 from strongroom.cas.api import bodies
-from strongroom.cas.store import Store
+from strongroom.cas.service import app
+from strongroom.cas.state.store import Store
 from strongroom.errors import ChannelError, from_wire
 
 

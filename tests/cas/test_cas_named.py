@@ -10,8 +10,8 @@ import pytest
 
 from strongroom.cas import OwnerClient
 from strongroom.cas.api.status import StatusApi
-from strongroom.cas.log_head import Head
-from strongroom.cas.restart import Restart
+from strongroom.cas.log.head import Head
+from strongroom.cas.start.mode import Restart
 from strongroom.cli import cas_status
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home

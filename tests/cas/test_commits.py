@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from strongroom.cas.api.commits import Commits
 from strongroom.cas.api.guard import guarded
-from strongroom.cas.store import Store
+from strongroom.cas.state.store import Store
 from strongroom.channel import TlsInfo
 from strongroom.errors import ConflictError, DatabaseError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from strongroom.cas.templates import parse_template
+from strongroom.cas.policy.templates import parse_template
 from strongroom.errors import FormatError, PolicyError, UnauthorizedError
 from strongroom.sealed import Root
 from tests.cas.world import VAULT_KEY, world_in

@@ -7,9 +7,9 @@ import sqlite3
 
 import pytest
 
-from strongroom.cas.postgres import read_url
-from strongroom.cas.rows import KEYS
-from strongroom.cas.store import Store
+from strongroom.cas.state.postgres import read_url
+from strongroom.cas.state.rows import KEYS
+from strongroom.cas.state.store import Store
 from strongroom.errors import DatabaseError, IntegrityError, RollbackError, UsageError, WrongKeyError
 from tests.cas.postgres import binaries, postgres_server
 
@@ -369,7 +369,7 @@ def test_a_group_on_a_lost_connection_loses_all_of_it(shared, postgres):
 
 
 def test_an_instance_that_stops_in_the_middle_does_not_stop_the_others(shared, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.postgres._OPTIONS", "-c idle_in_transaction_session_timeout=500")
+    monkeypatch.setattr("strongroom.cas.state.postgres._OPTIONS", "-c idle_in_transaction_session_timeout=500")
     stopped = shared.open()
     put(stopped, "x", b"1")
     with pytest.raises(DatabaseError, match="another instance has written meanwhile"), stopped.transaction():
@@ -382,7 +382,7 @@ def test_an_instance_that_stops_in_the_middle_does_not_stop_the_others(shared, m
 
 def test_a_lock_that_is_not_given_back_is_an_error(shared, monkeypatch):
     holder = shared.open()
-    monkeypatch.setattr("strongroom.cas.postgres._OPTIONS", "-c lock_timeout=100")
+    monkeypatch.setattr("strongroom.cas.state.postgres._OPTIONS", "-c lock_timeout=100")
     waiting = shared.open(instance=1)
     with holder.transaction():
         put(holder, "x", b"1")

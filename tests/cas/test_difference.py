@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from strongroom.cas.difference import Change, differences
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.difference import Change, differences
+from strongroom.cas.policy.version import parse_policy
 from strongroom.crypto import SigningKey
 from tests.cas.owners import ADMIN, KEYS, ROOT, table
 from tests.cas.world import PROGRAM, document

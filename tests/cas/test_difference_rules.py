@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from strongroom.cas.difference import Change, differences
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.difference import Change, differences
+from strongroom.cas.policy.version import parse_policy
 from tests.cas.owners import ROOT
 from tests.cas.test_rules import (
     KEY,

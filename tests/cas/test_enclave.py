@@ -13,7 +13,7 @@ import pytest
 from strongroom.attest.binding import parse_canonical
 from strongroom.attest.result import verify_result
 from strongroom.attest.token import verify_token
-from strongroom.cas.authority import Authority
+from strongroom.cas.start.authority import Authority
 from strongroom.cas.wire import CAS_URI, RESULT_LIFETIME, TIME_TOKEN
 from strongroom.crypto import Certificate, SigningKey, digest
 from strongroom.errors import (

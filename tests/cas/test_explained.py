@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from strongroom.cas.lines import Lines
-from strongroom.cas.policy import policy_problems
+from strongroom.cas.policy.lines import Lines
+from strongroom.cas.policy.version import policy_problems
 from tests.cas.owners import ADMIN, ROOT, table
 from tests.cas.world import PROGRAM, document
 

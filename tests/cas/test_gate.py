@@ -9,14 +9,14 @@ import threading
 import pytest
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.gate import Gate
-from strongroom.cas.log_head import Head
-from strongroom.cas.log_note import Checkpoint
-from strongroom.cas.operators import Operators
-from strongroom.cas.restart import TRUST_DISK, Restart, agree, change
-from strongroom.cas.server import Settings, _start_mode, prepare
-from strongroom.cas.tpm_head import DEFAULT_INDEX
-from strongroom.cas.witness import Witness
+from strongroom.cas.log.head import Head
+from strongroom.cas.log.note import Checkpoint
+from strongroom.cas.log.witness import Witness
+from strongroom.cas.service.server import Settings, _start_mode, prepare
+from strongroom.cas.start.gate import Gate
+from strongroom.cas.start.mode import TRUST_DISK, Restart, agree, change
+from strongroom.cas.start.operators import Operators
+from strongroom.cas.start.tpm_head import DEFAULT_INDEX
 from strongroom.cli.cas_witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
@@ -282,7 +282,7 @@ def test_the_mode_of_a_marked_cas_is_not_forgotten():
 @pytest.mark.parametrize("mode", [OWNERS, None])
 def test_killed_before_it_has_a_key_it_is_still_a_new_cas(tmp_path, monkeypatch, mode):
     with monkeypatch.context() as patched:
-        patched.setattr("strongroom.cas.server.Authority", killed)
+        patched.setattr("strongroom.cas.service.server.Authority", killed)
         with pytest.raises(Killed):
             prepare(tmp_path, restart=mode)
     if mode is not None:

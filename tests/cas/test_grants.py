@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom.attest.binding import canonical, parse_canonical
-from strongroom.cas.grant_files import GrantFile, GrantRequest
-from strongroom.cas.grants import Grant, SignedGrant
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.grant_files import GrantFile, GrantRequest
+from strongroom.cas.policy.grants import Grant, SignedGrant
+from strongroom.cas.policy.version import parse_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import ConflictError, FormatError, GrantError, UnauthorizedError
 from strongroom.sealed import Root

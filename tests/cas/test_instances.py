@@ -13,8 +13,8 @@ import threading
 import pytest
 
 from strongroom.cas import CasAddress, OwnerClient
-from strongroom.cas.backup import back_up, restore
-from strongroom.cas.store import Store
+from strongroom.cas.service.backup import back_up, restore
+from strongroom.cas.state.store import Store
 from strongroom.crypto import SigningKey
 from strongroom.errors import CasError, ChannelError, RollbackError
 from strongroom.sealed import Root
@@ -23,7 +23,7 @@ from tests.cas.world import document
 _SERVE = """
 import json, sys
 from pathlib import Path
-from strongroom.cas.server import prepare
+from strongroom.cas.service.server import prepare
 service = prepare(Path(sys.argv[1]), database=sys.argv[2])
 print(json.dumps([service.address.url, service.address.cas_root]), flush=True)
 service.run()

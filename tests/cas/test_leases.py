@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from strongroom.attest.tee.simulated import SimulatedAttester
-from strongroom.cas.leases import Leases
-from strongroom.cas.store import Store
+from strongroom.cas.enclaves.leases import Leases
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import b64
 from strongroom.channel import Identity
 from strongroom.crypto import Certificate

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from strongroom.cas.client import cas_expectation
-from strongroom.cas.limits import ADDRESSES, PAGED, REFUSED, Buckets, Limits, network_of
-from strongroom.cas.log_head import CasHttp, MemoryHead
-from strongroom.cas.operation import Operation
-from strongroom.cas.policy import Policy, parse_policy, sign_policy
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.callers.limits import ADDRESSES, PAGED, REFUSED, Buckets, Limits, network_of
+from strongroom.cas.client.address import cas_expectation
+from strongroom.cas.log.head import CasHttp, MemoryHead
+from strongroom.cas.policy.version import Policy, parse_policy, sign_policy
 from strongroom.cas.wire import b64
 from strongroom.channel import HttpClient, Identity, Response
 from strongroom.crypto import SigningKey

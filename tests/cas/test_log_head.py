@@ -6,8 +6,8 @@ import stat
 
 import pytest
 
-from strongroom.cas.log_head import HEAD_HEADER, NO_ENTRIES, FileHead, Head, MemoryHead
-from strongroom.cas.store import Store
+from strongroom.cas.log.head import HEAD_HEADER, NO_ENTRIES, FileHead, Head, MemoryHead
+from strongroom.cas.state.store import Store
 from strongroom.channel import HttpClient, Response
 from strongroom.errors import ChannelError, FormatError, RollbackError
 from strongroom.sealed import Root
@@ -132,7 +132,7 @@ def test_a_change_that_fails_leaves_neither_row_nor_entry(tmp_path, monkeypatch)
     before = store.head()
     for place in ("log_store.Log.seal", "log_store.Log.append", "rows.Rows.put"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"strongroom.cas.{place}", lambda *args: 1 / 0)
+            patched.setattr(f"strongroom.cas.state.{place}", lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 store.put_secret("a/b", "s", b"lost", now=2)
         assert store.secret("a/b", "s") == b"kept"
@@ -149,7 +149,7 @@ def test_a_refusal_costs_no_new_look_at_the_whole_database(tmp_path, monkeypatch
     store = Store(tmp_path)
     store.put_secret("a/b", "s", b"1", now=1)
     loads = []
-    monkeypatch.setattr("strongroom.cas.rows.Rows.load", lambda *args: loads.append(args))
+    monkeypatch.setattr("strongroom.cas.state.rows.Rows.load", lambda *args: loads.append(args))
     for _ in range(3):
         with pytest.raises(RollbackError):
             store.advance_anchor("a/b", "v", None, Root(1, bytes(32)), now=2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.log_note import (
+from strongroom.cas.log.note import (
     MAX_NOTE,
     Checkpoint,
     Note,
@@ -90,7 +90,7 @@ def test_a_signature_of_a_known_key_that_fails_refuses_the_note_though_another_h
 
 def test_a_text_of_another_origin_is_refused_though_the_key_signed_it():
     text = Checkpoint("strongroom-cas/elsewhere", 7, ROOT).text
-    from strongroom.cas.log_note import NoteSignature, log_key_id
+    from strongroom.cas.log.note import NoteSignature, log_key_id
     from strongroom.crypto.notes import sign_der
 
     name = f"strongroom-cas/{CAS_ROOT.removeprefix('sha256:')}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.log_tree import (
+from strongroom.cas.log.tree import (
     EMPTY_ROOT,
     Frontier,
     consistency_proof,

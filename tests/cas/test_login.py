@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from strongroom.attest.binding import EXPORTER_LABEL
-from strongroom.cas.administrators import LOGIN_ROLE, login_statement
-from strongroom.cas.client import cas_expectation
+from strongroom.cas.callers.administrators import LOGIN_ROLE, login_statement
+from strongroom.cas.client.address import cas_expectation
 from strongroom.cas.wire import b64
 from strongroom.channel import HttpClient
 from strongroom.crypto import PublicKey, SigningKey, digest

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from strongroom.cas.client import cas_expectation
-from strongroom.cas.metrics import Prometheus
-from strongroom.cas.operation import Operation
-from strongroom.cas.restart import Restart
-from strongroom.cas.server import prepare
-from strongroom.cas.witness import Witness
+from strongroom.cas.api.metrics import Prometheus
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.client.address import cas_expectation
+from strongroom.cas.log.witness import Witness
+from strongroom.cas.service.server import prepare
+from strongroom.cas.start.mode import Restart
 from strongroom.channel import HttpClient
 from strongroom.cli.cas_witness import cosign_head
 from strongroom.crypto import SigningKey

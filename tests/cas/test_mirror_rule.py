@@ -2,7 +2,7 @@
 
 import pytest
 
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.version import parse_policy
 from strongroom.errors import PolicyError
 
 DIGEST = "sha256:" + "0" * 64

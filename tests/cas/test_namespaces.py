@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from strongroom.cas.app import described
-from strongroom.cas.client import cas_expectation
-from strongroom.cas.namespaces import Namespaces
-from strongroom.cas.operation import Operation
-from strongroom.cas.policy import parse_policy, sign_policy
-from strongroom.cas.restart import Restart
-from strongroom.cas.store import Store
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.callers.namespaces import Namespaces
+from strongroom.cas.client.address import cas_expectation
+from strongroom.cas.policy.version import parse_policy, sign_policy
+from strongroom.cas.service.app import described
+from strongroom.cas.start.mode import Restart
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import b64
 from strongroom.channel import HttpClient, Identity
 from strongroom.crypto import SigningKey

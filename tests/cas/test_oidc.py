@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.oidc import KEEP_SECONDS, MAX_TOKEN, REFETCH_SECONDS, OidcAuthenticator, https_fetch
-from strongroom.cas.operation import Operation
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.callers.oidc import KEEP_SECONDS, MAX_TOKEN, REFETCH_SECONDS, OidcAuthenticator, https_fetch
 from strongroom.crypto import SigningKey
 from strongroom.errors import CasError, FormatError, UnauthorizedError, UsageError
 from strongroom.testing.oidc import Issuer, b64url, running_issuer, signed

@@ -11,10 +11,10 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import OwnerClient
-from strongroom.cas.evidence import CLAIMS
-from strongroom.cas.restart import Restart
+from strongroom.cas.client.own_evidence import CLAIMS
+from strongroom.cas.client.verification import verify_cas
+from strongroom.cas.start.mode import Restart
 from strongroom.cas.threads import Patience
-from strongroom.cas.verification import verify_cas
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     CasError,

@@ -10,11 +10,11 @@ import stat
 import pytest
 
 from strongroom.cas import CasAddress, OwnerClient, running_cas
-from strongroom.cas.client import split_address
-from strongroom.cas.policy import policy_digest, sign_policy
-from strongroom.cas.restores import Restored
-from strongroom.cas.server import prepare
-from strongroom.cas.store import Store
+from strongroom.cas.client.address import split_address
+from strongroom.cas.policy.restores import Restored
+from strongroom.cas.policy.version import policy_digest, sign_policy
+from strongroom.cas.service.server import prepare
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import b64
 from strongroom.channel import bind
 from strongroom.crypto import SigningKey

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.owners import (
+from strongroom.cas.policy.owners import (
     Owners,
     OwnerSignature,
     SignatureFile,
@@ -21,8 +21,8 @@ from strongroom.cas.owners import (
     read_signatures,
     signed_bytes,
 )
-from strongroom.cas.policy import parse_policy
-from strongroom.cas.succession import SignedPolicy, verify_chain
+from strongroom.cas.policy.succession import SignedPolicy, verify_chain
+from strongroom.cas.policy.version import parse_policy
 from strongroom.cas.wire import b64
 from strongroom.crypto import PublicKey, SigningKey
 from strongroom.errors import (

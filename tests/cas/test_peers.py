@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.peers import PeerWatch
-from strongroom.cas.restart import TRUST_DISK
-from strongroom.cas.server import prepare
+from strongroom.cas.api.peers import PeerWatch
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.service.server import prepare
+from strongroom.cas.start.mode import TRUST_DISK
 from strongroom.crypto import SigningKey
 from strongroom.errors import RollbackError, UsageError
 from tests.cas.world import document

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.policy import sign_policy, verify_policy
+from strongroom.cas.policy.version import sign_policy, verify_policy
 from strongroom.cli.main import main
 from strongroom.crypto import SigningKey
 from strongroom.crypto.pkcs11 import PIN_VARIABLE, Pkcs11Key, Pkcs11Uri

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.attest.reference import ReferenceValues
-from strongroom.cas.policy import parse_policy, parse_reference
+from strongroom.cas.policy.version import parse_policy, parse_reference
 from strongroom.errors import PolicyError
 
 GOOD, SIGNER, CHIP = "ab" * 48, "cd" * 48, "ef" * 64

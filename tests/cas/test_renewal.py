@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from strongroom.cas.renewal import RETRY_SECONDS, Renewal
+from strongroom.cas.client.renewal import RETRY_SECONDS, Renewal
 from strongroom.cas.wire import ATTESTED_SECONDS
 from strongroom.errors import (
     CasUnreachableError,

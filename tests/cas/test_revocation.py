@@ -16,11 +16,12 @@ import pytest
 
 from strongroom.cas.api.leases import first_page
 from strongroom.cas.api.waiting import MAX_WAITING, SHARE, Waiting
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.leases import Lease, Leases
-from strongroom.cas.revocations import Revocation, Revocations, Selection
-from strongroom.cas.store import Store
-from strongroom.cas.watch import RevokedPeers
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.client.watch import RevokedPeers
+from strongroom.cas.enclaves.leases import Lease, Leases
+from strongroom.cas.enclaves.revocation import Revocation
+from strongroom.cas.enclaves.revocations import Revocations, Selection
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import CERTIFICATE_SECONDS
 from strongroom.channel import Identity, expect_key
 from strongroom.crypto import Certificate
@@ -368,7 +369,7 @@ def test_the_list_is_not_read_again_for_what_it_has_already(tmp_path, monkeypatc
 
 
 def test_the_bound_is_a_namespace_s_and_not_a_policy_s(tmp_path, monkeypatch):
-    monkeypatch.setattr("strongroom.cas.revocations.MAX_LISTED", 2)
+    monkeypatch.setattr("strongroom.cas.enclaves.revocations.MAX_LISTED", 2)
     store = Store(tmp_path)
     revocations = Revocations(store, Leases(store))
     for n in range(2):

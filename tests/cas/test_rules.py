@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.difference import differences
-from strongroom.cas.given import FileRule, SecretRule
-from strongroom.cas.lines import Lines
-from strongroom.cas.network import EgressRule, Mesh, Published
-from strongroom.cas.places import PathRule, SealedRule, VaultRule
-from strongroom.cas.policy import parse_policy, policy_problems
-from strongroom.cas.rights import Administrator
-from strongroom.cas.schema import policy_schema
+from strongroom.cas.policy.difference import differences
+from strongroom.cas.policy.lines import Lines
+from strongroom.cas.policy.network import EgressRule, Mesh, Published
+from strongroom.cas.policy.places import PathRule, SealedRule, VaultRule
+from strongroom.cas.policy.program import FileRule, SecretRule
+from strongroom.cas.policy.rights import Administrator
+from strongroom.cas.policy.schema import policy_schema
+from strongroom.cas.policy.version import parse_policy, policy_problems
 from strongroom.crypto import SigningKey
 from strongroom.errors import PolicyError
 from tests.cas.json_schema import is_valid

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy import policy_problems
-from strongroom.cas.schema import policy_schema
+from strongroom.cas.policy.schema import policy_schema
+from strongroom.cas.policy.version import policy_problems
 from strongroom.crypto import SigningKey
 from tests.cas.json_schema import is_valid
 from tests.cas.owners import ADMIN, ROOT, table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from strongroom.cas.client import cas_expectation, dial_cas, split_address
-from strongroom.cas.server import prepare
+from strongroom.cas.client.address import cas_expectation, dial_cas, split_address
+from strongroom.cas.service.server import prepare
 from strongroom.channel.tls import connect
 from strongroom.errors import CasUnreachableError
 

@@ -7,8 +7,8 @@ import datetime as dt
 import pytest
 
 from strongroom import vault
-from strongroom.cas.client import policy_path
-from strongroom.cas.slots import SCHEME, CasSlot, keep_slot, slot_of
+from strongroom.cas.client.owner import policy_path
+from strongroom.cas.client.slots import SCHEME, CasSlot, keep_slot, slot_of
 from strongroom.errors import ConflictError, FormatError, RollbackError, UnauthorizedError, WrongKeyError
 from strongroom.sealed import MemoryAnchor
 from strongroom.vault.access import changing_ring, create_ring, rekey

@@ -10,8 +10,9 @@ import pytest
 
 from strongroom.attest.claims import registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester
-from strongroom.cas.restart import Restart
-from strongroom.cas.server import CasAddress, prepare
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.service.server import prepare
+from strongroom.cas.start.mode import Restart
 from strongroom.cli import cas_attester, cas_config, cas_start
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home

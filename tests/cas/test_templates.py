@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.given import Program
-from strongroom.cas.templates import as_template, parse_template
+from strongroom.cas.policy.program import Program
+from strongroom.cas.policy.templates import as_template, parse_template
 from strongroom.errors import PolicyError
 
 fuzz = settings(max_examples=100, deadline=None)

@@ -13,13 +13,13 @@ import shutil
 import pytest
 
 from strongroom.attest.tee.tpm import Tpm
-from strongroom.cas.authority import Authority
-from strongroom.cas.store import Store
-from strongroom.cas.unseal.opening import BEGUN, open_root_secret, read_record, rekey
+from strongroom.cas.start.authority import Authority
+from strongroom.cas.state.root_secret import BEGUN, open_root_secret, read_record, rekey
+from strongroom.cas.state.store import Store
+from strongroom.cas.state.trust_disk import TrustDisk
 from strongroom.cas.unseal.sgx import Sgx
 from strongroom.cas.unseal.snp import Snp
 from strongroom.cas.unseal.tpm import TpmSealed
-from strongroom.cas.unseal.trust_disk import TrustDisk
 from strongroom.crypto import CertificateAuthority
 from strongroom.errors import (
     EnclaveError,

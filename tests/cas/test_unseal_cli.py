@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.unseal.opening import open_root_secret, read_record
+from strongroom.cas.state.root_secret import open_root_secret, read_record
 from strongroom.cli.main import main
 from strongroom.testing.swtpm import SoftwareTpm, lacking
 

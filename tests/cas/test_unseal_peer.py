@@ -15,13 +15,13 @@ import pytest
 from strongroom.attest.claims import registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import CasAddress, OwnerClient
-from strongroom.cas.owners import sign_version
-from strongroom.cas.policy import Policy, parse_policy
-from strongroom.cas.restart import Restart
-from strongroom.cas.server import Settings, prepare
-from strongroom.cas.unseal.opening import open_root_secret, read_record, rekey
+from strongroom.cas.policy.owners import sign_version
+from strongroom.cas.policy.version import Policy, parse_policy
+from strongroom.cas.service.server import Settings, prepare
+from strongroom.cas.start.mode import Restart
+from strongroom.cas.state.root_secret import open_root_secret, read_record, rekey
+from strongroom.cas.state.trust_disk import TrustDisk
 from strongroom.cas.unseal.peer import Peer
-from strongroom.cas.unseal.trust_disk import TrustDisk
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     CasUnreachableError,

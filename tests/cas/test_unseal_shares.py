@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from strongroom.attest.appraise import ReferenceValues
 from strongroom.attest.claims import registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
-from strongroom.cas.limits import Buckets, Limits
+from strongroom.cas.callers.limits import Buckets, Limits
+from strongroom.cas.state.root_secret import open_root_secret, read_record, rekey
+from strongroom.cas.state.trust_disk import TrustDisk
 from strongroom.cas.unseal.holder import give_share
 from strongroom.cas.unseal.locked import LockedCas
-from strongroom.cas.unseal.opening import open_root_secret, read_record, rekey
 from strongroom.cas.unseal.shamir import split
 from strongroom.cas.unseal.share_files import (
     ShareFile,
@@ -32,7 +33,6 @@ from strongroom.cas.unseal.share_files import (
     read_holders,
 )
 from strongroom.cas.unseal.shares import Shares
-from strongroom.cas.unseal.trust_disk import TrustDisk
 from strongroom.channel import HttpClient, Identity, Server, bind
 from strongroom.crypto import HpkeKey, derive
 from strongroom.errors import (

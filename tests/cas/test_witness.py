@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from strongroom.cas import OwnerClient
-from strongroom.cas.log_entry import LogEntry
-from strongroom.cas.log_head import NO_ENTRIES, Head
-from strongroom.cas.log_note import Checkpoint, sign_checkpoint
-from strongroom.cas.log_tree import Frontier, consistency_proof
-from strongroom.cas.witness import Witness
+from strongroom.cas.log.entry import LogEntry
+from strongroom.cas.log.head import NO_ENTRIES, Head
+from strongroom.cas.log.note import Checkpoint, sign_checkpoint
+from strongroom.cas.log.tree import Frontier, consistency_proof
+from strongroom.cas.log.witness import Witness
 from strongroom.cli.cas_witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import (

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.binding import parse_canonical
-from strongroom.cas.authority import Authority
-from strongroom.cas.client import dial_cas, split_address
-from strongroom.cas.store import Store
+from strongroom.cas.client.address import dial_cas, split_address
+from strongroom.cas.start.authority import Authority
+from strongroom.cas.state.root_secret import open_root_secret
+from strongroom.cas.state.store import Store
 from strongroom.cas.unseal.locked import share_info
-from strongroom.cas.unseal.opening import open_root_secret
 from strongroom.cas.unseal.share_files import ShareFile
 from strongroom.cas.unseal.shares import Shares
 from strongroom.cas.wire import b64, bytes_field, hex_field

@@ -18,12 +18,12 @@ from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.cas import CasAddress, EnclaveSession, OwnerClient, running_cas
-from strongroom.cas.client import cas_expectation, dial_cas, split_address
-from strongroom.cas.completion import Complete
-from strongroom.cas.log_note import WitnessKey
-from strongroom.cas.operation import Operation
-from strongroom.cas.policy import Policy
-from strongroom.cas.session import _provisions
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.client.address import cas_expectation, dial_cas, split_address
+from strongroom.cas.client.enclave import _provisions
+from strongroom.cas.enclaves.completion import Complete
+from strongroom.cas.log.note import WitnessKey
+from strongroom.cas.policy.version import Policy
 from strongroom.cas.wire import CONFIGURATION_INFO, b64, bytes_field
 from strongroom.channel import HttpClient, Identity
 from strongroom.crypto import Certificate, HpkeKey, Signer, SigningKey, digest

@@ -18,7 +18,7 @@ from strongroom.attest.claims import REGISTERS, Claims
 from strongroom.attest.files import read_evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.words import WEAKNESSES
-from strongroom.cas.policy import parse_reference
+from strongroom.cas.policy.version import parse_reference
 from strongroom.cli import attest_appraise, attest_words, output
 from strongroom.cli.attest_draft import REASONS, reference_table
 from strongroom.cli.main import main

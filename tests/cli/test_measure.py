@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy import Program
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.policy.version import Program
 from strongroom.cli import remembered
 from strongroom.cli.main import main
 from strongroom.cli.run import boot_config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.owners import SignatureFile, sign_version
+from strongroom.cas.policy.owners import SignatureFile, sign_version
 from strongroom.cli.main import main
 from strongroom.crypto import SigningKey
 from tests.cas.json_schema import is_valid

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from strongroom import errors
-from strongroom.cas.policy import Program, VaultRule
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.policy.version import Program, VaultRule
 from strongroom.cli.main import main
 from strongroom.cli.run import boot_config
 from strongroom.cli.workspace import Home, SealedVault, write_policy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.version import parse_policy
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home, SealedVault
 from strongroom.crypto import SigningKey

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 
-from strongroom.cas.store import Store
+from strongroom.cas.state.store import Store
 
 CHANGES = 6
 GROUPS = (2, 3, 1)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.authority import Authority
-from strongroom.cas.unseal.opening import open_root_secret, read_record, rekey
+from strongroom.cas.start.authority import Authority
+from strongroom.cas.state.root_secret import open_root_secret, read_record, rekey
+from strongroom.cas.state.trust_disk import TrustDisk
 from strongroom.cas.unseal.sgx import Sgx
 from strongroom.cas.unseal.shamir import combine
 from strongroom.cas.unseal.share_files import ShareFile
 from strongroom.cas.unseal.shares import Shares
-from strongroom.cas.unseal.trust_disk import TrustDisk
 from strongroom.crypto import CertificateAuthority
 from strongroom.errors import UsageError
 from strongroom.testing.attesters import FakeGramine, FakeMachine

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.policy import Program, VaultRule
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.policy.version import Program, VaultRule
 from strongroom.cli.run import boot_config
 from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
 from strongroom.enclave import sandbox

@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from strongroom.cas.policy import VaultRule, parse_policy
+from strongroom.cas.policy.version import VaultRule, parse_policy
 from strongroom.cli.run import LOG, limits_of
 from strongroom.enclave.config import BootConfig
 from strongroom.enclave.gramine import gramine_config

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from strongroom.cas.grant_files import GrantRequest
-from strongroom.cas.grants import SignedGrant
-from strongroom.cas.policy import parse_policy
+from strongroom.cas.policy.grant_files import GrantRequest
+from strongroom.cas.policy.grants import SignedGrant
+from strongroom.cas.policy.version import parse_policy
 from strongroom.cli.main import main
 from strongroom.cli.run import boot_config, check_launchable
 from strongroom.cli.workspace import SealedVault, entrust

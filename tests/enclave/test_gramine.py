@@ -19,8 +19,8 @@ import pytest
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
-from strongroom.cas.client import dial_cas, split_address
-from strongroom.cas.policy import Program, VaultRule
+from strongroom.cas.client.address import dial_cas, split_address
+from strongroom.cas.policy.version import Program, VaultRule
 from strongroom.cli.gramine import sizes_of
 from strongroom.cli.main import main
 from strongroom.cli.run import boot_config

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy import VaultRule
+from strongroom.cas.policy.version import VaultRule
 from strongroom.enclave import sandbox
 from strongroom.errors import (
     CasUnreachableError,
@@ -216,7 +216,7 @@ def test_a_debug_enclave_gets_nothing(copying, any_sandbox):
 
 
 def test_a_cas_that_was_not_measured_gets_no_evidence(copying, tmp_path):
-    from strongroom.cas.server import running_cas
+    from strongroom.cas.service.server import running_cas
 
     with running_cas(tmp_path / "other-cas") as other, pytest.raises(PeerIdentityError, match="peer authority"):
         copying.run(cas=other)
@@ -225,7 +225,7 @@ def test_a_cas_that_was_not_measured_gets_no_evidence(copying, tmp_path):
 def test_an_unknown_policy_and_an_absent_cas_are_named(world, copying):
     import dataclasses
 
-    from strongroom.cas.server import CasAddress
+    from strongroom.cas.client.address import CasAddress
 
     copying.config = dataclasses.replace(copying.config, policy="dev/nobody-knows")
     with pytest.raises(UnknownPolicyError, match="dev/nobody-knows"):
@@ -263,7 +263,7 @@ def test_a_vault_rolled_back_to_an_earlier_version_is_refused(copying, any_sandb
 
 
 def test_a_secret_reaches_the_program_and_no_file(world, any_sandbox):
-    from strongroom.cas.policy import parse_policy
+    from strongroom.cas.policy.version import parse_policy
 
     job = world.job("import os; print(len(bytes.fromhex(os.environ['TOKEN'])))")
     text = job.policy.text.replace("version = 1", "version = 2").replace(

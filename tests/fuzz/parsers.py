@@ -52,14 +52,14 @@ from strongroom.attest.result import RESULT_CWT, RESULT_TOKEN, ResultStatement, 
 from strongroom.attest.result import verify_result as verify_attestation_result
 from strongroom.attest.token import sign_token, thumbprint, verify_token
 from strongroom.attest.verify import verify
-from strongroom.cas.difference import differences
-from strongroom.cas.document import to_toml
-from strongroom.cas.grant_files import GrantFile, GrantRequest
-from strongroom.cas.grants import Grant, SignedGrant
-from strongroom.cas.lines import Lines
-from strongroom.cas.policy import parse_policy, policy_problems
-from strongroom.cas.schema import policy_schema
-from strongroom.cas.templates import as_template, parse_template
+from strongroom.cas.policy.difference import differences
+from strongroom.cas.policy.grant_files import GrantFile, GrantRequest
+from strongroom.cas.policy.grants import Grant, SignedGrant
+from strongroom.cas.policy.lines import Lines
+from strongroom.cas.policy.schema import policy_schema
+from strongroom.cas.policy.table import to_toml
+from strongroom.cas.policy.templates import as_template, parse_template
+from strongroom.cas.policy.version import parse_policy, policy_problems
 from strongroom.crypto import Certificate, CertificateAuthority, SigningKey
 from strongroom.crypto.chains import RevocationList, VendorCertificate, VendorKey, pem_certificates, verify_chain
 from strongroom.errors import FormatError, PolicyError, StrongroomError, VerificationError

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from strongroom.attest.claims import registers_measurement
-from strongroom.cas.parties import PartyIdentity
+from strongroom.cas.client.parties import PartyIdentity
 from strongroom.channel import bind
 from strongroom.cli.mpc_cas import CasCredentials, credentials
 from strongroom.crypto import PublicKey, SigningKey

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from strongroom.cas.document import MAX_DOCUMENT, to_toml
-from strongroom.cas.lines import Lines, syntax_line
-from strongroom.cas.places import TAKEN
-from strongroom.cas.policy import (
+from strongroom.cas.policy.lines import Lines, syntax_line
+from strongroom.cas.policy.places import TAKEN
+from strongroom.cas.policy.succession import check_succession
+from strongroom.cas.policy.table import MAX_DOCUMENT, to_toml
+from strongroom.cas.policy.templates import as_template
+from strongroom.cas.policy.version import (
     Program,
     VaultRule,
     parse_policy,
@@ -23,8 +25,6 @@ from strongroom.cas.policy import (
     sign_policy,
     verify_policy,
 )
-from strongroom.cas.succession import check_succession
-from strongroom.cas.templates import as_template
 from strongroom.cli.workspace import policy_name, write_policy
 from strongroom.crypto import SigningKey
 from strongroom.errors import PolicyError, StrongroomError, VerificationError

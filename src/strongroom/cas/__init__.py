@@ -1,14 +1,23 @@
 """The configuration and attestation service: who gets which secret is decided here, on evidence alone.
 
-`policy.py` says what may run and what it receives, `owners.py` and `succession.py` who may change that; `store.py`
-remembers; `authority.py` is the CAS's own identity; `app.py` is its HTTP API; `client.py` is an owner's view of it and
-`session.py` an enclave's.
+`policy` says what may run, what it receives and who may change that; `log` and `state` remember; `start` is the CAS's
+own identity and how it begins; `enclaves` and `callers` decide; `api` is its HTTP API, `service` the process, `unseal`
+the ways in which its root secret is kept; `client` is the other end, an owner's and an enclave's.
+
+The public names, each imported when it is first used, so that an enclave that talks to a CAS loads no server.
 """
 
-from strongroom.cas.client import CasAnchor, OwnerClient
-from strongroom.cas.policy import Policy, parse_policy
-from strongroom.cas.server import CasAddress, running_cas
-from strongroom.cas.session import EnclaveSession, Provisions, ServiceResult
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strongroom.cas.client.address import CasAddress
+    from strongroom.cas.client.enclave import EnclaveSession, Provisions, ServiceResult
+    from strongroom.cas.client.owner import CasAnchor, OwnerClient
+    from strongroom.cas.policy.version import Policy, parse_policy
+    from strongroom.cas.service.server import running_cas
 
 __all__ = [
     "CasAddress",
@@ -21,3 +30,27 @@ __all__ = [
     "parse_policy",
     "running_cas",
 ]
+
+_HOMES = {
+    "CasAddress": "client.address",
+    "CasAnchor": "client.owner",
+    "EnclaveSession": "client.enclave",
+    "OwnerClient": "client.owner",
+    "Policy": "policy.version",
+    "Provisions": "client.enclave",
+    "ServiceResult": "client.enclave",
+    "parse_policy": "policy.version",
+    "running_cas": "service.server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

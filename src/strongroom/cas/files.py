@@ -9,6 +9,9 @@ from pathlib import Path
 
 from strongroom.storage import LocalDirectory
 
+RESTORE = "something changed the CAS's directory on the disk; restore all of it from a copy"
+"""The hint of whatever is found changed there."""
+
 
 def create_once(path: Path, content: bytes) -> None:
     """Make that file, durably, unless somebody else makes it first; read it afterwards to see whose it is."""

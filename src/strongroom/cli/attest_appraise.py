@@ -12,8 +12,8 @@ from strongroom.attest.binding import REPORT_DATA_SIZE, bound_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import DEVICES
 from strongroom.attest.reference import ReferenceValues
-from strongroom.cas.document import MAX_DOCUMENT, parse_toml
-from strongroom.cas.policy import parse_policy, parse_reference
+from strongroom.cas.policy.table import MAX_DOCUMENT, parse_toml
+from strongroom.cas.policy.version import parse_policy, parse_reference
 from strongroom.cli import attest_draft, output
 from strongroom.cli import attest_reading as reading
 from strongroom.cli.attest_verify import add_sources, claims_wire, show_unchecked, verified

@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.policy import POLICY_NAME
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.policy.version import POLICY_NAME
 from strongroom.cli import (
     cas_address,
     cas_audit,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from strongroom.errors import UsageError
 
 if TYPE_CHECKING:  # with it comes all of the CAS, which help does not need
-    from strongroom.cas.server import CasAddress
+    from strongroom.cas.client.address import CasAddress
     from strongroom.cli.workspace import Home
 
 URL_VARIABLE, ROOT_VARIABLE = "STRONGROOM_CAS", "STRONGROOM_CAS_ROOT"
@@ -62,7 +62,7 @@ def named(args: argparse.Namespace) -> CasAddress | None:
         )
     if not url or not root:
         return None
-    from strongroom.cas.server import CasAddress
+    from strongroom.cas.client.address import CasAddress
 
     return CasAddress(url, root)
 

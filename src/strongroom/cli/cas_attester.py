@@ -7,7 +7,7 @@ import argparse
 from strongroom.attest.attester import Attester
 from strongroom.attest.tee.here import here
 from strongroom.attest.tee.simulated import SimulatedAttester
-from strongroom.cas.evidence import ROLE
+from strongroom.cas.client.own_evidence import ROLE
 from strongroom.cli.workspace import Home
 from strongroom.enclave.config import PROCESS, BootConfig
 from strongroom.enclave.measure import Measurement, measure

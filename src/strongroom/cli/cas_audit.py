@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import replace
-from strongroom.cas.log_audit import MAX_AUDIT, Audit, AuditReport, verify_audit
-from strongroom.cas.log_head import NO_ENTRIES, FileHead, Head
-from strongroom.cas.log_note import Checkpoint, WitnessKey, log_vkey
-from strongroom.cas.server import ADDRESS_FILE, CasAddress
+from strongroom.cas.log.audit import MAX_AUDIT, Audit, AuditReport, verify_audit
+from strongroom.cas.log.head import NO_ENTRIES, FileHead, Head
+from strongroom.cas.log.note import Checkpoint, WitnessKey, log_vkey
 from strongroom.cli import cas_address, output
 from strongroom.cli.workspace import Home
 from strongroom.errors import FormatError, RollbackError, UsageError, printable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from strongroom.cas.backup import back_up, restore
-from strongroom.cas.unseal.trust_disk import MASTER_KEY
+from strongroom.cas.service.backup import back_up, restore
+from strongroom.cas.state.trust_disk import MASTER_KEY
 from strongroom.cli import output
 from strongroom.cli.parser import add_debug
 from strongroom.cli.workspace import Home

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.log_head import NO_ENTRIES, Head
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.log.head import NO_ENTRIES, Head
 from strongroom.cli import cas_reference, output
 from strongroom.cli.workspace import Home
 from strongroom.crypto import Signer

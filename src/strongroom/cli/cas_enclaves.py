@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cli import output
 from strongroom.errors import printable
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from strongroom.attest.endorsements import Cache, HttpTransport, Retrying, Services, Sources
-from strongroom.cas.completion import Completer
+from strongroom.cas.enclaves.completion import Completer
 from strongroom.errors import UsageError
 
 CACHE = "endorsements"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cli import output
 from strongroom.cli.policy_files import show
 from strongroom.errors import UsageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from strongroom.cas.app import described
+from strongroom.cas.service.app import described
 from strongroom.cli import output
 from strongroom.cli.parser import add_debug
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from strongroom.cas.limits import POLICY_RATE, RATE, Limits
-from strongroom.cas.metrics import Metrics, Prometheus
-from strongroom.cas.oidc import OidcAuthenticator, https_fetch
-from strongroom.cas.operation import Operation
+from strongroom.cas.api.metrics import Metrics, Prometheus
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.callers.limits import POLICY_RATE, RATE, Limits
+from strongroom.cas.callers.oidc import OidcAuthenticator, https_fetch
 from strongroom.cli import output
 from strongroom.errors import UsageError
 

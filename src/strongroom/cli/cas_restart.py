@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.restart import MODES, Restart
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.start.mode import MODES, Restart
 from strongroom.cli import cas_start, output
 from strongroom.errors import UsageError
 

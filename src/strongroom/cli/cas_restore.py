@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import replace as replace_file
-from strongroom.cas.policy import Policy
-from strongroom.cas.restores import Restore, RestoreFile, check_reason, goes_back
-from strongroom.cas.server import CasAddress
+from strongroom.cas.policy.restores import Restore, RestoreFile, check_reason, goes_back
+from strongroom.cas.policy.version import Policy
 from strongroom.cli import output
 from strongroom.cli.parser import add_debug
 from strongroom.cli.policy_files import show, signers

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from strongroom.attest.tee.simulated import BANNER
-from strongroom.cas.log_note import WitnessKey
-from strongroom.cas.restart import MODES, Mode, Restart
-from strongroom.cas.server import ADDRESS_FILE, Service, Settings, prepare
-from strongroom.cas.tpm_head import DEFAULT_INDEX
-from strongroom.cas.unseal.opening import read_record
-from strongroom.cas.unseal.trust_disk import TrustDisk
+from strongroom.cas.client.address import ADDRESS_FILE
+from strongroom.cas.log.note import WitnessKey
+from strongroom.cas.service.server import Service, Settings, prepare
+from strongroom.cas.start.mode import MODES, Mode, Restart
+from strongroom.cas.start.tpm_head import DEFAULT_INDEX
+from strongroom.cas.state.root_secret import read_record
+from strongroom.cas.state.trust_disk import TrustDisk
 from strongroom.cli import cas_attester, cas_config, cas_endorsements, cas_operation, cas_unseal, output
 from strongroom.cli.parser import add_debug
 from strongroom.cli.serve import local_url

@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.rights import RIGHTS
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.policy.rights import RIGHTS
 from strongroom.cli import output
 from strongroom.errors import printable
 

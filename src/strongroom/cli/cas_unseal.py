@@ -6,17 +6,17 @@ import argparse
 from pathlib import Path
 
 from strongroom.attest.attester import Attester
-from strongroom.cas.policy import parse_reference
+from strongroom.cas.policy.version import parse_reference
+from strongroom.cas.state.root_secret import WAYS, open_root_secret, read_record, rekey
+from strongroom.cas.state.trust_disk import MASTER_KEY, TrustDisk
+from strongroom.cas.state.way import Unsealer
 from strongroom.cas.unseal.holder import give_share
-from strongroom.cas.unseal.opening import WAYS, open_root_secret, read_record, rekey
 from strongroom.cas.unseal.peer import Peer
 from strongroom.cas.unseal.sgx import KEYS, Sgx
 from strongroom.cas.unseal.share_files import ShareFile, create_share_key, load_share_key, public_text, read_holders
 from strongroom.cas.unseal.shares import Shares
 from strongroom.cas.unseal.snp import Snp
 from strongroom.cas.unseal.tpm import DEFAULT_PCRS, TpmSealed
-from strongroom.cas.unseal.trust_disk import MASTER_KEY, TrustDisk
-from strongroom.cas.unseal.way import Unsealer
 from strongroom.channel import bind
 from strongroom.cli import cas_attester, output
 from strongroom.cli.cas_address import URL_VARIABLE, url_of

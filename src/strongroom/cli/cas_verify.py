@@ -7,8 +7,8 @@ from pathlib import Path
 
 from strongroom.attest.appraise import is_simulated
 from strongroom.attest.tee.simulated import BANNER
-from strongroom.cas.evidence import CasAppraisal
-from strongroom.cas.verification import verify_cas
+from strongroom.cas.client.own_evidence import CasAppraisal
+from strongroom.cas.client.verification import verify_cas
 from strongroom.cli import output
 from strongroom.cli.attest_appraise import read_reference
 from strongroom.cli.cas_address import URL_VARIABLE, root_of, url_of

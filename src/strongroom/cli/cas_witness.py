@@ -6,11 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import replace
-from strongroom.cas.log_head import Head, HeadMemory
-from strongroom.cas.log_note import Checkpoint, Note
-from strongroom.cas.witness import Witness
+from strongroom.cas.log.head import Head, HeadMemory
+from strongroom.cas.log.note import Checkpoint, Note
+from strongroom.cas.log.witness import Witness
 from strongroom.cli import cas_reference, output
 from strongroom.errors import CasUnreachableError, ChannelError, ConflictError, UnauthorizedError, UsageError
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from strongroom import vault
-from strongroom.cas.policy import Policy, Program, VaultRule
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.policy.version import Policy, Program, VaultRule
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.demo_mirror import killed_training

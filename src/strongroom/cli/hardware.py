@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from strongroom.cas.policy import Policy
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.policy.version import Policy
 from strongroom.cli.run import boot_config, check_launchable
 from strongroom.cli.workspace import Home, read_policy
 from strongroom.enclave.config import SANDBOX, BootConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from strongroom.cas.policy import Policy, Program, VaultRule
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.policy.version import Policy, Program, VaultRule
 from strongroom.cli import cas_address, output
 from strongroom.cli.remembered import known_digests, last_accepted, read_listing
 from strongroom.cli.run import boot_config, program_of

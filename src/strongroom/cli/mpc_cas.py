@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from strongroom.cas.parties import PartyIdentity
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.parties import PartyIdentity
 from strongroom.channel import Identity
 from strongroom.cli.workspace import Home
 from strongroom.crypto import SigningKey

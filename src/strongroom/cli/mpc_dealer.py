@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from strongroom.attest.appraise import ReferenceValues
 from strongroom.attest.endorsements import bundle, endorsements_for
 from strongroom.attest.evidence import Evidence
-from strongroom.cas.policy import parse_reference
+from strongroom.cas.policy.version import parse_reference
 from strongroom.channel import TlsStream
 from strongroom.cli import output
 from strongroom.cli.run import program_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cli import cas_address, output
 from strongroom.cli.policy_files import add_cas, add_signatures, cas_and_client, show, signatures_of, warn_of_zeros
 from strongroom.cli.workspace import read_policy

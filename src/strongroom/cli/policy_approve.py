@@ -12,10 +12,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from strongroom.cas.client import OwnerClient
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import replace as replace_file
-from strongroom.cas.grant_files import GrantFile, GrantRequest, read_object
-from strongroom.cas.grants import Grant, SignedGrant, check_exportable
+from strongroom.cas.policy.grant_files import GrantFile, GrantRequest, read_object
+from strongroom.cas.policy.grants import Grant, SignedGrant, check_exportable
 from strongroom.cli import output
 from strongroom.cli.policy_files import add_cas, cas_client
 from strongroom.cli.signers import KEY, signer

@@ -6,11 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from strongroom.cas.difference_rules import moment
-from strongroom.cas.document import Problem
-from strongroom.cas.lines import Lines, syntax_line
-from strongroom.cas.policy import Policy, Program, parse_policy, policy_problems
-from strongroom.cas.templates import parse_template
+from strongroom.cas.policy.difference_rules import moment
+from strongroom.cas.policy.lines import Lines, syntax_line
+from strongroom.cas.policy.table import Problem
+from strongroom.cas.policy.templates import parse_template
+from strongroom.cas.policy.version import Policy, Program, parse_policy, policy_problems
 from strongroom.cli import output
 from strongroom.cli.policy_files import show, warn_of_zeros
 from strongroom.cli.run import check_launchable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from strongroom.cas.difference import differences
-from strongroom.cas.policy import Policy
+from strongroom.cas.policy.difference import differences
+from strongroom.cas.policy.version import Policy
 from strongroom.cli import output
 from strongroom.cli.policy_files import add_cas, cas_client, shown
 from strongroom.cli.workspace import read_policy

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.difference import Change
-from strongroom.cas.owners import Owners, OwnerSignature, SignatureFile
-from strongroom.cas.policy import POLICY_NAME, Policy
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.policy.difference import Change
+from strongroom.cas.policy.owners import Owners, OwnerSignature, SignatureFile
+from strongroom.cas.policy.version import POLICY_NAME, Policy
 from strongroom.cli import cas_address, cas_reference, output
 from strongroom.cli.signers import add_caller, caller
 from strongroom.cli.workspace import Home

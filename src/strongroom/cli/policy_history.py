@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from strongroom.cas.difference import differences
-from strongroom.cas.document import FINGERPRINT
-from strongroom.cas.policy import Policy
-from strongroom.cas.succession import SignedPolicy
+from strongroom.cas.policy.difference import differences
+from strongroom.cas.policy.succession import SignedPolicy
+from strongroom.cas.policy.table import FINGERPRINT
+from strongroom.cas.policy.version import Policy
 from strongroom.cli import output
 from strongroom.cli.policy_files import add_cas, cas_client, check_name, shown, signers
 from strongroom.errors import UsageError

@@ -6,9 +6,9 @@ import argparse
 import re
 from pathlib import Path
 
-from strongroom.cas.document import to_toml
-from strongroom.cas.policy import parse_policy
-from strongroom.cas.templates import as_template
+from strongroom.cas.policy.table import to_toml
+from strongroom.cas.policy.templates import as_template
+from strongroom.cas.policy.version import parse_policy
 from strongroom.cli import output
 from strongroom.cli.policy_files import check_name
 from strongroom.cli.run import program_of

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from strongroom.cas.grant_files import GrantRequest
-from strongroom.cas.grants import imports
+from strongroom.cas.policy.grant_files import GrantRequest
+from strongroom.cas.policy.grants import imports
 from strongroom.cli.policy_files import warn_of_zeros
 from strongroom.cli.workspace import read_policy
 from strongroom.errors import UsageError

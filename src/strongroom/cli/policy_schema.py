@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from strongroom.cas.schema import policy_schema
+from strongroom.cas.policy.schema import policy_schema
 from strongroom.cli import output
 
 

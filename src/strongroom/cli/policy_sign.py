@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from strongroom.cas.files import replace as replace_file
-from strongroom.cas.owners import Owners, SignatureFile, check_each, sign_version
-from strongroom.cas.policy import Policy
-from strongroom.cas.succession import check_succession
+from strongroom.cas.policy.owners import Owners, SignatureFile, check_each, sign_version
+from strongroom.cas.policy.succession import check_succession
+from strongroom.cas.policy.version import Policy
 from strongroom.cli import output
 from strongroom.cli.policy_files import add_signatures, read_signature_file, show, signatures_path, signers
 from strongroom.cli.signers import KEY, signer

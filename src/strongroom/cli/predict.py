@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.policy import Policy
-from strongroom.cas.server import ADDRESS_FILE, CasAddress
+from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
+from strongroom.cas.client.owner import OwnerClient
+from strongroom.cas.policy.version import Policy
 from strongroom.cli import cas_address, cas_reference, output
 from strongroom.cli.workspace import Home, read_policy
 from strongroom.errors import FormatError, UsageError

@@ -13,9 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from strongroom.cas.policy import Policy, Program, SealedRule, VaultRule, parse_policy
-from strongroom.cas.server import CasAddress
-from strongroom.cas.verification import verify_cas
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.verification import verify_cas
+from strongroom.cas.policy.version import Policy, Program, SealedRule, VaultRule, parse_policy
 from strongroom.cli import cas_address, cas_reference, output
 from strongroom.cli.mirror_directory import make_directory, mirror_key, seen_from_outside
 from strongroom.cli.remembered import load_digests, remember_accepted, save_digests

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from strongroom.cas.slots import SCHEME, CasSlot, keep_slot, slot_of
+from strongroom.cas.client.slots import SCHEME, CasSlot, keep_slot, slot_of
 from strongroom.cli.policy_files import add_cas, cas_client, check_name
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import FormatError

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
-from strongroom.cas.policy import Policy, Program, VaultRule
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.policy.version import Policy, Program, VaultRule
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.remembered import known_digests

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from strongroom.cas.oidc import MAX_TOKEN
+from strongroom.cas.callers.oidc import MAX_TOKEN
 from strongroom.cli import output
 from strongroom.cli.workspace import Home
 from strongroom.crypto import Signer, SigningKey

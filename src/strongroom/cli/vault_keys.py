@@ -8,7 +8,7 @@ import datetime as dt
 from rich.table import Table
 from rich.text import Text
 
-from strongroom.cas.slots import SCHEME, slot_of
+from strongroom.cas.client.slots import SCHEME, slot_of
 from strongroom.cli import output
 from strongroom.cli.policy_files import cas_client
 from strongroom.cli.secrets import Keeper, NewHolder, new_holder, sealed_vault

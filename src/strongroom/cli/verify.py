@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from strongroom.attest.binding import canonical
-from strongroom.cas.server import ADDRESS_FILE, CasAddress
+from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
 from strongroom.cli import cas_address, output
 from strongroom.cli.parser import add_debug
 from strongroom.cli.run import program_of

@@ -21,14 +21,15 @@ from typing import Literal
 from strongroom import vault
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.tee.simulated import SimulatedVendor
-from strongroom.cas.client import OwnerClient
-from strongroom.cas.document import to_toml
+from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
+from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import create_once
-from strongroom.cas.log_head import FileHead
-from strongroom.cas.log_note import origin_of
-from strongroom.cas.policy import Policy, Program, VaultRule, parse_policy
-from strongroom.cas.restores import goes_back
-from strongroom.cas.server import ADDRESS_FILE, CasAddress, running_cas
+from strongroom.cas.log.head import FileHead
+from strongroom.cas.log.note import origin_of
+from strongroom.cas.policy.restores import goes_back
+from strongroom.cas.policy.table import to_toml
+from strongroom.cas.policy.version import Policy, Program, VaultRule, parse_policy
+from strongroom.cas.service.server import running_cas
 from strongroom.cli import output
 from strongroom.cli.mirror_directory import mirror_key
 from strongroom.crypto import Signer, SigningKey, digest

@@ -25,9 +25,9 @@ from typing import Any
 
 from strongroom import vault
 from strongroom.attest.evidence import Evidence
-from strongroom.cas.client import CasAnchor
-from strongroom.cas.session import EnclaveSession, Provisions
-from strongroom.cas.templates import parse_template
+from strongroom.cas.client.enclave import EnclaveSession, Provisions
+from strongroom.cas.client.owner import CasAnchor
+from strongroom.cas.policy.templates import parse_template
 from strongroom.crypto.encoding import base64_bytes
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import CAS, Control

@@ -29,8 +29,8 @@ from types import FrameType
 from strongroom.attest.attester import Attester
 from strongroom.attest.tee.gramine import KEY_SIZE, GramineAttester, set_key
 from strongroom.attest.tee.system import System
-from strongroom.cas.client import dial_cas, split_address
-from strongroom.cas.session import EnclaveSession
+from strongroom.cas.client.address import dial_cas, split_address
+from strongroom.cas.client.enclave import EnclaveSession
 from strongroom.crypto import derive, random_bytes
 from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import SANDBOX_ENVIRONMENT, SANDBOX_PYCACHE, BootConfig, VaultMount

@@ -23,8 +23,7 @@ from typing import Any
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
-from strongroom.cas.client import dial_cas, split_address
-from strongroom.cas.server import CasAddress
+from strongroom.cas.client.address import CasAddress, dial_cas, split_address
 from strongroom.enclave import sandbox
 from strongroom.enclave.config import BOOT_PYCACHE, PROCESS, SANDBOX, SANDBOX_ENVIRONMENT, BootConfig
 from strongroom.enclave.control import CAS, HostSide, socket_pair

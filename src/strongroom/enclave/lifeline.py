@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from strongroom.cas.renewal import Renewal
-from strongroom.cas.session import EnclaveSession
+from strongroom.cas.client.enclave import EnclaveSession
+from strongroom.cas.client.renewal import Renewal
 from strongroom.errors import StrongroomError
 
 

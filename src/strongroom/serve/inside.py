@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
 from strongroom.attest.evidence import Evidence
-from strongroom.cas.renewal import Renewal
-from strongroom.cas.session import EnclaveSession
+from strongroom.cas.client.enclave import EnclaveSession
+from strongroom.cas.client.renewal import Renewal
 from strongroom.cas.wire import RESULT_LIFETIME
 from strongroom.channel import Server
 from strongroom.crypto import Certificate

@@ -1,1 +1,4 @@
-"""The CAS's HTTP API (docs/spec/cas.md): who may ask what, and what the answers are. `cas/app.py` puts it together."""
+"""The CAS's HTTP API (docs/spec/cas.md): who may ask what, and what the answers are.
+
+`service/app.py` puts it together.
+"""

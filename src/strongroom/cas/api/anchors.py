@@ -12,11 +12,11 @@ from strongroom.cas.api.callers import attested_lease, require
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Caller, Endpoint
 from strongroom.cas.api.forms import BOOLEAN, NUMBER, ROOT, SIGNATURE, TEXT, listed, or_null, table
-from strongroom.cas.leases import Lease
-from strongroom.cas.owners import MAX_OWNERS, read_signatures
-from strongroom.cas.places import SealedRule, VaultRule
-from strongroom.cas.policy import Policy
-from strongroom.cas.restores import MAX_REASON, Restore, Restored, check_reason, goes_back
+from strongroom.cas.enclaves.leases import Lease
+from strongroom.cas.policy.owners import MAX_OWNERS, read_signatures
+from strongroom.cas.policy.places import SealedRule, VaultRule
+from strongroom.cas.policy.restores import MAX_REASON, Restore, Restored, check_reason, goes_back
+from strongroom.cas.policy.version import Policy
 from strongroom.cas.wire import text_field
 from strongroom.channel import tls_info
 from strongroom.errors import FormatError, PolicyError, UnauthorizedError

@@ -33,16 +33,16 @@ from strongroom.cas.api.forms import (
     listed,
     table,
 )
-from strongroom.cas.completion import carries_less
-from strongroom.cas.configuration import configuration
-from strongroom.cas.grants import imports
-from strongroom.cas.imports import Held, check_import
-from strongroom.cas.leases import CopiedError
-from strongroom.cas.lineage import statements
-from strongroom.cas.policy import Policy
-from strongroom.cas.refusals import Refusals
-from strongroom.cas.reserved import CAS_ROLE
-from strongroom.cas.restart import RESERVED
+from strongroom.cas.enclaves.completion import carries_less
+from strongroom.cas.enclaves.configuration import configuration
+from strongroom.cas.enclaves.imports import Held, check_import
+from strongroom.cas.enclaves.leases import CopiedError
+from strongroom.cas.enclaves.lineage import statements
+from strongroom.cas.enclaves.refusals import Refusals
+from strongroom.cas.policy.grants import imports
+from strongroom.cas.policy.version import Policy
+from strongroom.cas.start.mode import RESERVED
+from strongroom.cas.start.reserved import CAS_ROLE
 from strongroom.cas.wire import (
     CERTIFICATE_SECONDS,
     CONFIGURATION_INFO,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from strongroom.attest.evidence import Evidence
 from strongroom.cas.api.endpoint import Handler
-from strongroom.cas.limits import network_of
+from strongroom.cas.callers.limits import network_of
 from strongroom.errors import FormatError, UsageError
 
 MAX_BODY = 1 << 20

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from strongroom.cas.administrators import Principal, Right, first_allowed
 from strongroom.cas.api.context import Context
-from strongroom.cas.imports import still_held
-from strongroom.cas.leases import Lease
-from strongroom.cas.policy import Policy
+from strongroom.cas.callers.administrators import Principal, Right, first_allowed
+from strongroom.cas.enclaves.imports import still_held
+from strongroom.cas.enclaves.leases import Lease
+from strongroom.cas.policy.version import Policy
 from strongroom.channel import TlsInfo, tls_info
 from strongroom.crypto import PublicKey
 from strongroom.errors import BindingError, UnauthorizedError

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from strongroom.cas.api.endpoint import Handler
-from strongroom.cas.store import Store
+from strongroom.cas.state.store import Store
 from strongroom.channel import tls_info
 from strongroom.errors import DatabaseError, StrongroomError
 

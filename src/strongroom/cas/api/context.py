@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from strongroom.attest.attester import Attester
+from strongroom.cas.api.operation import Operation
+from strongroom.cas.api.own_evidence import OwnEvidence
+from strongroom.cas.api.peers import PeerWatch
 from strongroom.cas.api.waiting import Waiting
-from strongroom.cas.authority import Authority
-from strongroom.cas.completion import Completion
-from strongroom.cas.gate import Gate
-from strongroom.cas.leases import Leases
-from strongroom.cas.log_note import WitnessKey
-from strongroom.cas.operation import Operation
-from strongroom.cas.own_evidence import OwnEvidence
-from strongroom.cas.peers import PeerWatch
-from strongroom.cas.revocations import Revocations
-from strongroom.cas.store import Store
+from strongroom.cas.enclaves.completion import Completion
+from strongroom.cas.enclaves.leases import Leases
+from strongroom.cas.enclaves.revocations import Revocations
+from strongroom.cas.log.note import WitnessKey
+from strongroom.cas.start.authority import Authority
+from strongroom.cas.start.gate import Gate
+from strongroom.cas.state.store import Store
 
 Clock = Callable[[], float]
 

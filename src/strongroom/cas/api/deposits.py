@@ -12,7 +12,7 @@ from strongroom.cas.api.callers import attested_lease
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BASE64
-from strongroom.cas.configuration import as_variable
+from strongroom.cas.enclaves.configuration import as_variable
 from strongroom.cas.wire import MAX_DEPOSIT, bytes_field
 from strongroom.channel import tls_info
 from strongroom.errors import FormatError, PolicyError, UnauthorizedError

@@ -12,7 +12,7 @@ from strongroom.cas.api.bodies import network, read_body
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BASE64, EVIDENCE, HASH
-from strongroom.cas.evidence import PATH, ROLE
+from strongroom.cas.client.own_evidence import PATH, ROLE
 from strongroom.cas.wire import hex_field
 from strongroom.channel import tls_info
 

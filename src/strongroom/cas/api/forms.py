@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from strongroom.attest.evidence import MAX_DEVICES, TEES
-from strongroom.cas.document import FINGERPRINT
-from strongroom.cas.log_head import HEAD_TEXT
-from strongroom.cas.policy import POLICY_NAME
+from strongroom.cas.log.head import HEAD_TEXT
+from strongroom.cas.policy.table import FINGERPRINT
+from strongroom.cas.policy.version import POLICY_NAME
 
 Form = dict[str, Any]
 

@@ -13,9 +13,9 @@ from strongroom.cas.api.bodies import read_body
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint, Handler
 from strongroom.cas.api.forms import BASE64, BOOLEAN, DIGEST, HASH, HEAD, NUMBER, OBJECT, TEXT, listed
-from strongroom.cas.gate import Gate
-from strongroom.cas.log_head import Head
-from strongroom.cas.restart import Restart
+from strongroom.cas.log.head import Head
+from strongroom.cas.start.gate import Gate
+from strongroom.cas.start.mode import Restart
 from strongroom.cas.threads import Patience
 from strongroom.cas.wire import bytes_field, text_field
 from strongroom.crypto import PublicKey

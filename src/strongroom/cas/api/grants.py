@@ -16,10 +16,10 @@ from strongroom.cas.api.callers import may, require
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BASE64, HASH, NUMBER, POLICY, SIGNATURE, TEXT, listed, table
-from strongroom.cas.grants import GRANT_ID, Grant, SignedGrant
-from strongroom.cas.imports import StoredGrant, received_grants, store_grant, stored_grants, withdraw_grant
-from strongroom.cas.owners import MAX_OWNERS
-from strongroom.cas.policy import Policy
+from strongroom.cas.enclaves.imports import StoredGrant, received_grants, store_grant, stored_grants, withdraw_grant
+from strongroom.cas.policy.grants import GRANT_ID, Grant, SignedGrant
+from strongroom.cas.policy.owners import MAX_OWNERS
+from strongroom.cas.policy.version import Policy
 from strongroom.errors import FormatError, GrantError
 
 _SIGNED = {

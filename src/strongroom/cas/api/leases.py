@@ -21,7 +21,8 @@ from strongroom.cas.api.callers import attested_lease, callers, require
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BOOLEAN, DIGEST, HEX, NUMBER, POLICY, TEXT, listed, matching, or_null, table
-from strongroom.cas.revocations import Revocation, Selection
+from strongroom.cas.enclaves.revocation import Revocation
+from strongroom.cas.enclaves.revocations import Selection
 from strongroom.errors import UsageError
 
 MAX_WAIT = 30

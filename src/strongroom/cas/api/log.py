@@ -16,17 +16,17 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from strongroom.cas.administrators import Principal
 from strongroom.cas.api.bodies import number, read_body
 from strongroom.cas.api.callers import callers
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint, Handler
 from strongroom.cas.api.forms import BASE64, HASH, NOTE, NUMBER, TEXT, listed, matching, or_null, table
-from strongroom.cas.log_head import HEAD_HEADER, NO_ENTRIES, PROOF_HEADER, Head
-from strongroom.cas.log_note import Note, WitnessKey, log_key_id, verify_cas_checkpoint
-from strongroom.cas.namespaces import Namespaces
-from strongroom.cas.restart import RESERVED
-from strongroom.cas.store import Store
+from strongroom.cas.callers.administrators import Principal
+from strongroom.cas.callers.namespaces import Namespaces
+from strongroom.cas.log.head import HEAD_HEADER, NO_ENTRIES, PROOF_HEADER, Head
+from strongroom.cas.log.note import Note, WitnessKey, log_key_id, verify_cas_checkpoint
+from strongroom.cas.start.mode import RESERVED
+from strongroom.cas.state.store import Store
 from strongroom.cas.wire import b64, text_field
 from strongroom.errors import FormatError, UnauthorizedError
 

@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from strongroom.attest.binding import EXPORTER_LABEL
-from strongroom.cas.administrators import LOGIN_ROLE, Principal, login_statement
 from strongroom.cas.api.bodies import read_body
 from strongroom.cas.api.callers import LOGINS
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BASE64, NUMBER, TEXT, or_null
+from strongroom.cas.callers.administrators import LOGIN_ROLE, Principal, login_statement
 from strongroom.cas.wire import bytes_field, text_field
 from strongroom.channel import TlsInfo, tls_info
 from strongroom.crypto import PublicKey

@@ -16,9 +16,9 @@ from strongroom.cas.api.callers import ASKED, TEE
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint, Handler
 from strongroom.cas.api.guard import guarded
-from strongroom.cas.leases import Leases
-from strongroom.cas.limits import PAGED, REFUSED, Limits
-from strongroom.cas.metrics import Metrics, Values
+from strongroom.cas.api.metrics import Metrics, Values
+from strongroom.cas.callers.limits import PAGED, REFUSED, Limits
+from strongroom.cas.enclaves.leases import Leases
 from strongroom.channel import tls_info
 
 _ATTEST, _LOGIN, _LOG = "/v1/attest", "/v1/login", "/v1/log"

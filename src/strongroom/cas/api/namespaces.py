@@ -12,9 +12,9 @@ from strongroom.cas.api.callers import callers
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import DIGEST, TEXT, listed
-from strongroom.cas.document import FINGERPRINT
-from strongroom.cas.namespaces import Namespace, Namespaces
-from strongroom.cas.policy import POLICY_NAME
+from strongroom.cas.callers.namespaces import Namespace, Namespaces
+from strongroom.cas.policy.table import FINGERPRINT
+from strongroom.cas.policy.version import POLICY_NAME
 from strongroom.cas.wire import text_field
 from strongroom.errors import FormatError, UnauthorizedError
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from strongroom.cas.api.endpoint import Caller, Endpoint
 from strongroom.cas.api.forms import ERROR, HEAD, NUMBER, OBJECT, matching, table
-from strongroom.cas.log_head import HEAD_HEADER, PROOF_HEADER
+from strongroom.cas.log.head import HEAD_HEADER, PROOF_HEADER
 from strongroom.cas.wire import ATTEST_FIRST
 
 Document = dict[str, Any]

@@ -17,7 +17,7 @@ from strongroom.cas.api.callers import require
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BASE64, listed
-from strongroom.cas.policy import Policy
+from strongroom.cas.policy.version import Policy
 from strongroom.cas.wire import CERTIFICATE_SECONDS, PARTY_ROLE, b64, bytes_field, party_statement
 from strongroom.channel import tls_info
 from strongroom.crypto import PublicKey

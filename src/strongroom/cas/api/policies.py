@@ -12,11 +12,11 @@ from strongroom.cas.api.callers import caller_keys, require
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BASE64, DIGEST, NUMBER, SIGNATURE, TEXT, listed, or_null, table
-from strongroom.cas.configuration import as_variable, sealed_key_name, vault_key_name
-from strongroom.cas.namespaces import Namespaces
-from strongroom.cas.owners import MAX_OWNERS, read_signatures
-from strongroom.cas.policy import Policy, parse_policy, verify_policy
-from strongroom.cas.reserved import check_reserved
+from strongroom.cas.callers.namespaces import Namespaces
+from strongroom.cas.enclaves.configuration import as_variable, sealed_key_name, vault_key_name
+from strongroom.cas.policy.owners import MAX_OWNERS, read_signatures
+from strongroom.cas.policy.version import Policy, parse_policy, verify_policy
+from strongroom.cas.start.reserved import check_reserved
 from strongroom.cas.wire import bytes_field, text_field
 from strongroom.crypto import KEY_SIZE, PublicKey
 from strongroom.errors import FormatError, PolicyError, VerificationError

@@ -12,7 +12,7 @@ from strongroom.cas.api.callers import attested_policy, require
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Caller, Endpoint
 from strongroom.cas.api.forms import BASE64, BOOLEAN, or_null
-from strongroom.cas.policy import Policy
+from strongroom.cas.policy.version import Policy
 from strongroom.cas.wire import SLOT_NAME, b64, bytes_field
 from strongroom.channel import tls_info
 from strongroom.crypto import KEY_SIZE, equal

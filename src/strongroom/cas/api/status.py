@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from strongroom import __version__
-from strongroom.cas.administrators import RIGHTS, Principal
 from strongroom.cas.api.callers import callers
 from strongroom.cas.api.context import Context
 from strongroom.cas.api.endpoint import Endpoint
 from strongroom.cas.api.forms import BOOLEAN, DIGEST, HEAD, NUMBER, OBJECT, POLICY, TEXT, listed, or_null, table
-from strongroom.cas.log_note import Note, WitnessKey
+from strongroom.cas.callers.administrators import RIGHTS, Principal
+from strongroom.cas.log.note import Note, WitnessKey
 from strongroom.errors import DatabaseError, StrongroomError
 
 _SCANNED = 200

@@ -19,7 +19,7 @@ from strongroom.attest.appraise import AttestationResult, ReferenceValues, appra
 from strongroom.attest.binding import EXPORTER_LABEL, Kind, parse_canonical, report_data
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.verify import verify
-from strongroom.cas.client import MAX_ANSWER, TIMEOUT, dial_cas, split_address
+from strongroom.cas.client.address import MAX_ANSWER, TIMEOUT, dial_cas, split_address
 from strongroom.cas.unseal.locked import ROLE, share_info
 from strongroom.cas.unseal.share_files import ShareFile
 from strongroom.cas.wire import b64, bytes_field, hex_field, text_field

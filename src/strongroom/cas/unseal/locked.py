@@ -29,7 +29,7 @@ from strongroom.cas.api.bodies import address, expecting, network, read_body
 from strongroom.cas.api.endpoint import Endpoint, Handler
 from strongroom.cas.api.forms import BASE64, BOOLEAN, EVIDENCE, HASH, NUMBER, TEXT, or_null
 from strongroom.cas.api.guard import guarded
-from strongroom.cas.limits import Limits
+from strongroom.cas.callers.limits import Limits
 from strongroom.cas.threads import making_evidence
 from strongroom.cas.unseal.shamir import combine
 from strongroom.cas.unseal.share_files import ShareSet

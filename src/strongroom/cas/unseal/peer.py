@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from strongroom.attest.attester import Attester
-from strongroom.cas.authority import AUTHORITY_FILE
-from strongroom.cas.client import dial_cas, split_address
+from strongroom.cas.client.address import dial_cas, split_address
+from strongroom.cas.client.enclave import EnclaveSession
 from strongroom.cas.files import create_once
-from strongroom.cas.reserved import CAS_ROLE
-from strongroom.cas.restart import RESERVED
-from strongroom.cas.session import EnclaveSession
-from strongroom.cas.unseal.way import SECRET_SIZE, Record
+from strongroom.cas.start.authority import AUTHORITY_FILE
+from strongroom.cas.start.mode import RESERVED
+from strongroom.cas.start.reserved import CAS_ROLE
+from strongroom.cas.state.way import SECRET_SIZE, Record
 from strongroom.errors import CasError, UsageError
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from strongroom.attest.tee.gramine import ATTESTATION, KEY_SIZE
 from strongroom.attest.tee.system import System, read_whole
-from strongroom.cas.unseal.way import Record, open_under, seal_under, text
+from strongroom.cas.state.way import Record, open_under, seal_under, text
 from strongroom.errors import EnclaveError, FormatError, UnsupportedPlatformError, UsageError
 
 KEYS = ("_sgx_mrenclave", "_sgx_mrsigner")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from strongroom.attest.binding import canonical
+from strongroom.cas.state.way import SECRET_SIZE, octets
 from strongroom.cas.unseal.shamir import MAX_SHARES, split
-from strongroom.cas.unseal.way import SECRET_SIZE, octets
 from strongroom.cas.wire import hex_field, text_field
 from strongroom.crypto import HpkeKey, digest, equal, hpke_seal, random_bytes
 from strongroom.errors import FormatError, TamperedError, UnauthorizedError, UsageError, WrongKeyError

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from strongroom.attest.attester import Attester
 from strongroom.cas.files import replace
+from strongroom.cas.state.way import Record
 from strongroom.cas.unseal.locked import unseal_by_shares
 from strongroom.cas.unseal.share_files import ShareFile, ShareSet, make_shares, public_text
-from strongroom.cas.unseal.way import Record
 from strongroom.errors import UsageError
 from strongroom.storage import LocalDirectory
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from strongroom.attest.tee.system import System
-from strongroom.cas.unseal.way import Record, open_under, seal_under, text
+from strongroom.cas.state.way import Record, open_under, seal_under, text
 from strongroom.errors import EnclaveError, FormatError, UnsupportedPlatformError, UsageError
 
 DEVICE = "/dev/sev-guest"

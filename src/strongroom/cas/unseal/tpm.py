@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from strongroom.attest.tee.tpm import Tpm
 from strongroom.attest.tee.tpm_seal import Sealed, seal, unseal
-from strongroom.cas.unseal.way import Record, octets, text
+from strongroom.cas.state.way import Record, octets, text
 from strongroom.errors import FormatError, UsageError
 
 DEFAULT_PCRS = (7,)

@@ -1,0 +1,1 @@
+"""The CAS as a process: its application, its server, and copies of its directory."""
