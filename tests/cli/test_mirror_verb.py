@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from strongroom import mirror
 from strongroom.cli import main as command_line
-from strongroom.cli.mirror import _EXAMPLES, time
+from strongroom.cli.mirror import _EXAMPLES
+from strongroom.cli.mirror_reading import time
 from strongroom.cli.mirror_show import statistics
 from strongroom.mirror.manifest import Entry
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, create_key, load_key

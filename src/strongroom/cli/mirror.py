@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from strongroom.cli import output, progress
 from strongroom.cli.mirror_directory import places
+from strongroom.cli.mirror_reading import opening, print_table, size, time
+from strongroom.cli.mirror_show import show, values_of
 from strongroom.cli.parser import add_debug
-from strongroom.errors import IntegrityError, StrongroomError, UsageError, printable
+from strongroom.errors import IntegrityError, StrongroomError, UsageError
 from strongroom.mirror import export as exporting
 from strongroom.mirror import kept
 from strongroom.mirror.restored import Restored, read
-from strongroom.sealed import NO_FRESHNESS, FileAnchor, NoFreshness, load_key
 
 _EXAMPLES: Final = {
     "ls": ("list the commits that a mirror keeps", "ls run.mirror"),
@@ -24,7 +24,6 @@ _EXAMPLES: Final = {
     "restore": ("make an older commit the one that training goes on from", "restore run.mirror --step 4000"),
     "export": ("write arrays in clear to a safetensors file", "export run.mirror model.safetensors --part model"),
 }
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,45 +63,9 @@ def run(args: argparse.Namespace) -> int:
     args.mirror, key, anchor = places(args.mirror)
     args.key, args.anchor = args.key or key, args.anchor or anchor
     if args.action == "show":
-        from strongroom.cli.mirror_show import show  # which needs this module
-
         return show(args)
     status: int = {"ls": ls, "verify": verify, "restore": restore, "export": export}[args.action](args)
     return status
-
-
-# What opens it.
-
-
-def opening(args: argparse.Namespace) -> tuple[bytes, FileAnchor | NoFreshness]:
-    """The key and the anchor that the arguments name.
-
-    Raises:
-        UsageError: there is no mirror, key file or anchor file.
-        FormatError: one of these files is none.
-    """
-    path: Path = args.mirror
-    if not path.exists():
-        raise UsageError(
-            f"mirror: {path} does not exist",
-            hint="a training makes one with strongroom.mirror.open, or under strongroom run --mirror",
-        )
-    if path.is_dir():
-        raise UsageError(f"mirror: {path} is a directory without a mirror, wanted one with it, or the mirror's file")
-    if not args.key.exists():
-        raise UsageError(f"key file: {args.key} does not exist", hint="--key FILE names another than MIRROR.key")
-    key = load_key(args.key)
-    if args.no_anchor:
-        output.warn("freshness is not checked: this may be an old version of the mirror")
-        return key, NO_FRESHNESS
-    anchor = FileAnchor(args.anchor)
-    if anchor.read() is None:
-        raise UsageError(
-            f"anchor file: {anchor.path} does not exist",
-            hint="it says which version is the newest, and appears beside the directory of `run --mirror` when the run "
-            "has ended; --anchor FILE names another, --no-anchor accepts any version",
-        )
-    return key, anchor
 
 
 def _commits(args: argparse.Namespace) -> Iterator[tuple[int, Restored | StrongroomError]]:
@@ -157,8 +120,6 @@ def _parts(found: Restored) -> list[str]:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from strongroom.cli.mirror_show import values_of
-
     listed, errors = [], []
     for step, found in _commits(args):
         try:
@@ -218,32 +179,3 @@ def export(args: argparse.Namespace) -> int:
     output.stdout.print(f"exported {count} of step {step}, {size(done.size)}", markup=False)
     output.warn(f"{args.out} is not encrypted")
     return 0
-
-
-# How things are said.
-
-
-def print_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[str] = ()) -> None:
-    """Columns below their names, those of `right` flush right; lines are as long as they have to be."""
-    rows = [[printable(cell) for cell in row] for row in (names, *rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, cell, width in zip(names, row, widths, strict=True)
-        ]
-        output.stdout.print("  ".join(cells).rstrip(), markup=False, soft_wrap=True)
-
-
-def size(count: int) -> str:
-    amount, unit = float(count), 0
-    while amount >= 1024 and unit < len(_UNITS) - 1:
-        amount, unit = amount / 1024, unit + 1
-    return f"{count:,} B" if unit == 0 else f"{amount:.4g} {_UNITS[unit]}"
-
-
-def time(seconds: float) -> str:
-    try:
-        return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds:g} s"  # of a clock that was wrong

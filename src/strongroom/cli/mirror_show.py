@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from strongroom.cli import output
-from strongroom.cli.mirror import opening, print_table, size
+from strongroom.cli.mirror_reading import opening, print_table, size
 from strongroom.errors import FormatError, UsageError, printable
 from strongroom.mirror.manifest import Entry
 from strongroom.mirror.restored import Restored, read

@@ -19,6 +19,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.cas.policy.version import parse_reference
 from strongroom.channel import TlsStream
 from strongroom.cli import output
+from strongroom.cli.mpc_lifeline import die_with
 from strongroom.cli.run import program_of
 from strongroom.cli.workspace import Home
 from strongroom.enclave.config import DEALER_ENTRY, BootConfig
@@ -151,8 +152,6 @@ def run_dealer(args: argparse.Namespace, words: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     if args.lifeline is not None:
-        from strongroom.cli.mpc_party import die_with
-
         die_with(args.lifeline)
     return enclave.wait()
 

@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from strongroom import mpc
 from strongroom.channel import bind
 from strongroom.cli import output
+from strongroom.cli.mpc_lifeline import die_with
 from strongroom.errors import StrongroomError, UsageError
 from strongroom.mpc.audit import AuditLog
 from strongroom.mpc.peer import NAMES
@@ -137,15 +136,3 @@ def _facts(party: Party, world: World, status: int, seconds: float) -> dict[str,
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(json.dumps(facts, indent=2) + "\n")
-
-
-def die_with(lifeline: int) -> None:
-    """End this process as SIGTERM does once the other end of a pipe is gone."""
-    os.set_inheritable(lifeline, False)
-
-    def watch() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="mpc lifeline", daemon=True).start()
