@@ -32,6 +32,8 @@ AREAS = {
     "mpc": "products, functions and networks on shares beside SecretFlow SPU and CrypTen",
     "mpc_accuracy": "the tf-encrypted paper's networks on MNIST: on shares what they are in the clear",
     "mpc_models": "ONNX, Keras and scikit-learn models, a language model and ResNets on shares",
+    "enclave": "programs in an enclave beside the same outside: start-up, training, sealed data, classification",
+    "plan": "the planner: its speed, its plans against all there are, what it predicts against what is measured",
     "plinius": "Plinius's networks on MNIST: trained through kills, asked in an enclave",
 }
 

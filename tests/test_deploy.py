@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from strongroom.cli.cas_start import options as cas_options
+from strongroom.cli.cas.start import options as cas_options
 from strongroom.cli.main import main
 from strongroom.cli.parser import Parser
 

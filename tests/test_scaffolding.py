@@ -47,7 +47,8 @@ def test_every_make_target_that_the_documents_name_exists() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_its_module(verb: str) -> None:
-    assert (ROOT / f"src/strongroom/cli/{verb}.py").is_file()
+    package = ROOT / "src/strongroom/cli"
+    assert (package / f"{verb}.py").is_file() != (package / verb / "verb.py").is_file()
 
 
 # A Python that answers what the scripts ask, makes environments of itself, and lets tests decide how pip fares.

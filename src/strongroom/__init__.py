@@ -4,6 +4,7 @@ The public names, each imported when it is first used:
 
 - `open_sealed`, `vault`: sealed files and directory trees; `FileAnchor`, `MemoryAnchor` and `NO_FRESHNESS` say how
   their freshness is checked.
+- `export`: makes the ONNX file that a service runs of a framework's model.
 - `Client`: appraises a service, then predicts.
 - `errors`: every exception raised on purpose.
 """
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from strongroom import errors, vault
     from strongroom.sealed import NO_FRESHNESS, FileAnchor, MemoryAnchor, Root, open_sealed
     from strongroom.serve.client import Client
+    from strongroom.serve.export import export
 
 __version__ = "0.1.0.dev0"
 
@@ -28,6 +30,7 @@ __all__ = [
     "Root",
     "__version__",
     "errors",
+    "export",
     "open_sealed",
     "vault",
 ]
@@ -38,6 +41,7 @@ _HOMES = {
     "FileAnchor": "strongroom.sealed",
     "MemoryAnchor": "strongroom.sealed",
     "Root": "strongroom.sealed",
+    "export": "strongroom.serve.export",
     "open_sealed": "strongroom.sealed",
 }
 

@@ -40,6 +40,7 @@
     ├── EnclaveError                    60   enclave
     │   └── UnsupportedPlatformError    61   unsupported-platform
     ├── ServeError                      70   serve
+    │   └── UnansweredError             71   unanswered
     └── MpcError                        80   mpc
         ├── DivergedError               81   diverged
         └── RefusedError                82   refused
@@ -317,6 +318,12 @@ class ServeError(StrongroomError):
     """A model could not be served, or a prediction failed."""
 
     code, exit_code = "serve", 70
+
+
+class UnansweredError(ServeError):
+    """A service had no answer to a request in the time that it has."""
+
+    code, exit_code = "unanswered", 71
 
 
 class MpcError(StrongroomError):

@@ -16,7 +16,7 @@ from strongroom.cas.log.head import FileHead
 from strongroom.cas.log.witness import Witness
 from strongroom.cas.state.database import Table
 from strongroom.cas.state.store import Store
-from strongroom.cli.cas_witness import cosign_head
+from strongroom.cli.cas.witness import cosign_head
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home
 from strongroom.errors import AttestationError, FormatError, IntegrityError, RollbackError, TamperedError, WrongKeyError

@@ -29,7 +29,7 @@ from strongroom.cas.service.server import prepare
 from strongroom.cas.start.mode import Restart, confirmation
 from strongroom.cas.start.tpm_head import DEFAULT_INDEX
 from strongroom.cas.wire import b64, bytes_field
-from strongroom.cli.cas_witness import cosign_head
+from strongroom.cli.cas.witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     AttestationError,

@@ -1,7 +1,6 @@
 """Attacks on what is measured: each changes the measurement, or is refused; what neither catches is asserted too."""
 
 import dataclasses
-import hashlib
 import os
 import py_compile
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.cli.main import main
+from strongroom.enclave import digests
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.measure import Environment, measure, odd_files
 from strongroom.errors import EnclaveError, FormatError
@@ -178,14 +178,14 @@ def test_the_program_changed_between_two_measurements_of_one_platform(here, job)
 
 def test_a_file_that_changes_while_it_is_read(here, job, monkeypatch):
     path = here.site_packages[0] / "dep/inner/mod.py"
-    real = hashlib.file_digest
+    real = digests._sha256
 
-    def change_it_too(file, algorithm):
-        if file.name == str(path):
+    def change_it_too(descriptor):
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
             path.write_text("def f():\n    return 'later'\n")
-        return real(file, algorithm)
+        return real(descriptor)
 
-    monkeypatch.setattr(hashlib, "file_digest", change_it_too)
+    monkeypatch.setattr(digests, "_sha256", change_it_too)
     with pytest.raises(EnclaveError, match=r"mod\.py: changed while it was read"):
         value(here, job)
 

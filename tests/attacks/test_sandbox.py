@@ -1,26 +1,34 @@
-"""What a program tries from within its enclave, and what other processes of the machine try from outside."""
+"""What a program tries from within its enclave, launched by root and as a plain user launches it."""
 
 import json
 import os
 import socket
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from strongroom.cas.policy.version import VaultRule
-from strongroom.cli.doctor import ThisMachine, examine
 from strongroom.enclave import sandbox
 from strongroom.enclave.landlock import landlock_version
-from strongroom.enclave.launch import SAME_USER, Isolation
+from strongroom.enclave.launch import Isolation
 from strongroom.enclave.users import is_enclave_user
 from tests.enclave.conftest import OUT, World, home_and_cas, world  # noqa: F401  # fixtures
 
-OTHER = 4242  # a user id that has nothing to do with enclaves
+# What tells of the host's kernel, where it has them; `cpuinfo` and the like a program may count.
+KERNEL = (
+    "cmdline",
+    "config.gz",
+    "interrupts",
+    "iomem",
+    "kallsyms",
+    "kcore",
+    "keys",
+    "kmsg",
+    "kpagecount",
+    "timer_list",
+)
 
 PROBE = """
-import ctypes, errno, json, mmap, multiprocessing, os, pathlib, platform, resource, socket, subprocess, sys, threading
+import ctypes, errno, json, mmap, multiprocessing, os, pathlib, platform, resource, socket, struct, subprocess, sys
+import threading
 libc = ctypes.CDLL(None, use_errno=True)
 out = pathlib.Path(sys.argv[1])
 NUMBERS = {
@@ -38,7 +46,7 @@ def call(number, *arguments):
     return errno.errorcode.get(ctypes.get_errno()) if libc.syscall(number, *arguments) == -1 else "did"
 def why(what):
     try: return repr(what())
-    except OSError as error: return errno.errorcode[error.errno]
+    except OSError as error: return errno.errorcode.get(error.errno, "refused")
 def connect(family, kind, address):
     with socket.socket(family, kind) as sock:
         sock.settimeout(2)
@@ -47,6 +55,16 @@ def connect(family, kind, address):
 def sees(path):
     try: return len(open(path, "rb").read(16))
     except OSError as error: return errno.errorcode[error.errno]
+def netlink(protocol, message):
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
+        sock.send(message)
+        error = struct.unpack_from("i", sock.recv(4096), 16)[0]
+        if error: raise OSError(-error, "refused")
+def up(name):
+    with socket.socket(inet, socket.SOCK_DGRAM) as sock:
+        return bool(struct.unpack_from("16sH", __import__("fcntl").ioctl(sock, 0x8913, struct.pack("16s24x",
+            name.encode())))[1] & 1)
+new_link = struct.pack("IHHIIBxHiII", 32, 16, 0x605, 1, 0, 0, 0, 0, 0, 0)  # RTM_NEWLINK, to be acknowledged
 inet, port = socket.AF_INET, int(sys.argv[2])
 seen = {
     "calls": {name: call(number, 0x40000, 0, 0, 0, 0) for name, number in NUMBERS.items()
@@ -63,7 +81,18 @@ seen = {
         why(lambda: connect(socket.AF_INET6, socket.SOCK_STREAM, ("2001:db8::1", 443))),
         why(lambda: connect(socket.AF_INET6, socket.SOCK_DGRAM, ("2001:db8::1", 53))),
         why(lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + sys.argv[3])),
+        why(lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, sys.argv[4])),
+        why(lambda: socket.getaddrinfo("example.org", 443)),
     ],
+    "netlink": why(lambda: netlink(0, new_link)),
+    "interfaces": [name for _, name in socket.if_nameindex() if why(lambda: up(name)) == "True"],
+    "descriptors": sorted(os.listdir("/proc/self/fd"), key=int),
+    "devices": sorted(os.listdir("/dev")),
+    "kernel": {name: sees(f"/proc/{name}") for name in sys.argv[5].split(",")},
+    "host": [path for path in ("/sys/firmware", "/sys/class", "/sys/kernel", "/etc/hostname", "/etc/machine-id",
+             "/etc/resolv.conf", "/etc/shadow", "/var/run", "/run/dbus", "/boot", "/var/log", sys.argv[4])
+             if os.path.exists(path)],
+    "host name": [socket.gethostname(), os.uname().nodename, pathlib.Path("/proc/sys/kernel/hostname").read_text()],
     "raw": why(lambda: socket.socket(inet, socket.SOCK_RAW, 1)),
     "core": resource.getrlimit(resource.RLIMIT_CORE),
     "nosuid": all(bool(os.statvfs(place).f_flag & os.ST_NOSUID) for place in ("/usr", "/tmp", "/program", str(out))),
@@ -91,22 +120,35 @@ print(json.dumps(seen))
 """
 
 
-@pytest.fixture(scope="module")
-def seen(home_and_cas, tmp_path_factory):  # noqa: F811
-    """What the probe found, launched as this user launches."""
+@pytest.fixture(scope="module", params=["as root launches", "in a user namespace"])
+def seen(request, home_and_cas, tmp_path_factory):  # noqa: F811
+    """What the probe found."""
     if sandbox.bubblewrap() is None:
         pytest.skip("bubblewrap does not work here: the sandbox is not tested")
-    here = World(tmp_path_factory.mktemp("probe"), *home_and_cas)
+    if request.param == "as root launches" and not Isolation.here().separate:
+        pytest.skip("takes root: the program gets a user id of its own")
+    directory = tmp_path_factory.mktemp("probe")
+    here = World(directory, *home_and_cas)
     name = f"strongroom-{os.getpid()}"
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
-        local.bind(f"\0{name}")
-        local.listen()
-        words = ("{vault:out}", str(server.getsockname()[1]), name)
-        job = here.job(PROBE, *words, rules=(OUT,), vaults={"out": here.seal("out")})
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_UNIX) as abstract,
+        socket.socket(socket.AF_UNIX) as local,
+    ):
+        if request.param == "in a user namespace":
+            patch.setattr(sandbox, "separate_users", lambda bwrap: False)
+        abstract.bind(f"\0{name}")
+        local.bind(str(directory / "socket"))
+        for each in (abstract, local):
+            each.listen()
+        words = (str(server.getsockname()[1]), name, str(directory / "socket"), ",".join(KERNEL))
+        job = here.job(PROBE, "{vault:out}", *words, rules=(OUT,), vaults={"out": here.seal("out")})
         status, output = job.run()
     assert status == 0
     found = json.loads(output)
     [found["confined"]] = [detail for name, detail in job.events if name == "confined"]
+    found["separate"] = request.param == "as root launches"
     return found
 
 
@@ -120,7 +162,20 @@ def test_calls_that_reach_beyond_the_program_fail(seen):
 
 def test_no_connection_leaves_the_enclave(seen):
     assert not {"None"} & set(seen["outside"]), seen["outside"]
-    assert (seen["vsock"], seen["raw"]) == ("EAFNOSUPPORT", "EPERM")
+    assert (seen["vsock"], seen["raw"], seen["netlink"]) == ("EAFNOSUPPORT", "EPERM", "EPERM")
+    assert seen["interfaces"] == ["lo"]
+
+
+def test_nothing_tells_of_the_host(seen):
+    assert set(seen["kernel"].values()) <= {"EACCES", "ENOENT"}, seen["kernel"]
+    assert seen["host"] == []
+    assert {name.strip() for name in seen["host name"]} == {"enclave"}
+    common = {"core", "fd", "full", "fuse", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout"}
+    assert set(seen["devices"]) <= {*common, "console", "tty", "urandom", "zero"}
+
+
+def test_the_program_inherits_its_standard_streams_alone(seen):
+    assert [*map(int, seen["descriptors"])][:-1] == [0, 1, 2]  # the last one lists them
 
 
 def test_no_core_is_dumped_and_no_setuid_bit_counts(seen):
@@ -144,109 +199,11 @@ def test_threads_and_children_work(seen):
 def test_the_run_tells_how_it_is_confined(seen):
     assert seen["confined"]["seccomp"] is True
     assert seen["confined"]["landlock"] == landlock_version()
-    if Isolation.here().separate:
+    if seen["separate"]:
         assert is_enclave_user(seen["user"])
         assert seen["confined"]["user"] == seen["user"]
     else:
         assert (seen["user"], seen["confined"]["user"]) == (0, None)
-
-
-SECRET = b"sealed-and-only-for-the-program"
-HOLDER = """
-import os, sys
-secret = open(sys.argv[1] + "/secret", "rb").read()
-with open("/dev/stdout", "w") as stream: stream.write("ready\\n")
-with open("/dev/stdin") as stream: stream.read()
-"""
-# Whatever of a process can be opened by name.
-SPY = """
-import os, sys
-for pid in sys.argv[1:]:
-    for name in ("mem", "environ", "maps", "auxv", "stack", "syscall", "io"):
-        try:
-            with open(f"/proc/{pid}/{name}", "rb") as file: data = name == "mem" or file.read()
-            if data: print(pid, name)
-        except OSError: pass
-    for name in ("fd", "map_files", "root/tmp", "cwd/", "root/run", "root/program"):
-        try: print(pid, name, os.listdir(f"/proc/{pid}/{name}"))
-        except OSError: pass
-    for name in ("exe", "cwd", "root"):
-        try: print(pid, name, os.readlink(f"/proc/{pid}/{name}"))
-        except OSError: pass
-"""
-
-
-def family(pid):
-    """A process and all that descend from it."""
-    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in
-                (task / "children").read_text().split()]  # fmt: skip
-    return [pid, *(each for child in children for each in family(child))]
-
-
-def spied(enclave, *identity):
-    """What a process with this identity sees of an enclave's processes."""
-    command = [*identity, "/usr/bin/python3", "-I", "-c", SPY, *map(str, family(enclave._process.pid))]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
-
-
-@pytest.fixture
-def holding(world):  # noqa: F811
-    """Launches a program that holds a secret until its standard input ends."""
-    if sandbox.bubblewrap() is None:
-        pytest.skip("bubblewrap does not work here: the sandbox is not tested")
-    rules = (VaultRule("data", "/data", "read-only"), OUT)
-    vaults = {"data": world.seal("data", secret=SECRET), "out": world.seal("out")}
-    job = world.job(HOLDER, "{vault:data}", rules=rules, vaults=vaults)
-    ours, theirs = os.pipe()
-    standard = os.dup(0)
-    os.dup2(ours, 0)
-    read, write = os.pipe()
-    enclave = job.launch(stdout=write)
-    os.dup2(standard, 0)
-    for descriptor in (ours, write, standard):
-        os.close(descriptor)
-    with os.fdopen(read) as lines:
-        assert lines.readline() == "ready\n"
-        yield enclave
-        os.close(theirs)
-        assert enclave.wait() == 0
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="takes root: another user's process is started")
-def test_another_users_process_sees_nothing_of_an_enclave(holding, tmp_path):
-    other = ("setpriv", "--reuid", str(OTHER), "--regid", str(OTHER), "--clear-groups", "--bounding-set", "-all")
-    assert spied(holding, *other) == []
-    # Nor does another enclave's program: it has another user id.
-    processes = family(holding._process.pid)
-    if Isolation.here().separate:
-        [program] = {user for pid in processes if is_enclave_user(user := Path(f"/proc/{pid}").stat().st_uid)}
-        spaces = {Path(f"/proc/{pid}/ns/user").readlink() for pid in processes}
-        assert spaces == {Path("/proc/self/ns/user").readlink()}
-        another = str(program + 1)
-        assert spied(holding, "setpriv", "--reuid", another, "--regid", another, *other[5:]) == []
-    programs = list(Path(tempfile.gettempdir()).glob(f"strongroom-program-{os.getpid()}-*"))
-    assert programs
-    for path in [*programs, tmp_path / "out.vault", tmp_path / "data.vault"]:
-        listed = subprocess.run([*other, "ls", str(path)], capture_output=True, check=False)
-        assert listed.returncode != 0, path
-
-
-@pytest.fixture
-def as_a_plain_user(monkeypatch):
-    """In a user namespace, as without root; who attacks is then this same user."""
-    monkeypatch.setattr(sandbox, "separate_users", lambda bwrap: False)
-
-
-def test_without_root_the_same_user_can_look_in_and_everything_says_so(as_a_plain_user, holding):
-    same = ("setpriv", "--inh-caps", "-all", "--bounding-set", "-all") if os.geteuid() == 0 else ()
-    looked = spied(holding, *same)
-    assert any("mem" in line for line in looked)
-    assert any("environ" in line for line in looked)
-    assert SAME_USER in Isolation.here().notes
-    doctor = " ".join(row.detail for row in examine(ThisMachine()))
-    assert "a process of the same user outside the sandbox can read its memory" in doctor
-    threats = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text()
-    assert "**The same user can look in.**" in threats
 
 
 def test_without_bubblewrap_there_is_still_no_network_and_no_sight_of_the_home(world, monkeypatch):  # noqa: F811

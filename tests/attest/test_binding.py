@@ -13,12 +13,14 @@ from strongroom.attest.binding import (
     Kind,
     bound_data,
     canonical,
+    launched_data,
     parse_canonical,
     report_data,
 )
 from strongroom.attest.claims import layers_measurement, pcrs_measurement, registers_measurement
 from strongroom.attest.cwt import MAX_CWT
-from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_QUOTE, TEES
+from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_EVENT_LOG, MAX_QUOTE, TEES
+from strongroom.attest.parse.launched import event_bytes, program_event
 from strongroom.attest.result import verify_result
 from strongroom.attest.token import MAX_TOKEN, thumbprint, verify_token
 from strongroom.crypto import PublicKey
@@ -51,6 +53,8 @@ def test_the_specification_s_vectors_hold(spec):
     assert bound_data("nvidia", session).hex() == spec["session_nvidia"]
     for tee in ("sgx", "tdx", "snp", "nitro", "simulated"):
         assert bound_data(tee, session) == session
+    assert launched_data(session, spec["measurement"]).hex() == spec["launched"]
+    assert event_bytes(program_event(4, spec["measurement"], ("sha384",))).hex() == spec["program_event"]
     pcrs = {int(index): bytes.fromhex(value) for index, value in spec["pcrs"].items()}
     assert pcrs_measurement("sha256", pcrs) == spec["pcrs_measurement"]
     assert layers_measurement(*spec["layers"]) == spec["layers_measurement"]
@@ -72,7 +76,7 @@ def test_every_kind_of_evidence_is_in_the_specification():
         assert f"`{tee}`" in page
     for weakness in ("sept-ve", "vmpl", "policy-bits", "pcr-sha1", "pcr-resettable", "migratable"):
         assert f"`{weakness}`" in page
-    for size in (MAX_QUOTE, MAX_ENDORSEMENTS, MAX_CANONICAL, MAX_CWT, MAX_TOKEN):
+    for size in (MAX_QUOTE, MAX_ENDORSEMENTS, MAX_EVENT_LOG, MAX_CANONICAL, MAX_CWT, MAX_TOKEN):
         assert f"{size:,}" in page
 
 
@@ -89,6 +93,11 @@ def test_the_specification_s_formulas_give_its_vectors(spec):
     data = bytes.fromhex(spec["session"])
     assert hashlib.sha256(data).hexdigest() == spec["session_tpm"]
     assert hashlib.sha256(b"strongroom/device/v1" + data).hexdigest() == spec["session_nvidia"]
+    program = bytes.fromhex(spec["measurement"])
+    assert hashlib.sha512(b"strongroom/launched/v1" + data + program).hexdigest() == spec["launched"]
+    told = bytes.fromhex("31507253" + "30000000") + program
+    event = bytes.fromhex("04000000" + "06000000" + "01000000" + "0c00") + hashlib.sha384(told).digest()
+    assert (event + bytes.fromhex("38000000") + told).hex() == spec["program_event"]
     pcrs = b"".join(bytes([int(i), 32]) + bytes.fromhex(value) for i, value in spec["pcrs"].items())
     label = b"strongroom/measurement/v1/pcrs"
     assert hashlib.sha384(label + b"sha256\0" + pcrs).hexdigest() == spec["pcrs_measurement"]

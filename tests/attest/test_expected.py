@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
 import struct
 import sys
 import types
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from strongroom.attest.claims import Claims, registers_measurement
-from strongroom.attest.evidence import Evidence
+from strongroom.attest.claims import registers_measurement
 from strongroom.attest.launch_digest import snp_launch_digest
-from strongroom.attest.parse.dcap import parse_quote
-from strongroom.attest.parse.event_log import Event
-from strongroom.attest.parse.td_log import Extension, extended, extensions, parse_td_log, replayed, unpadded
-from strongroom.attest.replay import appraise_log
-from strongroom.attest.tee.simulated import SimulatedVendor
-from strongroom.attest.verify import VENDORS, verify
+from strongroom.attest.parse.launched import event_bytes, program_event
+from strongroom.attest.parse.td_log import parse_td_log, replayed, unpadded
 from strongroom.cas.policy.version import parse_reference
 from strongroom.cli.main import main
-from strongroom.enclave.extend import CCEL, extend_program, program_extensions, read_td_log
-from strongroom.enclave.measure import Measurement, Part
 from strongroom.errors import (
-    AttestationError,
-    EnclaveError,
     FormatError,
-    MeasurementError,
     MissingDependencyError,
     StrongroomError,
-    UnsupportedPlatformError,
     UsageError,
-    VerificationError,
 )
-from strongroom.testing.attesters import FakeMachine, FakeRtmrs
 from strongroom.testing.event_log import FirmwareLog, variable
-from strongroom.testing.machine import FakeFile, Faults
 
-VECTORS = Path(__file__).parents[1] / "vectors" / "tdx"
-PROGRAM, BOOT = Extension("program", b"\x11" * 48), Extension("boot configuration", b"\x22" * 48)
 ZERO = bytes(48)
-NOW = 1_800_000_000
 
 
 def firmware() -> FirmwareLog:
@@ -68,46 +45,6 @@ def registers(log: FirmwareLog) -> dict[str, bytes]:
     }
 
 
-def extend(value: bytes, digest: bytes) -> bytes:
-    return hashlib.sha384(value + digest).digest()
-
-
-def after(log: FirmwareLog, *added: Extension) -> dict[str, bytes]:
-    values = registers(log)
-    for each in added:
-        values["rtmr3"] = extend(values["rtmr3"], each.digest)
-    return values
-
-
-@pytest.fixture(scope="module")
-def vendor(tmp_path_factory: pytest.TempPathFactory) -> SimulatedVendor:
-    return SimulatedVendor.open(tmp_path_factory.mktemp("vendor"), now=NOW)
-
-
-@pytest.fixture
-def claims_of(vendor: SimulatedVendor) -> Callable[[dict[str, bytes]], Claims]:
-    """Verified claims of a quote, in Intel's format, with these registers."""
-
-    def make(values: dict[str, bytes]) -> Claims:
-        evidence = vendor.quote({"mrtd": b"\x33" * 48, **values}, bytes(64), debug=False)
-        anchors = replace(VENDORS, named=frozenset({vendor.root_digest}))
-        return verify(evidence, now=NOW, anchors=anchors)
-
-    return make
-
-
-def test_a_log_that_ends_with_the_program_is_appraised_by_its_replay(claims_of) -> None:
-    log = firmware()
-    claims = claims_of(after(log, PROGRAM, BOOT))
-    raw = log.to_bytes() + PROGRAM.to_bytes() + BOOT.to_bytes()
-    events = appraise_log(claims, raw, (PROGRAM, BOOT))
-    assert len(events) == 6 and events[2].said("sha384") == b"/vmlinuz ro"
-    assert extensions(events) == (PROGRAM, BOOT)
-    # Words count for nothing.
-    renamed = log.to_bytes() + Extension("nothing", PROGRAM.digest).to_bytes() + BOOT.to_bytes()
-    appraise_log(claims, renamed, (PROGRAM, BOOT))
-
-
 @pytest.mark.parametrize("padding", [b"\0" * 5000, b"\xff" * 5000, b""])
 def test_the_padding_of_the_firmware_s_area_is_no_event(padding: bytes) -> None:
     log = firmware()
@@ -115,48 +52,6 @@ def test_the_padding_of_the_firmware_s_area_is_no_event(padding: bytes) -> None:
     assert replayed(parse_td_log(raw)) == registers(log)
     # The last event's own zeros stay.
     assert unpadded(raw) == log.to_bytes()
-
-
-def test_another_program_is_refused(claims_of) -> None:
-    log = firmware()
-    other = Extension("program", b"\x44" * 48)
-    claims = claims_of(after(log, other, BOOT))
-    raw = log.to_bytes() + other.to_bytes() + BOOT.to_bytes()
-    with pytest.raises(MeasurementError, match=r"rtmr3: program: got 4444.*wanted 1111"):
-        appraise_log(claims, raw, (PROGRAM, BOOT))
-    # Nor does a log help that says what is wanted, and not what was measured.
-    with pytest.raises(VerificationError, match="replays rtmr3"):
-        appraise_log(claims, log.to_bytes() + PROGRAM.to_bytes() + BOOT.to_bytes(), (PROGRAM, BOOT))
-
-
-def test_nothing_may_be_measured_before_the_program_or_after_it(claims_of) -> None:
-    log, other = firmware(), Extension("shell", b"\x55" * 48)
-    for order in ((PROGRAM, BOOT, other), (other, PROGRAM, BOOT), (BOOT, PROGRAM), (PROGRAM,), ()):
-        raw = log.to_bytes() + b"".join(each.to_bytes() for each in order)
-        with pytest.raises(MeasurementError):
-            appraise_log(claims_of(after(log, *order)), raw, (PROGRAM, BOOT))
-
-
-def test_a_log_of_another_boot_is_refused(claims_of) -> None:
-    log, other = firmware(), FirmwareLog(("sha384",))
-    claims = claims_of(after(log, PROGRAM, BOOT))
-    other.measure(3, 0xD, b"/vmlinuz init=/bin/sh")
-    with pytest.raises(VerificationError, match="replays rtmr0"):
-        appraise_log(claims, other.to_bytes() + PROGRAM.to_bytes() + BOOT.to_bytes(), (PROGRAM, BOOT))
-
-
-def test_claims_of_another_kind_are_refused(claims_of) -> None:
-    with pytest.raises(AttestationError, match="got evidence of snp"):
-        appraise_log(replace(claims_of(registers(firmware())), tee="snp"), firmware().to_bytes(), ())
-
-
-def test_real_quotes_whose_program_register_is_untouched() -> None:
-    """A quote of Intel's hardware: no log of it is public, and none but its own replays."""
-    case = json.loads((VECTORS / "cases.json").read_text())["v4_up_to_date"]
-    quote = parse_quote((VECTORS / "v4_up_to_date.quote.bin").read_bytes()[:-70]).raw
-    claims = verify(Evidence("tdx", quote, (VECTORS / "v4_up_to_date.collateral.json").read_bytes()), now=case["now"])
-    with pytest.raises(VerificationError, match="replays rtmr"):
-        appraise_log(claims, firmware().to_bytes(), ())
 
 
 @pytest.mark.parametrize("register", [0, 5, 7])
@@ -179,81 +74,6 @@ def test_a_log_larger_than_any_firmware_s_is_refused() -> None:
         parse_td_log(firmware().to_bytes() + bytes(1 << 20))
 
 
-@settings(max_examples=100, deadline=None)
-@given(cut=st.integers(0, 600), junk=st.binary(max_size=40), at=st.integers(0, 600))
-def test_a_hostile_log_raises_nothing_else(cut: int, junk: bytes, at: int) -> None:
-    raw = bytearray(firmware().to_bytes() + PROGRAM.to_bytes())
-    raw[at : at + len(junk)] = junk
-    try:
-        events = parse_td_log(bytes(raw[: len(raw) - cut]))
-        replayed(events), extensions(events), unpadded(bytes(raw[: len(raw) - cut]))
-    except FormatError:
-        pass
-
-
-@given(word=st.text(max_size=70), digest=st.binary(max_size=60))
-@settings(max_examples=60, deadline=None)
-def test_an_extension_comes_back_or_is_refused(word: str, digest: bytes) -> None:
-    try:
-        raw = Extension(word, digest).to_bytes()
-    except UsageError:
-        return
-    assert extensions(parse_td_log(FirmwareLog(("sha384",)).to_bytes() + raw)) == (Extension(word, digest),)
-
-
-def test_words_that_are_not_ours_are_not_told() -> None:
-    for data in (b"", b"\x31\x4d\x72\x53\xff\xff\0\0x", b"\0" * 8, struct.pack("<II", 0x53724D31, 2) + b"\x1b["):
-        event = Event(4, 0x6, {"sha384": ZERO}, data)
-        assert extensions([event]) == (Extension("", ZERO),)
-
-
-# Extending, as the kernel lets one.
-
-
-def measured() -> Measurement:
-    parts = (
-        Part("strongroom", 1, 1, b"\x99" * 48),
-        Part("program", 1, 1, PROGRAM.digest),
-        Part("boot configuration", 0, 9, BOOT.digest),
-    )
-    return Measurement(parts, {})
-
-
-class Ccel(Faults):
-    """`/sys/firmware/acpi/tables/data`, as drivers/acpi/sysfs.c of Linux has it: the firmware's whole area."""
-
-    root = "/sys/firmware/acpi/tables/data"
-
-    def open(self, name: str, flags: int) -> FakeFile:
-        self._use(name)
-        return FakeFile(flags, lambda: firmware().to_bytes() + bytes(60_000))
-
-
-def test_the_firmware_s_log_is_read_without_its_padding() -> None:
-    assert read_td_log(system=FakeMachine(Ccel())) == firmware().to_bytes()
-    refused = Ccel()
-    refused.fail("CCEL", errno.EACCES)
-    with pytest.raises(UnsupportedPlatformError, match="permission denied"):
-        read_td_log(system=FakeMachine(refused))
-
-
-def test_the_program_is_measured_before_it_starts(claims_of) -> None:
-    rtmrs = FakeRtmrs()
-    log = FirmwareLog(("sha384",))
-    raw = extend_program(measured(), log.to_bytes(), system=FakeMachine(rtmrs))
-    assert program_extensions(measured()) == (PROGRAM, BOOT)
-    claims = claims_of(after(log, PROGRAM, BOOT))
-    appraise_log(claims, raw, program_extensions(measured()))
-    with pytest.raises(EnclaveError, match="rtmr3: is not what the event log says"):
-        extend_program(measured(), log.to_bytes(), system=FakeMachine(rtmrs))
-
-
-def test_no_log_where_there_is_no_trust_domain() -> None:
-    with pytest.raises(UnsupportedPlatformError, match="no such file") as caught:
-        read_td_log(system=FakeMachine(FakeRtmrs()))
-    assert CCEL in caught.value.message
-
-
 # The command.
 
 
@@ -268,26 +88,62 @@ def test_expect_prints_what_a_policy_takes(tmp_path: Path, capsys: pytest.Captur
     assert reference.registers == {"mrtd": (mrtd,), "rtmr3": ("00" * 48,)}
 
 
-def test_expect_takes_the_program_of_a_policy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("strongroom.enclave.measure.measure", lambda config, files, known: measured())
+PROGRAM = "5a" * 48
+
+
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options that name a policy, whose program is measured as `PROGRAM`."""
+    measured = types.SimpleNamespace(value=PROGRAM)
+    monkeypatch.setattr("strongroom.enclave.measure.measure", lambda config, files, known: measured)
     (tmp_path / "train.py").write_text("print(1)")
     root = "sha256:" + "5" * 64
     (tmp_path / "policy.toml").write_text(
         f'[policy]\nname = "lab/train"\nversion = 1\nowner = "{root}"\nrole = "program"\n[reference]\ntees = ["tdx"]\n'
         '[program]\ncommand = ["python", "train.py"]\nfiles = ["train.py"]\n'
     )
-    (tmp_path / "ccel").write_bytes(firmware().to_bytes())
-    (tmp_path / "run").write_bytes(firmware().to_bytes() + PROGRAM.to_bytes())
-    options = ["--mrtd", "33" * 48, "--policy", str(tmp_path / "policy.toml"), "--cas-root", root, "--json"]
-    assert main(["attest", "expect", "tdx", "--event-log", str(tmp_path / "ccel"), *options]) == 0
-    told = json.loads(capsys.readouterr().out)
-    expected = after(firmware(), PROGRAM, BOOT)
-    assert told["registers"] == {"mrtd": "33" * 48, **{name: value.hex() for name, value in expected.items()}}
-    assert expected == extended(registers(firmware()), (PROGRAM, BOOT))
-    assert [each["what"] for each in told["extensions"]] == ["program", "boot configuration"]
-    assert main(["attest", "expect", "tdx", "--event-log", str(tmp_path / "run"), *options]) == 2
+    return ["--policy", str(tmp_path / "policy.toml"), "--cas-root", root]
+
+
+def test_expect_makes_a_trust_domain_the_platform_of_a_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: list[str]
+) -> None:
+    log, mrtd = firmware(), "33" * 48
+    (tmp_path / "ccel").write_bytes(log.to_bytes() + bytes(4000))
+    options = ["attest", "expect", "tdx", "--mrtd", mrtd, *policy, "--event-log"]
+    assert main([*options, str(tmp_path / "ccel")]) == 0
+    reference = parse_reference(capsys.readouterr().out)
+    assert (reference.tees, reference.measurements) == (("tdx",), (PROGRAM,))
+    booted = registers(log)
+    pinned = {"mrtd": (mrtd,)} | {name: (booted[name].hex(),) for name in ("rtmr0", "rtmr1", "rtmr2")}
+    assert reference.platforms == {"tdx": pinned}
+    # Not of a boot after which something was launched.
+    started = event_bytes(program_event(4, PROGRAM, ("sha384",)))
+    (tmp_path / "later").write_bytes(log.to_bytes() + started)
+    assert main([*options, str(tmp_path / "later")]) == 2
+    assert "measured into RTMR3 already" in capsys.readouterr().err
+
+
+def test_expect_makes_a_machine_with_a_tpm_the_platform_of_a_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: list[str]
+) -> None:
+    log = FirmwareLog()
+    for pcr in (0, 4, 7, 11, 14):
+        log.measure(pcr, 0xD, f"measured into {pcr}".encode())
+    (tmp_path / "log").write_bytes(log.to_bytes())
+    options = ["attest", "expect", "tpm", *policy, "--event-log"]
+    assert main([*options, str(tmp_path / "log")]) == 0
+    text = capsys.readouterr().out
+    reference = parse_reference(text)
+    values = log.pcrs("sha256")
+    # Not 11, which changes while a system runs.
+    assert reference.platforms == {"tpm": {f"pcr{pcr}": (values[pcr].hex(),) for pcr in (0, 4, 7, 14)}}
+    assert reference.measurements == (PROGRAM,)
+    nothing = FirmwareLog()
+    nothing.measure(0, 0xD, b"firmware")
+    (tmp_path / "log").write_bytes(nothing.to_bytes())
+    assert main([*options, str(tmp_path / "log")]) == 2
+    assert "measures nothing into pcr4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mrtd", ["", "33", "zz" * 48, "33" * 49])
@@ -360,7 +216,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
 
 def test_launch_digests_become_lines_of_a_policy(
-    double: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    double: list[tuple[object, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: list[str]
 ) -> None:
     for name in ("OVMF.fd", "vmlinuz"):
         (tmp_path / name).write_bytes(name.encode())
@@ -373,7 +229,13 @@ def test_launch_digests_become_lines_of_a_policy(
     text = capsys.readouterr().out
     assert "# 4 processors, EPYC-v4, QEMU" in text
     reference = parse_reference(text + "[reference.minimum_tcb.snp]\nbootloader = 1\ntee = 0\nsnp = 1\nmicrocode = 1\n")
-    assert reference.measurements == tuple(hashlib.sha384(str(n).encode()).hexdigest() for n in (2, 4))
+    digests = tuple(hashlib.sha384(str(n).encode()).hexdigest() for n in (2, 4))
+    assert reference.measurements == digests
+    # As the platform of a program: nothing tells what else runs there, and the policy says so.
+    assert main(["attest", "expect", "snp", *options, *policy]) == 0
+    reference = parse_reference(capsys.readouterr().out)
+    assert (reference.measurements, reference.other_programs) == ((PROGRAM,), ("any",))
+    assert reference.platforms == {"snp": {"measurement": digests}}
 
 
 def test_without_the_package_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

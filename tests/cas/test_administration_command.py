@@ -13,7 +13,9 @@ import pytest
 
 from strongroom.cas.api.operation import Operation
 from strongroom.cas.callers.oidc import OidcAuthenticator, https_fetch
-from strongroom.cli import cas_operation, cas_status, output
+from strongroom.cli import output
+from strongroom.cli.cas import operation as cas_operation
+from strongroom.cli.cas import status as cas_status
 from strongroom.cli.main import main
 from strongroom.crypto import SigningKey
 from strongroom.testing.oidc import running_issuer

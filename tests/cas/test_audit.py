@@ -12,7 +12,7 @@ from strongroom.cas import OwnerClient
 from strongroom.cas.log.audit import FORMAT, Audit, verify_audit
 from strongroom.cas.log.head import Head
 from strongroom.cas.log.witness import Witness
-from strongroom.cli.cas_witness import cosign_head
+from strongroom.cli.cas.witness import cosign_head
 from strongroom.cli.main import main
 from strongroom.errors import FormatError, RollbackError, StrongroomError, TamperedError, UsageError, VerificationError
 from tests.cas.world import cas_in, world_in
@@ -311,7 +311,7 @@ def test_a_cas_is_audited_witnessed_and_found_rolled_back(tmp_path, monkeypatch,
         assert at(cas, "cas", "audit", "verify", *owner, "--witness", key) == 0
         assert at(cas, "cas", "audit", "export", str(tmp_path / "a.json"), *owner) == 0
         with monkeypatch.context() as patched:  # what would not be read back is not written
-            patched.setattr("strongroom.cli.cas_audit.MAX_AUDIT", 100)
+            patched.setattr("strongroom.cli.cas.audit.MAX_AUDIT", 100)
             assert at(cas, "cas", "audit", "export", str(tmp_path / "b.json"), *owner) == 10
             assert not (tmp_path / "b.json").exists()
     capsys.readouterr()

@@ -12,7 +12,7 @@ from strongroom.cas import OwnerClient
 from strongroom.cas.api.status import StatusApi
 from strongroom.cas.log.head import Head
 from strongroom.cas.start.mode import Restart
-from strongroom.cli import cas_status
+from strongroom.cli.cas import status as cas_status
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home
 from strongroom.errors import DatabaseError, PeerIdentityError
@@ -50,6 +50,27 @@ def test_a_root_never_goes_with_the_address_of_another(capsys, monkeypatch, worl
     monkeypatch.delenv("STRONGROOM_CAS_ROOT")
     assert main(["policy", "grants", world.name]) == 2
     assert "STRONGROOM_CAS, STRONGROOM_CAS_ROOT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("root", ["sha256:zz", "sha256:" + "A" * 64, "banana"])
+def test_what_is_no_root_is_refused_with_where_to_find_one(capsys, monkeypatch, root, tmp_path):
+    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "none"))
+    for words in (["cas", "status", "--cas", "https://localhost:1"], ["measure", "--policy", "policy.toml"]):
+        assert main([*words, "--cas-root", root]) == 2
+        shown = capsys.readouterr().err
+        assert f"--cas-root: got '{root}', wanted sha256:<64 hex digits>" in shown
+        assert "hint: `strongroom cas start` prints" in shown
+    name_by_variables(monkeypatch, SimpleNamespace(url="https://localhost:1", cas_root=root))
+    assert main(["cas", "status"]) == 2
+    assert f"STRONGROOM_CAS_ROOT: got '{root}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--all", "--lift"]])
+def test_a_revocation_that_says_not_what_makes_no_key_and_no_cas(capsys, monkeypatch, words, tmp_path):
+    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "none"))
+    assert main(["cas", "revoke", "acme/policy", *words]) == 2
+    assert "hint:" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_development_cas_is_made_and_used_aloud(capsys, tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from strongroom.cas import OwnerClient
-from strongroom.cli import cas, output
+from strongroom.cli import output
+from strongroom.cli.cas import verb as cas
 from strongroom.cli.main import main
 
 

@@ -21,7 +21,7 @@ from strongroom.attest.parse.endorsements import parse_endorsements
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.verify import verify
 from strongroom.cas.enclaves.completion import Completer, Completion
-from strongroom.cli import cas_endorsements
+from strongroom.cli.cas import endorsements as cas_endorsements
 from strongroom.errors import (
     BindingError,
     CasError,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from strongroom.cas.client.owner import policy_path
+from strongroom.cas.client.anchor import policy_path
 from strongroom.cas.wire import MAX_DEPOSIT
 from strongroom.errors import FormatError, GrantError, PolicyError, UnauthorizedError
 from tests.cas.exports import Hospital, importer_in

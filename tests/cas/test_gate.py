@@ -17,7 +17,7 @@ from strongroom.cas.start.gate import Gate
 from strongroom.cas.start.mode import TRUST_DISK, Restart, agree, change
 from strongroom.cas.start.operators import Operators
 from strongroom.cas.start.tpm_head import DEFAULT_INDEX
-from strongroom.cli.cas_witness import cosign_head
+from strongroom.cli.cas.witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     DatabaseError,

@@ -17,7 +17,7 @@ from strongroom.cas.log.witness import Witness
 from strongroom.cas.service.server import prepare
 from strongroom.cas.start.mode import Restart
 from strongroom.channel import HttpClient
-from strongroom.cli.cas_witness import cosign_head
+from strongroom.cli.cas.witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import MeasurementError, NotReadyError, PortInUseError, UnknownPolicyError
 from tests.cas.world import MEASURED, Cas, World, cas_in, world_in

@@ -252,6 +252,7 @@ GOOD = [
     text(written(content="x" * 10_000, mode="0777")),
     text(written() + written(path="/g/f") + written(path="/g/g")),
     text(vault(freshness="strict") + sealed(freshness="grouped")),
+    text(vault(mount="/a") + vault(name="w", mount="/a/b/w") + path(path="/a/b") + path(path="/a/b/w/e")),
     text(path(path="/a") + path(path="/a/b") + path(path="/a/b/c") + path(path="/ab")),
     text(vault() + path(rule="authenticated", vault="v")),
     text(vault(mount="/a b") + sealed(path="/a c") + written(path="/a") + path(path="/ab")),
@@ -401,8 +402,8 @@ BAD: list[tuple[str, str, str] | tuple[str, str, str, object]] = [
     ),
     (text(path() + path()), "paths[1].path", "'/p' appears twice", UNSAID),
     (text(path() + written(path="/p/f")), "files[0].path", "'/p/f' lies in '/p'", UNSAID),
-    (text(path(path="/v/p") + vault(mount="/v")), "paths[0].path", "'/v/p' lies in '/v'", UNSAID),
-    (text(vault(mount="/a") + path(path="/a/b") + path(path="/a/b/c")), "paths[1].path", "lies in '/a'", UNSAID),
+    (text(path(path="/v") + vault(mount="/v")), "vaults[0].mount", "'/v' appears twice", UNSAID),
+    (text(vault(mount="/a") + path(path="/a/b") + sealed(path="/a/b/c")), "sealed[0].path", "in '/a/b'", UNSAID),
     (text(path(path="/")), "paths[0].path", "wanted an absolute path"),
     (text(path(path="/tmp/x")), "paths[0].path", "/tmp is the enclave's own"),
     # [mesh]

@@ -7,7 +7,7 @@ import datetime as dt
 import pytest
 
 from strongroom import vault
-from strongroom.cas.client.owner import policy_path
+from strongroom.cas.client.anchor import policy_path
 from strongroom.cas.client.slots import SCHEME, CasSlot, keep_slot, slot_of
 from strongroom.errors import ConflictError, FormatError, RollbackError, UnauthorizedError, WrongKeyError
 from strongroom.sealed import MemoryAnchor

@@ -13,7 +13,9 @@ from strongroom.attest.tee.simulated import SimulatedAttester
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.service.server import prepare
 from strongroom.cas.start.mode import Restart
-from strongroom.cli import cas_attester, cas_config, cas_start
+from strongroom.cli.cas import attester as cas_attester
+from strongroom.cli.cas import config as cas_config
+from strongroom.cli.cas import start as cas_start
 from strongroom.cli.main import main
 from strongroom.cli.workspace import Home
 from strongroom.crypto import SigningKey
@@ -128,7 +130,7 @@ def run(capsys, *words):
 
 
 def test_an_operator_confirms_and_a_user_verifies(tmp_path, home, capsys, monkeypatch):
-    monkeypatch.setattr("strongroom.cli.cas_verify.measured", Measured)
+    monkeypatch.setattr("strongroom.cli.cas.verify.measured", Measured)
     operator = home.owner().public.fingerprint
     state = tmp_path / "state"
     mode = Restart("owner", (operator, KEYS[0]), 1)
@@ -184,7 +186,7 @@ def test_a_second_signal_waits_for_no_answer(tmp_path):
 
 def test_the_evidence_of_a_cas_is_of_its_own_code(home, monkeypatch):
     asked = []
-    monkeypatch.setattr("strongroom.cli.cas_attester.measure", lambda config, files: asked.append(config) or Measured())
+    monkeypatch.setattr("strongroom.cli.cas.attester.measure", lambda config, files: asked.append(config) or Measured())
     args = argparse.Namespace(evidence="simulated")
     assert cas_attester.cas_attester(args, home).tee == "simulated"
     (config,) = asked

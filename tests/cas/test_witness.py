@@ -14,7 +14,7 @@ from strongroom.cas.log.head import NO_ENTRIES, Head
 from strongroom.cas.log.note import Checkpoint, sign_checkpoint
 from strongroom.cas.log.tree import Frontier, consistency_proof
 from strongroom.cas.log.witness import Witness
-from strongroom.cli.cas_witness import cosign_head
+from strongroom.cli.cas.witness import cosign_head
 from strongroom.crypto import SigningKey
 from strongroom.errors import (
     ConflictError,

@@ -19,8 +19,10 @@ from strongroom.attest.files import read_evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.attest.words import WEAKNESSES
 from strongroom.cas.policy.version import parse_reference
-from strongroom.cli import attest_appraise, attest_words, output
-from strongroom.cli.attest_draft import REASONS, reference_table
+from strongroom.cli import output
+from strongroom.cli.attest import appraise as attest_appraise
+from strongroom.cli.attest import words as attest_words
+from strongroom.cli.attest.draft import REASONS, reference_table
 from strongroom.cli.main import main
 
 VECTORS = Path(__file__).parents[1] / "vectors"

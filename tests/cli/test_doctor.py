@@ -10,12 +10,14 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from strongroom import __version__
-from strongroom.cli import doctor
+from strongroom.cli.doctor import verb as doctor
+from strongroom.cli.doctor.probe import Probe, Row, ThisMachine
 
 DEMO_PACKAGES = {
     "torch": "2.13.0",
@@ -41,6 +43,22 @@ class FakeMachine:
     failing: dict[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=lambda: dict(DEMO_PACKAGES))
     tsm: str | None = None
+    is_root: bool = False
+    closed_to_others: str | None = None
+    landlock_version: int = 7
+    control: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
+
+    def root(self) -> bool:
+        return self.is_root
+
+    def closed(self) -> str | None:
+        return self.closed_to_others
+
+    def landlock(self) -> int:
+        return self.landlock_version
+
+    def groups(self) -> Mapping[str, tuple[str, Path]]:
+        return self.control
 
     def exists(self, path: str) -> bool:
         return path in self.files
@@ -65,12 +83,12 @@ class FakeMachine:
         return self.tsm
 
 
-def row(machine: doctor.Probe, what: str) -> doctor.Row:
+def row(machine: Probe, what: str) -> Row:
     (found,) = [row for row in doctor.examine(machine) if row.what == what]
     return found
 
 
-def report(machine: doctor.Probe, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, object]]:
+def report(machine: Probe, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, object]]:
     status = doctor.run(argparse.Namespace(json=True), machine)
     return status, json.loads(capsys.readouterr().out)
 
@@ -206,6 +224,49 @@ class TestSandbox:
         assert found.how_to_get.endswith(remedy)
 
 
+class TestBounds:
+    """User ids, system calls, files, memory and processors."""
+
+    def test_user_ids_take_root_a_sandbox_and_an_open_environment(self) -> None:
+        assert row(FakeMachine(is_root=True), "user ids").status == "ok"
+        for machine, words in (
+            (FakeMachine(), "plain user"),
+            (FakeMachine(is_root=True, programs={"unshare"}), "no sandbox"),
+            (FakeMachine(is_root=True, closed_to_others="/root/venv"), "/root/venv is closed to other users"),
+        ):
+            found = row(machine, "user ids")
+            assert found.status == "limited"
+            assert words in found.detail
+            assert "can read its memory" in found.needed_for
+        assert found.how_to_get == "chmod -R o+rX /root/venv"
+
+    def test_seccomp_takes_a_kernel_and_a_processor_that_it_is_written_for(self) -> None:
+        there = {"/proc/self/status": "Name:\tx\nSeccomp:\t0\n"}
+        assert row(FakeMachine(files=there), "seccomp").status == "ok"
+        assert row(FakeMachine(files=there, arch="riscv64"), "seccomp").detail == "no filter for riscv64"
+        assert row(FakeMachine(files={}), "seccomp").status == "missing"
+
+    @pytest.mark.parametrize(("version", "status"), [(0, "missing"), (5, "limited"), (6, "ok"), (7, "ok")])
+    def test_landlock_by_its_version(self, version: int, status: str) -> None:
+        assert row(FakeMachine(landlock_version=version), "landlock").status == status
+
+    def test_control_groups_by_controller(self) -> None:
+        memory, cpu = ("2", Path("/sys/fs/cgroup/user")), ("1", Path("/sys/fs/cgroup/cpu"))
+        whole = row(FakeMachine(control={"memory": memory, "cpu": cpu}), "control groups")
+        assert (whole.status, whole.detail) == (
+            "ok",
+            "memory by version 2, cpu by version 1",
+        )
+        half = row(FakeMachine(control={"memory": memory}), "control groups")
+        assert half.status == "limited"
+        assert half.detail.endswith("; none for cpu that this user may make")
+        assert "user@.service" in half.how_to_get
+        none = row(FakeMachine(programs={"systemd-run"}), "control groups")
+        assert (none.status, none.detail) == ("missing", "none for memory and cpu that this user may make")
+        assert "Delegate=yes" in none.how_to_get
+        assert "as root" in row(FakeMachine(is_root=True), "control groups").how_to_get
+
+
 class TestFuse:
     ready = FakeMachine(
         files={"/dev/fuse": ""}, programs={"bwrap", "unshare", "fusermount3"}, packages={"pyfuse3": "3.5.0"}
@@ -310,7 +371,7 @@ def test_on_this_machine_it_imports_nothing_heavy() -> None:
 
 
 def test_this_machine_answers_every_question_without_raising() -> None:
-    machine = doctor.ThisMachine()
+    machine = ThisMachine()
     assert machine.read("/does/not/exist") is None
     assert machine.refusal("/does/not/exist") == "no such file or directory"
     assert machine.run(sys.executable, "-c", "import sys; sys.exit('no\\nbecause')") == "because"
@@ -320,3 +381,6 @@ def test_this_machine_answers_every_question_without_raising() -> None:
     assert machine.version("no-such-distribution") is None
     assert machine.version("strongroom") is not None
     machine.tsm_provider()
+    assert machine.landlock() >= 0
+    assert set(machine.groups()) <= {"memory", "cpu"}
+    assert machine.closed() is None or Path(machine.closed()).exists()

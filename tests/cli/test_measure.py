@@ -11,7 +11,7 @@ from strongroom.cas.client.address import CasAddress
 from strongroom.cas.policy.version import Program
 from strongroom.cli import remembered
 from strongroom.cli.main import main
-from strongroom.cli.run import boot_config
+from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import Home, write_policy
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.listing import Listing

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 from strongroom import mirror
 from strongroom.cli import main as command_line
-from strongroom.cli.mirror import _EXAMPLES
-from strongroom.cli.mirror_reading import time
-from strongroom.cli.mirror_show import statistics
+from strongroom.cli.mirror.reading import time
+from strongroom.cli.mirror.show import statistics
+from strongroom.cli.mirror.verb import _EXAMPLES
 from strongroom.mirror.manifest import Entry
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, create_key, load_key
 from strongroom.sealed.file import SealedFile

@@ -288,7 +288,7 @@ def test_a_policy_and_a_log_are_read_before_the_others_are_waited_for(program, t
     def join(*args):
         raise AssertionError("it waited for the others")
 
-    monkeypatch.setattr("strongroom.cli.mpc_party._join", join)
+    monkeypatch.setattr("strongroom.cli.mpc.party._join", join)
     monkeypatch.setenv("STRONGROOM_MPC_RANK", "")  # and afterwards as it was
     (tmp_path / "policy.toml").write_text("version = 2")
     (tmp_path / "log").write_text("no log\n")

@@ -12,7 +12,7 @@ from strongroom import errors
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.policy.version import Program, VaultRule
 from strongroom.cli.main import main
-from strongroom.cli.run import boot_config
+from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import Home, SealedVault, write_policy
 from strongroom.enclave import sandbox
 from strongroom.enclave.measure import measure
@@ -226,7 +226,10 @@ def test_a_simulated_enclave_under_a_default_policy(home, cas, refused):
     text = "\n".join(line for line in written.text.splitlines() if not line.startswith("allow_simulated"))
     Path("policy.toml").write_text(text.replace('tees = ["simulated"]', 'tees = ["tdx"]'))
     assert main(["cas", "apply", "policy.toml"]) == 0
-    _, hint = refused(33, "run", "--policy", "policy.toml")
+    # What the policy wants is not here, and nothing takes its place unasked.
+    line, _ = refused(61, "run", "--policy", "policy.toml")
+    assert "the policy accepts tdx, and this machine is none" in line
+    _, hint = refused(33, "run", "--policy", "policy.toml", "--evidence", "simulated")
     assert "allow_simulated" in hint
 
 

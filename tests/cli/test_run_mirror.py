@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from strongroom import mirror  # skipped without torch
 from strongroom.cli.main import main
-from strongroom.cli.mirror_directory import make_directory, mirror_key, seen_from_outside
+from strongroom.cli.mirror.directory import make_directory, mirror_key, seen_from_outside
 from strongroom.cli.workspace import SealedVault
 from strongroom.enclave import mirrored, sandbox
 from strongroom.errors import LockedError, RollbackError, UsageError, WrongKeyError

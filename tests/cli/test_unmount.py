@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.cli import output
-from strongroom.cli.mount_log import ServerLog
+from strongroom.cli.mount.log import ServerLog
 from strongroom.cli.unmount import _source
 from tests.cli.test_mount import place, strongroom
 from tests.posix.conftest import fuse

@@ -11,8 +11,8 @@ import pytest
 
 from strongroom import vault
 from strongroom.cli.main import VERBS, main
-from strongroom.cli.vault import ACTIONS
-from strongroom.cli.vault_files import Place, find_place
+from strongroom.cli.vault.files import Place, find_place
+from strongroom.cli.vault.verb import ACTIONS
 from strongroom.cli.workspace import SealedVault
 from strongroom.sealed import NO_FRESHNESS
 

@@ -48,16 +48,18 @@ class World:
     Args:
         states: how many states to look at for each step at most.
         log: whether fsyncs are logged; without, each is a commit.
+        encrypted: whether contents are; else they are authenticated only.
 
     Attributes:
         explored: how many states were looked at.
     """
 
-    def __init__(self, seed: int, *, states: int, log: bool) -> None:
+    def __init__(self, seed: int, *, states: int, log: bool, encrypted: bool = True) -> None:
         self.rng = random.Random(seed)  # noqa: S311  # a failure must come back
         self.explored = 0
         self._states = states
         self._log = log
+        self._encrypted = encrypted
         self._exploring = False
         self.disk = FaultyDirectory()
         self.anchor = WatchedAnchor(watch=self._look)
@@ -72,7 +74,10 @@ class World:
         self._candidates = [self._durable]
 
     def _open(self, disk, anchor, mode):
-        return Vault(disk, mode, KEY, anchor, what="vault", log=self._log)
+        return Vault(disk, mode, KEY, anchor, what="vault", log=self._log, encrypted=self._encrypted)
+
+    def _reopen(self, state, anchor, mode):
+        return Vault(state, mode, KEY, anchor, what="after the crash", encrypted=self._encrypted)
 
     def _watch_steps(self) -> None:
         steps = self.disk._steps
@@ -101,13 +106,13 @@ class World:
         expected = [model.files() for model in self._candidates]
         anchor = MemoryAnchor(self.anchor.read())
         told = repr(state)
-        with Vault(state, "r+", KEY, anchor, what="after the crash") as opened:
+        with self._reopen(state, anchor, "r+") as opened:
             found = {path: opened.read_bytes(path) for path in opened.files()}
             assert found in expected, (told, summary(found), [summary(e) for e in expected])
             if self.explored % 10 == 0:
                 opened.write_bytes("onward", b"o" * 5000)
         if self.explored % 10 == 0:
-            with Vault(state, "r", KEY, anchor, what="after the crash") as opened:
+            with self._reopen(state, anchor, "r") as opened:
                 assert opened.verify() == len(found) + 1
                 assert {path: opened.read_bytes(path) for path in opened.files()} == found | {"onward": b"o" * 5000}
 

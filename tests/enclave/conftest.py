@@ -11,7 +11,7 @@ import pytest
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.policy.version import Program, VaultRule
-from strongroom.cli.run import boot_config
+from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
 from strongroom.enclave import sandbox
 from strongroom.enclave.launch import Enclave, launch
@@ -36,10 +36,11 @@ class Job:
         options.setdefault("cas", self.world.cas)
         options.setdefault("files", self.files)
         files = options.pop("files")
+        if "machine" not in options:
+            options.setdefault("vendor", self.world.home.vendor())
         return launch(
             self.config,
             files,
-            vendor=self.world.home.vendor(),
             vaults={name: sealed.path for name, sealed in self.vaults.items()},
             on_event=lambda name, detail: self.events.append((name, detail)),
             **options,

@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from strongroom.cas.policy.version import VaultRule, parse_policy
-from strongroom.cli.run import LOG, limits_of
+from strongroom.cli.run.words import LOG, limits
 from strongroom.enclave.config import BootConfig
 from strongroom.enclave.gramine import gramine_config
 from strongroom.enclave.limits import Limits, make_group
@@ -33,9 +33,9 @@ def test_more_memory_than_allowed_is_an_error_that_says_so(world, bubblewrap):
 
 
 def test_without_control_groups_there_are_other_limits_and_a_notice(monkeypatch):
-    from strongroom.enclave import limits
+    from strongroom.enclave import limits as module
 
-    monkeypatch.setattr(limits, "_parents", lambda controller: iter(()))
+    monkeypatch.setattr(module, "_mounts", lambda proc: [])
     group = make_group(Limits(memory=1 << 30, cpus=0.5))
     assert (group.data, len(group.processors)) == (1 << 20, 1)
     assert ["each process by itself" in note for note in group.notes] == [True, False]
@@ -57,13 +57,13 @@ def test_without_control_groups_there_are_other_limits_and_a_notice(monkeypatch)
     ],
 )
 def test_sizes_and_numbers_of_processors(memory, cpus, wanted):
-    assert limits_of(argparse.Namespace(memory=memory, cpus=cpus)) == wanted
+    assert limits(argparse.Namespace(memory=memory, cpus=cpus)) == wanted
 
 
 @pytest.mark.parametrize(("memory", "cpus"), [("1", None), ("much", None), ("-4G", None), (None, "0"), (None, "1e3")])
 def test_what_is_no_size_is_refused(memory, cpus):
     with pytest.raises(UsageError, match=r"--memory|--cpus"):
-        limits_of(argparse.Namespace(memory=memory, cpus=cpus))
+        limits(argparse.Namespace(memory=memory, cpus=cpus))
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -74,6 +74,7 @@ def test_what_a_program_prints_is_sealed(world, bubblewrap, quiet, monkeypatch):
     rules = (VaultRule(LOG, "", "read-write"),)
     job = world.job("import sys; print('told'); sys.exit('wrong')", rules=rules, vaults={LOG: log})
     assert job.run() == (1, "" if quiet else "told\n")
+    assert ("imported" in dict(job.events)) is not quiet  # names of modules are told by a program that may tell
     with world.owner() as client:
         log.anchor.advance(log.anchor.read(), client.anchor(job.policy.name, LOG).read())
     with log.open() as opened:

@@ -20,7 +20,7 @@ from strongroom.errors import MeasurementError, StrongroomError
 
 pytest.importorskip("torch", reason="computing on shares needs PyTorch: it is not tested")
 
-from strongroom.cli.mpc_dealer import dealer_dials, dealer_enclave, dealer_policy, read_dealer_policy
+from strongroom.cli.mpc.dealer import dealer_dials, dealer_enclave, dealer_policy, read_dealer_policy
 from strongroom.enclave.launch import launch
 from strongroom.enclave.measure import measure
 from strongroom.mpc import World, reveal, share

@@ -23,7 +23,7 @@ from strongroom.cas.client.address import dial_cas, split_address
 from strongroom.cas.policy.version import Program, VaultRule
 from strongroom.cli.gramine import sizes_of
 from strongroom.cli.main import main
-from strongroom.cli.run import boot_config
+from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import SealedVault, apply_development_policy, entrust
 from strongroom.enclave import boot, gramine_boot
 from strongroom.enclave.config import BootConfig, FileMount, VaultMount

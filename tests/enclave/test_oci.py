@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import importlib
 import io
 import json
 import os
 import stat
+import sys
 import tarfile
 import types
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,70 +25,17 @@ from strongroom.enclave import oci
 from strongroom.enclave.oci import Image, open_image
 from strongroom.enclave.oci_layers import measure_tree, unpack
 from strongroom.enclave.tar import TarReader
-from strongroom.errors import FormatError, StrongroomError, TamperedError, UsageError
-
-OCI = "application/vnd.oci.image"
-
-
-def member(path: str, content: bytes | None = None, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
-    info = tarfile.TarInfo(path)
-    info.type = tarfile.REGTYPE if content is not None else tarfile.DIRTYPE
-    info.size, info.mode = len(content or b""), 0o644 if content is not None else 0o755
-    for name, value in fields.items():
-        setattr(info, name, value)
-    return info, content or b""
-
-
-def link(path: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
-    return member(path, type=kind, linkname=target)
-
-
-def tar(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
-@dataclass
-class Layout:
-    """Writes an image layout; each part can be made wrong."""
-
-    path: Path
-    config: dict[str, Any] = field(default_factory=lambda: {"Entrypoint": ["/bin/app"], "Cmd": ["--serve"]})
-    compress: bool = True
-
-    def blob(self, raw: bytes, kind: str) -> dict[str, Any]:
-        digest = hashlib.sha256(raw).hexdigest()
-        directory = self.path / "blobs" / "sha256"
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / digest).write_bytes(raw)
-        return {"mediaType": f"{OCI}.{kind}", "digest": f"sha256:{digest}", "size": len(raw)}
-
-    def manifest(self, *layers: bytes, machine: str = "amd64") -> dict[str, Any]:
-        kind = "layer.v1.tar+gzip" if self.compress else "layer.v1.tar"
-        blobs = [self.blob(gzip.compress(raw, 1, mtime=0) if self.compress else raw, kind) for raw in layers]
-        contents = [f"sha256:{hashlib.sha256(raw).hexdigest()}" for raw in layers]
-        config = {"architecture": machine, "os": "linux", "config": self.config}
-        config["rootfs"] = {"type": "layers", "diff_ids": contents}
-        described = self.blob(json.dumps(config).encode(), "config.v1+json")
-        manifest = {"schemaVersion": 2, "config": described, "layers": blobs}
-        return self.blob(json.dumps(manifest).encode(), "manifest.v1+json")
-
-    def index(self, *manifests: dict[str, Any]) -> Path:
-        self.path.mkdir(exist_ok=True)
-        (self.path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-        (self.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": manifests}))
-        return self.path
-
-    def of(self, *layers: bytes) -> Path:
-        return self.index(self.manifest(*layers))
+from strongroom.errors import FormatError, MissingDependencyError, StrongroomError, TamperedError, UsageError
+from tests.enclave.images import Layout, link, member, tar
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "image")
+
+
+def of_layer(layout: Layout, layer: oci.Descriptor, content: str) -> Image:
+    return Image(layout.path, layer, layer, (), (), {}, "/", (), "", ((layer, content),))
 
 
 def unpacked(layout: Layout, *layers: bytes, **options: Any) -> Path:
@@ -346,7 +294,7 @@ def test_a_layer_is_also_what_the_configuration_says(layout: Layout) -> None:
 )
 def test_a_layer_that_is_none(layout: Layout, raw: bytes, why: str) -> None:
     layer = layout.blob(raw, "layer.v1.tar+gzip")
-    image = Image(layout.path, "", (), (), {}, "/", ((oci._descriptor(layer, "layer"), "sha256:" + "0" * 64),))
+    image = of_layer(layout, oci._descriptor(layer, "layer"), "sha256:" + "0" * 64)
     with pytest.raises(FormatError, match=why):
         unpack(image, layout.path.with_name("t"))
 
@@ -355,7 +303,7 @@ def test_several_gzip_members_are_one_layer(layout: Layout) -> None:
     raw = gzip.compress(BASE[:1000]) + gzip.compress(BASE[1000:])
     content = f"sha256:{hashlib.sha256(BASE).hexdigest()}"
     layer = oci._descriptor(layout.blob(raw, "layer.v1.tar+gzip"), "layer")
-    unpack(Image(layout.path, "", (), (), {}, "/", ((layer, content),)), layout.path.with_name("t"))
+    unpack(of_layer(layout, layer, content), layout.path.with_name("t"))
     assert (layout.path.with_name("t") / "etc" / "removed").exists()
 
 
@@ -408,10 +356,58 @@ def test_an_index_that_holds_itself_ends(layout: Layout) -> None:
 
 
 def test_an_unsupported_compression_is_named(layout: Layout) -> None:
-    layer = layout.blob(b"", "layer.v1.tar+zstd")
-    image = Image(layout.path, "", (), (), {}, "/", ((oci._descriptor(layer, "layer"), "sha256:" + "0" * 64),))
-    with pytest.raises(FormatError, match=r"tar\+zstd is not supported"):
+    layer = layout.blob(b"", "layer.v1.tar+lz4")
+    image = of_layer(layout, oci._descriptor(layer, "layer"), "sha256:" + "0" * 64)
+    with pytest.raises(FormatError, match=r"tar\+lz4 is not supported"):
         unpack(image, layout.path.with_name("t"))
+
+
+def test_without_zstd_it_is_said_what_to_do(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    layer = layout.blob(b"", "layer.v1.tar+zstd")
+    image = of_layer(layout, oci._descriptor(layer, "layer"), "sha256:" + "0" * 64)
+    with pytest.raises(MissingDependencyError, match="compressed by zstd") as caught:
+        unpack(image, layout.path.with_name("t"))
+    assert "strongroom[zstd]" in str(caught.value.hint)
+    assert not layout.path.with_name("t").exists()
+
+
+@pytest.fixture
+def zstd() -> Any:
+    try:
+        return importlib.import_module("compression.zstd")
+    except ImportError:
+        return pytest.importorskip("backports.zstd")
+
+
+def test_layers_of_zstd(layout: Layout, zstd: Any) -> None:
+    content = f"sha256:{hashlib.sha256(BASE).hexdigest()}"
+    frames = zstd.compress(BASE[:1000]) + zstd.compress(BASE[1000:])
+    layer = oci._descriptor(layout.blob(frames, "layer.v1.tar+zstd"), "layer")
+    unpack(of_layer(layout, layer, content), layout.path.with_name("t"))
+    assert names(layout.path.with_name("t")) == names(unpacked(layout, BASE))
+    bomb = of_layer(
+        layout, oci._descriptor(layout.blob(zstd.compress(bytes(1 << 25)), "layer.v1.tar+zstd"), "l"), content
+    )
+    with pytest.raises(FormatError, match="more bytes than it may"):
+        unpack(bomb, layout.path.with_name("bomb"), max_bytes=1 << 20, max_files=10)
+
+
+@pytest.mark.parametrize(("cut", "why"), [(slice(0, -10), "cut short"), (slice(1, None), "no zstd file")])
+def test_a_layer_that_is_no_zstd(layout: Layout, zstd: Any, cut: slice, why: str) -> None:
+    layer = oci._descriptor(layout.blob(zstd.compress(BASE)[cut], "layer.v1.tar+zstd"), "layer")
+    with pytest.raises(FormatError, match=why):
+        unpack(of_layer(layout, layer, "sha256:" + "0" * 64), layout.path.with_name("t"))
+
+
+def test_a_window_of_zstd_is_bounded(layout: Layout, zstd: Any) -> None:
+    options = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.checksum_flag: 1}
+    engine = zstd.ZstdCompressor(options=options)
+    raw = engine.compress(BASE) + engine.flush()
+    layer = oci._descriptor(layout.blob(raw, "layer.v1.tar+zstd"), "layer")
+    with pytest.raises(FormatError, match="no zstd file"):
+        unpack(of_layer(layout, layer, "sha256:" + "0" * 64), layout.path.with_name("t"))
 
 
 @settings(max_examples=150, deadline=None)

@@ -376,7 +376,8 @@ def test_the_hosts_layout_has_no_say_in_where_plaintext_goes(copying, bubblewrap
 
 
 def test_the_hosts_variables_do_not_reach_the_program(world, any_sandbox, monkeypatch):
-    for name in ("TERM", "PATH", "LD_PRELOAD", "STRONGROOM_PYCACHE", "PYTHONPATH", "LC_ALL"):
+    python = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "PYTHONBREAKPOINT", "PYTHONPLATLIBDIR")
+    for name in ("TERM", "PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "STRONGROOM_PYCACHE", "LC_ALL", *python):
         monkeypatch.setenv(
             name, "/chosen/by/the/host" if name != "PATH" else os.environ["PATH"] + ":/chosen/by/the/host"
         )

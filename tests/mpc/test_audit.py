@@ -402,7 +402,7 @@ def test_the_verb_needs_no_torch(tmp_path):
     (tmp_path / "log").write_bytes(written())
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from strongroom.cli.mpc_audit import read\n"
+        "from strongroom.cli.mpc.audit import read\n"
         "from pathlib import Path\n"
         "print(len(read(Path(sys.argv[1])).records))"
     )

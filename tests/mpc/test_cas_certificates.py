@@ -10,7 +10,7 @@ import pytest
 from strongroom.attest.claims import registers_measurement
 from strongroom.cas.client.parties import PartyIdentity
 from strongroom.channel import bind
-from strongroom.cli.mpc_cas import CasCredentials, credentials
+from strongroom.cli.mpc.cas import CasCredentials, credentials
 from strongroom.crypto import PublicKey, SigningKey
 from strongroom.errors import (
     CasUnreachableError,

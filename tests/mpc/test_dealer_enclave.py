@@ -16,7 +16,7 @@ from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_da
 from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester, SimulatedVendor
 from strongroom.channel import Identity, accept, bind, connect
-from strongroom.cli.mpc_dealer import read_dealer_policy
+from strongroom.cli.mpc.dealer import read_dealer_policy
 from strongroom.enclave import dealer_evidence
 from strongroom.enclave.dealer_evidence import appraise_dealer, show
 from strongroom.errors import (
@@ -37,7 +37,7 @@ from strongroom.mpc import certificates
 
 pytest.importorskip("torch", reason="computing on shares needs PyTorch: it is not tested")
 
-from strongroom.enclave.dealer import meet
+from strongroom.enclave.dealing import meet
 from strongroom.mpc.connect import join_tcp, join_unix
 from strongroom.mpc.protocols.relu import relu
 from strongroom.mpc.protocols.reveal import reveal, share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,8 +140,8 @@ def test_an_operator_that_cannot_be_run_is_named(tmp_path: Path) -> None:
         mpc.load_model(path)
 
 
-@pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
-def test_a_saved_model_needs_tensorflow(tmp_path: Path) -> None:
+def test_a_saved_model_needs_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(MissingDependencyError, match="tensorflow"):
         mpc.load_model(tmp_path)

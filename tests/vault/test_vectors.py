@@ -34,7 +34,8 @@ def test_the_package(vector):
     anchor = MemoryAnchor(Root.parse(vector["anchor"])) if "anchor" in vector else NO_FRESHNESS
     directory = MemoryDirectory(files_of(vector))
     try:
-        with Vault(directory, "r", bytes.fromhex(vector["key"]), anchor, what="vault") as opened:
+        encrypted = vector.get("encrypted", True)
+        with Vault(directory, "r", bytes.fromhex(vector["key"]), anchor, what="vault", encrypted=encrypted) as opened:
             opened.verify()
             found = judged(tree_of(opened))
     except StrongroomError as error:
@@ -46,7 +47,8 @@ def test_the_package(vector):
 @every
 def test_the_second_reader(vector):
     try:
-        found = vault_reader.read_vault(files_of(vector), bytes.fromhex(vector["key"]), vector.get("anchor"))
+        key, encrypted = bytes.fromhex(vector["key"]), vector.get("encrypted", True)
+        found = vault_reader.read_vault(files_of(vector), key, vector.get("anchor"), encrypted=encrypted)
     except sealed_reader.Refused as error:
         assert error.args[0] == vector.get("refused"), error
         return

@@ -1,7 +1,8 @@
 """Makes the vectors of the vault: ``python -m tests.vectors.make_vault`` from the repository's root.
 
 Keys and nonces are random, so that each run makes others. Each folder of `FOLDER` is a vault's directory as it lay on
-the disk; `index.json` lists the vectors: a folder, what was done to its files, key, anchor, and the verdict.
+the disk; `index.json` lists the vectors: a folder, what was done to its files, key, anchor, and the verdict; with
+``"encrypted": false`` it must be authenticated only.
 
 A change of a file is one of ``{"cut": length}``, ``{"flip": bit}``, ``{"swap": [offset, offset, length]}``,
 ``{"zero": [offset, length]}``, ``{"delete": true}`` and ``{"from": [folder, file]}``.
@@ -138,6 +139,23 @@ class Maker:
                 self.save(folder, tree)
         opened.discard()
 
+    def make_clear(self) -> None:
+        """A vault that is authenticated only, with a record in the log."""
+        self.disk, self.anchor = MemoryDirectory(), MemoryAnchor()
+        with self.open("x", encrypted=False) as opened:
+            opened.write_bytes("small", b"in a pack, though it is small")
+            opened.write_bytes("empty", b"")
+            opened.write_bytes("packed", self.rng.randbytes(3000))
+            with opened.open("folder/tree", "xb", block_size=BLOCK) as file:
+                file.write(self.rng.randbytes(66_000))
+            opened.symlink("folder/tree", "link")
+        opened = self.open("r+", log=True, encrypted=False)
+        with opened.open("folder/tree", "r+b") as file:
+            file.write_at(BLOCK, b"logged")
+        opened.fsync(opened.stat("folder/tree").inode)
+        self.save("clear", tree_of(opened))
+        opened.discard()
+
     def with_row(self, folder: str, *statements: tuple[str, tuple[object, ...]]) -> None:
         """A vault that its maker wrote a wrong row into."""
         self.disk, self.anchor = MemoryDirectory(), MemoryAnchor()
@@ -152,10 +170,11 @@ class Maker:
         self.save(folder, {})
 
 
-def places(folder: str) -> dict[str, tuple[str, int]]:
+def places(folder: str, *, encrypted: bool = True) -> dict[str, tuple[str, int]]:
     """Path -> (data file, offset of its first block or piece) of a folder's vault."""
     found = {}
-    with Vault(MemoryDirectory(load(folder)), "r", KEY, NO_FRESHNESS, what="vault") as opened:
+    directory = MemoryDirectory(load(folder))
+    with Vault(directory, "r", KEY, NO_FRESHNESS, what="vault", encrypted=encrypted) as opened:
         for path in opened.files():
             body = opened.inode(opened.stat(path).inode).body
             if isinstance(body, Packed):
@@ -172,10 +191,15 @@ def main() -> None:
     maker.with_row("version-2", ("UPDATE info SET value = 2 WHERE name = 'version'", ()))
     maker.with_row("name", ("INSERT INTO entry VALUES (1, ?, (SELECT max(id) FROM inode), 1)", (b"..",)))
     maker.with_row("view", ("CREATE VIEW more AS SELECT 1", ()))
+    maker.make_clear()
     vectors: list[dict[str, object]] = []
 
-    def vector(name: str, why: str, folder: str, *changes, refused=None, tree=None, anchor=None, key=KEY) -> None:
+    def vector(
+        name: str, why: str, folder: str, *changes, refused=None, tree=None, anchor=None, key=KEY, encrypted=True
+    ) -> None:
         found = {"name": name, "why": why, "folder": folder, "key": key.hex()}
+        if not encrypted:
+            found["encrypted"] = False
         if changes:
             found["changes"] = [*changes]
         if anchor != "none":
@@ -218,6 +242,20 @@ def main() -> None:
     vector("version_2", "another version", "version-2", refused="format")
     vector("name_dot_dot", "an entry named ..", "name", refused="format")
     vector("view", "a view among the tables", "view", refused="format")
+    at = places("clear", encrypted=False)
+    (tree, _), (pack, one), (_, two) = at["folder/tree"], at["packed"], at["small"]
+    clear = {"encrypted": False}
+    vector("clear", "authenticated only, with a record in the log", "clear", **clear)
+    vector("clear_as_encrypted", "the same, taken for an encrypted one", "clear", refused="wrong-key")
+    vector("encrypted_as_clear", "an encrypted one, taken for it", "whole", refused="wrong-key", **clear)
+    block = [tree, {"flip": 5 * BLOCK * 8}]
+    vector("clear_block_bit", "a bit of a block", "clear", block, refused="tampered", **clear)
+    vector("clear_piece_bit", "a bit of a piece", "clear", [pack, {"flip": one * 8}], refused="tampered", **clear)
+    swap = [pack, {"swap": [one, two, 29]}]
+    vector("clear_pieces_swapped", "the bytes of one in the other", "clear", swap, refused="tampered", **clear)
+    vector("clear_cut", "a data file lacks its end", "clear", [tree, {"cut": 60_000}], refused="truncated", **clear)
+    gone = ["log", {"delete": True}]
+    vector("clear_log_gone", "there is no log", "clear", gone, refused="rollback", **clear)
     (FOLDER / "index.json").write_text(json.dumps(vectors, indent=1) + "\n")
 
 

@@ -160,10 +160,10 @@ def open_file(data, key, anchor=None, *, at=None, encrypted=None, log=False):
     return slot
 
 
-def read_tree(data, key, file_id, block_size, pointer, length):
+def read_tree(data, key, file_id, block_size, pointer, length, flags=0):
     """The content of a tree without slots, whose place p lies at byte p * block size of `data`."""
     keys = {0: hkdf(key, LABEL + b"blocks", file_id)}
-    return walk_tree(data, keys, file_id, block_size, pointer, length, len(data) // block_size, 0, 1)
+    return walk_tree(data, keys, file_id, block_size, pointer, length, len(data) // block_size, flags, 1)
 
 
 def walk_tree(data, keys, file_id, size, root, length, places, flags, first):

@@ -13,15 +13,18 @@ from tests.vectors import sealed_reader as sealed
 TABLES = {"info", "inode", "entry", "pack", "old", "dead", "orphan"}
 
 
-def read_vault(files, key, anchor=None):
+def read_vault(files, key, anchor=None, *, encrypted=True):
     """Path -> content of a file, target of a link (str), None for a directory.
 
     Args:
         files: name -> bytes of the vault's directory.
+        encrypted: whether it must be; else it must be authenticated only.
 
     Raises:
         sealed.Refused: with the verdict.
     """
+    if not encrypted:
+        key = sealed.hkdf(key, b"strongroom/vault/v1/authenticated-only", b"")
     meta = sealed.open_file(files["meta"], key, anchor, log=True)
     database = sqlite3.connect(":memory:")
     database.deserialize(meta.read())
@@ -35,7 +38,7 @@ def read_vault(files, key, anchor=None):
     database.close()
     modes = {number: row[0] for number, row in rows.items()}
     contents = {
-        number: content(files, packs, size, body)
+        number: content(files, packs, size, body, encrypted)
         for number, (mode, size, body) in rows.items()
         if stat.S_ISREG(mode) or stat.S_ISLNK(mode)
     }
@@ -50,7 +53,7 @@ def read_vault(files, key, anchor=None):
     return tree
 
 
-def content(files, packs, size, body):
+def content(files, packs, size, body, encrypted):
     kind = body[0]
     if kind == 0:
         return b""
@@ -62,8 +65,11 @@ def content(files, packs, size, body):
         sealed.check(data is not None, "tampered", "missing")
         sealed.check(offset + size <= len(data), "truncated", "pack")
         piece_key = sealed.hkdf(packs[pack], b"strongroom/vault/v1/pack", pack)
-        aad = b"strongroom/vault/v1/piece\0" + pack
-        return sealed.decrypt(piece_key, nonce, data[offset : offset + size] + tag, aad)
+        piece = data[offset : offset + size]
+        if encrypted:
+            return sealed.decrypt(piece_key, nonce, piece + tag, b"strongroom/vault/v1/piece\0" + pack)
+        sealed.decrypt(piece_key, nonce, tag, b"strongroom/vault/v1/clear-piece\0" + pack + piece)
+        return piece
     file, file_key, block_size, _, version = struct.unpack("<16s32sIQ64s", body[1:])
     pointer, length, places = struct.unpack("<48sQQ", version)
     data = files.get(file.hex())
@@ -71,7 +77,7 @@ def content(files, packs, size, body):
     sealed.check(len(data) >= (places - 1) * block_size, "truncated", "data file")
     sealed.check(length == size, "format", "size")
     # Block p of a data file rests at byte (p - 1) * block size: one block in front makes that p * block size.
-    return sealed.read_tree(bytes(block_size) + data, file_key, file, block_size, pointer, length)
+    return sealed.read_tree(bytes(block_size) + data, file_key, file, block_size, pointer, length, not encrypted)
 
 
 def anchor_position(anchor):

@@ -4,8 +4,11 @@
    simulated.
 2. Debug: never. Migratable, and other weaknesses of an enclave's isolation: only those that the policy lists.
 3. The TEE is one that the policy lists, under its own vendor's root. A device by itself is no enclave.
-4. The report data is what the verifier computed for this channel, nonce, kind and claims.
-5. The measurement is one that the policy lists; so is the signer, and each register that the policy names.
+4. The report data is what the verifier computed for this channel, nonce, kind and claims; of a program on a machine,
+   over the program's measurement too.
+5. The measurement is one that the policy lists; so is the signer, and each register that the policy names. Of a machine
+   that the policy has a platform for, the measurement is the program's, the platform's registers are those that the
+   policy lists, and no other programs were started there than it allows.
 6. The platform's TCB status is one that the policy lists, and so is every advisory; its versions are high enough, of
    its product where the policy tells them by product. If the policy requires it, revocation was checked throughout.
 7. The processor is one that the policy lists, if it lists any.
@@ -25,10 +28,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from strongroom.attest.appraise_tcb import tcb_steps
-from strongroom.attest.binding import REPORT_DATA_SIZE, bound_data, difference
+from strongroom.attest.binding import REPORT_DATA_SIZE, bound_data, difference, launched_data
 from strongroom.attest.claims import Claims
 from strongroom.attest.evidence import DEVICES
-from strongroom.attest.reference import ReferenceValues
+from strongroom.attest.reference import ANY, ReferenceValues
 from strongroom.attest.step import NOT_ASKED, Step, listed, one_of
 from strongroom.attest.verify.anchors import VENDORS
 from strongroom.crypto import equal
@@ -56,6 +59,7 @@ _ROOTS = {
     "nitro": frozenset({VENDORS.nitro.fingerprint}),
     "nvidia": frozenset({VENDORS.nvidia.fingerprint}),
 }
+_ANOTHER = "another program, configuration or version runs there; add its measurement to the policy to accept it"
 # A vendor's clock may be ahead of the verifier's by this much.
 _SKEW = 60
 
@@ -67,11 +71,13 @@ class AttestationResult:
     """Evidence was verified, appraised, and is what the policy wants. Only `appraise` makes one.
 
     Attributes:
-        tee, measurement, vendor_root, tcb_status: as in `Claims`.
+        tee, vendor_root, tcb_status: as in `Claims`.
+        measurement: as in `Claims`; of a program on a machine, the program's.
         appraised_at: seconds since 1970, by the verifier's clock. Two results may be equal though it differs.
         devices: the results of its devices.
         weaknesses: those that it has and the policy accepts, ``migratable`` among them.
         advisories: those that apply to it and the policy accepts.
+        platform: of a program on a machine, the machine's measurement; else empty.
     """
 
     tee: str
@@ -82,6 +88,7 @@ class AttestationResult:
     devices: tuple[AttestationResult, ...] = ()
     weaknesses: tuple[str, ...] = ()
     advisories: tuple[str, ...] = ()
+    platform: str = ""
     _token: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -106,22 +113,28 @@ def appraise(claims: Claims, reference: ReferenceValues, *, expected_report_data
     if not isinstance(expected_report_data, bytes) or len(expected_report_data) != REPORT_DATA_SIZE:
         got = f"{len(expected_report_data)} bytes" if isinstance(expected_report_data, bytes) else "no bytes"
         raise UsageError(f"expected_report_data: got {got}, wanted {REPORT_DATA_SIZE}, as binding.report_data gives")
-    for step in steps(claims, reference, expected=lambda each: bound_data(each.tee, expected_report_data), now=now):
+    for step in steps(claims, reference, expected=lambda each: bound(each, expected_report_data), now=now):
         if step.error is not None:
             raise step.error
     return _result(claims, now)
 
 
+def bound(claims: Claims, report_data: bytes) -> bytes:
+    """What evidence with these claims holds of 64 bytes of report data: a launcher's is over its program too."""
+    return bound_data(claims.tee, launched_data(report_data, claims.program) if claims.program else report_data)
+
+
 def _result(claims: Claims, now: int) -> AttestationResult:
     return AttestationResult(
         claims.tee,
-        claims.measurement,
+        claims.program or claims.measurement,
         claims.vendor_root,
         claims.tcb_status,
         now,
         tuple(_result(device, now) for device in claims.devices),
         claims.all_weaknesses,
         claims.advisories,
+        claims.measurement if claims.program else "",
         _ISSUED_BY_APPRAISE,
     )
 
@@ -281,14 +294,10 @@ def _bound(claims: Claims, expected: bytes | None) -> Step:
 
 
 def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
-    yield listed(
-        5,
-        "measurement",
-        claims.measurement,
-        reference.measurements,
-        MeasurementError,
-        hint="another program, configuration or version runs there; add its measurement to the policy to accept it",
-    )
+    if claims.program or claims.tee in reference.platforms:
+        yield from _launched(claims, reference)
+    else:
+        yield listed(5, "measurement", claims.measurement, reference.measurements, MeasurementError, hint=_ANOTHER)
     yield listed(
         5,
         "signer",
@@ -311,6 +320,71 @@ def _loaded(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
             if told
             else f"this evidence does not show that register; it shows {', '.join(claims.registers)[:200] or 'none'}",
         )
+
+
+def _launched(claims: Claims, reference: ReferenceValues) -> Iterator[Step]:
+    """Of a program on a machine: which, on which platform, and beside which others."""
+    platform, error = reference.platforms.get(claims.tee), None
+    if platform is None:
+        error = MeasurementError(
+            f"platform: got a program on a machine of {claims.tee}, wanted no such machine",
+            hint=f"the policy's table reference.platforms.{claims.tee} says on which platform a program may run",
+        )
+        yield Step(5, "platform", f"a machine of {claims.tee}", "none", error)
+        platform = {}
+    if not claims.program:
+        error = MeasurementError(
+            f"measurement: got none of a program, wanted {one_of(reference.measurements)}",
+            hint=f"the policy has a platform for {claims.tee}, so the evidence must be of a program on it: "
+            "`strongroom run` starts one",
+        )
+        yield Step(5, "measurement", "none of a program", one_of(reference.measurements), error)
+        return
+    yield listed(5, "measurement", claims.program, reference.measurements, MeasurementError, hint=_ANOTHER)
+    for name, values in platform.items():
+        told = claims.measurement if name == "measurement" else claims.registers.get(name, "")
+        yield listed(
+            5,
+            f"platform {name}",
+            told,
+            values,
+            MeasurementError,
+            hint=f"the machine booted something else; add the value to platforms.{claims.tee}.{name} to accept it"
+            if told
+            else f"this evidence does not show that register; it shows {', '.join(claims.registers)[:200] or 'none'}",
+        )
+    yield _others(claims, reference)
+
+
+def _others(claims: Claims, reference: ReferenceValues) -> Step:
+    allowed = reference.other_programs
+    wanted = "any, but none that is no program" if ANY in allowed else one_of((claims.program, *allowed))
+    if claims.programs is None:
+        error = MeasurementError(
+            f"programs: not told which were started on that machine, wanted {wanted}",
+            hint="the evidence must come with the event log that replays to its registers",
+        )
+        return Step(5, "programs", "not told", wanted, None if ANY in allowed and claims.tee == "snp" else error)
+    unwanted = [
+        each
+        for each in dict.fromkeys(claims.programs)
+        if each not in (claims.program, *allowed) and (ANY not in allowed or each.startswith("event:"))
+    ]
+    got = " and ".join(dict.fromkeys(claims.programs)) or "none"
+    if unwanted:
+        more = f" and {len(unwanted) - 1} more" if len(unwanted) > 1 else ""
+        hint = "something else than a program was measured there: restart the machine"
+        if not unwanted[0].startswith("event:"):
+            hint = "restart the machine, or allow it in the policy's other_programs: it may read what this program has"
+        error = MeasurementError(f"programs: got {unwanted[0]}{more} too, wanted {wanted}", hint=hint)
+        return Step(5, "programs", got, wanted, error)
+    if claims.program not in claims.programs:
+        error = MeasurementError(
+            f"programs: got {got}, wanted {claims.program} among them",
+            hint="the launcher names a program that was never measured: start it by `strongroom run`",
+        )
+        return Step(5, "programs", got, wanted, error)
+    return Step(5, "programs", got, wanted)
 
 
 def _age(claims: Claims, reference: ReferenceValues, now: int) -> Step:

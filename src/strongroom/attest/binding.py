@@ -21,6 +21,7 @@ JSON: TypeAlias = bool | int | str | Sequence["JSON"] | Mapping[str, "JSON"] | N
 
 LABEL = b"strongroom/evidence/v1"
 DEVICE_LABEL = b"strongroom/device/v1"
+LAUNCHED_LABEL = b"strongroom/launched/v1"
 EXPORTER_LABEL = b"EXPORTER-Strongroom-v1"
 REPORT_DATA_SIZE = 64
 FRESH_SIZE = 32
@@ -78,6 +79,19 @@ def bound_data(tee: str, report_data: bytes) -> bytes:
     if tee == "nvidia":
         return digest(DEVICE_LABEL, report_data)
     return report_data
+
+
+def launched_data(report_data: bytes, program: str) -> bytes:
+    """What a launcher on a machine that is one TEE as a whole makes of a program's report data, before `bound_data`.
+
+    SHA-512("strongroom/launched/v1" || report_data[64] || program[48]), 64 bytes: the launcher, which the machine's own
+    measurement covers, says that the program of that measurement is who asks for this evidence.
+
+    Args:
+        report_data: what the program asked for, from `report_data`.
+        program: its measurement, 96 hexadecimal digits.
+    """
+    return digest(LAUNCHED_LABEL, report_data, bytes.fromhex(program), algorithm="sha512")
 
 
 def canonical(claims: Mapping[str, JSON], *, cap: int = MAX_CANONICAL) -> bytes:

@@ -52,6 +52,11 @@ class Claims:
         issued_at: when the evidence was made by the vendor's own clock, seconds since 1970; None if it has no clock.
         attributes: whatever else a person or a policy may want to see, by name.
         devices: claims of devices under the same report data.
+        program: of a program that a launcher started on a machine which is one TEE: its measurement, as `strongroom
+            measure` prints it; empty for other evidence. The launcher's word: the report data vouches for it, which
+            `appraise` compares.
+        programs: every program that was started on that machine, in that order, as the log says that replays to its
+            registers; ``event:<hex>`` for what is something else; None if no log tells.
     """
 
     tee: str
@@ -72,6 +77,8 @@ class Claims:
     issued_at: int | None = None
     attributes: Mapping[str, str | int | bool] = field(default_factory=dict)
     devices: tuple[Claims, ...] = ()
+    program: str = ""
+    programs: tuple[str, ...] | None = None
 
     @property
     def all_weaknesses(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from strongroom.attest.words import (
     COMMON_AMD_VERSIONS,
     HARDWARE_IDS,
     INTEL_STATUSES,
+    PLATFORMS,
+    PROGRAM_REGISTERS,
     REGISTERS,
     SIGNERS,
     VERSIONS,
@@ -25,6 +27,7 @@ from strongroom.errors import PolicyError
 
 _ROOT_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MEASUREMENT = re.compile(r"[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128}")
+ANY = "any"
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
 _LISTS = (
     "tees",
@@ -35,6 +38,7 @@ _LISTS = (
     "hardware_ids",
     "tpm_roots",
     "weaknesses_allowed",
+    "other_programs",
 )
 
 
@@ -44,7 +48,8 @@ class ReferenceValues:
 
     Attributes:
         tees: kinds of enclave, from `TEES`.
-        measurements: as in `Claims.measurement`; an empty tuple accepts no enclave.
+        measurements: as in `Claims.measurement`, or of kinds in `platforms` as in `Claims.program`; an empty tuple
+            accepts no enclave.
         tcb_statuses: Intel's words for a platform's state, for `sgx`, `tdx` and `simulated`.
         advisories_allowed: advisories that the policy's author has judged.
         allow_simulated: ``sha256:<hex>`` of the one simulated vendor root to accept. A simulated enclave or device
@@ -64,6 +69,11 @@ class ReferenceValues:
             checked (`Claims.revocation`). Else lists are obeyed where they came along, which is as the prover likes.
         devices: what every device must be. If None, no device may be shown; else at least one must.
         count: of `devices` alone: exactly how many must be shown.
+        platforms: for each tee that is a whole machine, on which a launcher starts programs: of each register named,
+            the values to accept; ``measurement`` names `Claims.measurement`. Evidence of that kind must then be of a
+            program, and `measurements` are of programs. `words.PLATFORMS` says what must be there.
+        other_programs: measurements that may have been started on that machine besides, or ``any``. Which were, SNP's
+            evidence never tells: it needs ``any``.
 
     Raises:
         PolicyError: a value is not of that form, or a word or a length that evidence of these `tees` never has
@@ -85,6 +95,8 @@ class ReferenceValues:
     revocation_required: bool = False
     devices: ReferenceValues | None = None
     count: int | None = None
+    platforms: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    other_programs: tuple[str, ...] = ()
 
     def floors(self, tee: str) -> Mapping[str, Mapping[str, int]]:
         """`minimum_tcb` of that kind by product; by the empty string where it is for all products alike."""
@@ -131,6 +143,7 @@ class ReferenceValues:
                     hint="name the digest of the one root to accept",
                 )
         self._check_registers()
+        self._check_platforms()
         self._check_tables()
 
     def _check_registers(self) -> None:
@@ -149,6 +162,52 @@ class ReferenceValues:
             sizes = {tee: REGISTERS[tee][name] for tee in self.tees if name in REGISTERS[tee]}
             self._check_sizes(f"registers.{name}", values, sizes)
         object.__setattr__(self, "registers", registers)
+
+    def _check_platforms(self) -> None:
+        if not isinstance(self.platforms, Mapping):
+            raise PolicyError(f"platforms: got {_short(self.platforms)}, wanted a table for each tee")
+        platforms: dict[str, dict[str, tuple[str, ...]]] = {}
+        for tee, pinned in self.platforms.items():
+            if tee not in PLATFORMS or tee not in self.tees or not isinstance(pinned, Mapping):
+                kinds = [each for each in self.tees if each in PLATFORMS]
+                raise PolicyError(
+                    f"platforms.{str(tee)[:20]}: wanted a table for {' or '.join(kinds) or 'none of these tees'}",
+                    hint=f"kinds that are a whole machine are {', '.join(PLATFORMS)}; name it in tees too",
+                )
+            known = {"measurement": (48,), **REGISTERS[tee]}
+            known.pop(PROGRAM_REGISTERS.get(tee, ""), None)
+            platforms[tee] = {}
+            for name, values in pinned.items():
+                path = f"platforms.{tee}.{str(name)[:40]}"
+                if name not in known or (name == "measurement" and tee in PROGRAM_REGISTERS):
+                    raise PolicyError(
+                        f"{path}: nothing that a platform of {tee} has, wanted some of {_series(known)}",
+                        hint="it holds the programs, which are the policy's measurements"
+                        if name in (PROGRAM_REGISTERS.get(tee), "measurement")
+                        else _suggestion(str(name), known),
+                    )
+                platforms[tee][name] = _strings(path, values)
+                if not values or not all(_HEX.fullmatch(value) for value in platforms[tee][name]):
+                    raise PolicyError(f"{path}: wanted at least one value of lower-case hexadecimal digits")
+                self._check_sizes(path, platforms[tee][name], {tee: known[name]})
+            if missing := [name for name in PLATFORMS[tee] if name not in pinned]:
+                raise PolicyError(
+                    f"platforms.{tee}: lacks {', '.join(missing)}, wanted at least {', '.join(PLATFORMS[tee])}",
+                    hint="what is not pinned may be anything: `strongroom attest expect` says what a machine boots to",
+                )
+        object.__setattr__(self, "platforms", platforms)
+        for other in self.other_programs:
+            if other != ANY and not MEASUREMENT.fullmatch(other):
+                raise PolicyError(f'other_programs: got {_short(other)}, wanted measurements, or "{ANY}"')
+        if self.other_programs and not platforms:
+            raise PolicyError("other_programs: got some, but no platforms", hint="only of machines it is known")
+        if ANY in self.other_programs and len(self.other_programs) > 1:
+            raise PolicyError(f'other_programs: got "{ANY}" and others, wanted one or the other')
+        if "snp" in platforms and ANY not in self.other_programs:
+            raise PolicyError(
+                f'other_programs: got {self.other_programs or "none"}, wanted "{ANY}" for platforms.snp',
+                hint="evidence of SNP never tells what else was started on that machine",
+            )
 
     def _check_sizes(self, name: str, values: Iterable[str], known: Mapping[str, Sizes]) -> None:
         """Whether each of these values, in hexadecimal digits, can be one that evidence of these tees tells."""

@@ -81,6 +81,18 @@ REGISTERS: Mapping[str, Mapping[str, Sizes]] = {
 }
 """`Claims.registers`: how many bytes each may have."""
 
+_TD_PLATFORM = ("mrtd", "rtmr0", "rtmr1", "rtmr2")
+PLATFORMS: Mapping[str, tuple[str, ...]] = {
+    "tdx": _TD_PLATFORM,
+    "simulated": _TD_PLATFORM,
+    "snp": ("measurement",),
+    "tpm": ("pcr4",),
+}
+"""Machines that a launcher starts programs on, and what a policy must pin of each at least: all that is measured of a
+trust domain before programs are, SNP's launch digest, and what a TPM's firmware started (shim, boot loader, kernel)."""
+PROGRAM_REGISTERS: Mapping[str, str] = {"tdx": "rtmr3", "simulated": "rtmr3", "tpm": "pcr13"}
+"""Which register holds the programs, and so can be pinned by no policy (`parse/launched.py`)."""
+
 _INTEL_VERSIONS = ("qe", "pce", "evaluation")
 _TDX_VERSIONS = ("module", "module_major", "seam_patch", *_INTEL_VERSIONS)
 COMMON_AMD_VERSIONS = ("bootloader", "tee", "snp", "microcode")

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strongroom.cas.client.address import CasAddress
+    from strongroom.cas.client.anchor import CasAnchor
     from strongroom.cas.client.enclave import EnclaveSession, Provisions, ServiceResult
-    from strongroom.cas.client.owner import CasAnchor, OwnerClient
+    from strongroom.cas.client.owner import OwnerClient
     from strongroom.cas.policy.version import Policy, parse_policy
     from strongroom.cas.service.server import running_cas
 
@@ -33,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "CasAddress": "client.address",
-    "CasAnchor": "client.owner",
+    "CasAnchor": "client.anchor",
     "EnclaveSession": "client.enclave",
     "OwnerClient": "client.owner",
     "Policy": "policy.version",

@@ -6,16 +6,18 @@ its process from ending.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from strongroom.errors import CasError, StrongroomError, TooManyRequestsError
+
+if TYPE_CHECKING:
+    import asyncio  # an enclave has threads alone
 
 AT_ONCE = 4
 # Seconds, with the wait for a free thread; an enclave waits 30 for its answer.
@@ -96,6 +98,8 @@ class Patience:
         seconds: float = PATIENCE,
         hint: str = "",
     ) -> None:
+        import asyncio
+
         self._what, self._hint, self._seconds = what, hint, seconds
         self._free = asyncio.Semaphore(at_once)
         self._limit, self._of_one = waiting, of_one
@@ -111,6 +115,8 @@ class Patience:
             TooManyRequestsError: too many wait, or too many of that asker's.
             CasError: it did not return in time, with the wait for those before it.
         """
+        import asyncio
+
         for number, limit in ((self._waiting.total(), self._limit), (self._waiting[who], self._of_one)):
             if limit is not None and number >= limit:
                 raise TooManyRequestsError(f"{self._what}: {number} wait for it", hint=self._hint)
@@ -127,6 +133,8 @@ class Patience:
 
     def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
         """Takes over what was acquired: a thread that nobody waits for any more counts until it ends."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 

@@ -6,7 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from strongroom.cli import cas_address, output
+from strongroom.cli import output
+from strongroom.cli.cas import address as cas_address
 from strongroom.cli.hardware import program_of_policy
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.gramine import (

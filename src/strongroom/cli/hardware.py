@@ -8,11 +8,11 @@ from pathlib import Path
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.policy.version import Policy
-from strongroom.cli.run import boot_config, check_launchable
+from strongroom.cli.run.verb import boot_config, check_launchable
 from strongroom.cli.workspace import Home, read_policy
 from strongroom.enclave.config import SANDBOX, BootConfig
 from strongroom.enclave.measure import program_files
-from strongroom.errors import UsageError
+from strongroom.errors import EnclaveError, UsageError
 
 
 def program_of_policy(path: Path, cas_root: str | None) -> tuple[Policy, BootConfig, Mapping[str, Path]]:
@@ -30,6 +30,11 @@ def program_of_policy(path: Path, cas_root: str | None) -> tuple[Policy, BootCon
     if policy.program is None:
         raise UsageError(f"policy {policy.name}: says nothing of a program")
     check_launchable(policy)
+    if policy.program.image:
+        raise EnclaveError(
+            "program.image: an image is the root of what `strongroom run` launches, and of nothing else so far",
+            hint="`strongroom measure --policy FILE --image LAYOUT` says what it is measured as there",
+        )
     if not cas_root:
         with Home.open().cas() as address:
             cas_root = address.cas_root

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 
 from strongroom.cli import output
+from strongroom.cli.workspace import Home
+from strongroom.enclave.image import ImageCache, Unpacked, layout_of
 from strongroom.enclave.oci import open_image
 from strongroom.enclave.oci_layers import MAX_BYTES, MAX_FILES, measure_tree, unpack
 from strongroom.enclave.sandbox import require_linux
@@ -31,6 +33,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     output.add_json(parser)
 
 
+def add_image(parser: argparse.ArgumentParser) -> None:
+    """The option that says which image is the program's root, and where it lies."""
+    parser.add_argument(
+        "--image",
+        metavar="LAYOUT[:TAG]",
+        help="the program's root is this container image; with --policy, where the image that it names lies",
+    )
+
+
+def image_of(args: argparse.Namespace, home: Home, *, digest: str = "") -> Unpacked | None:
+    """The image that the options name, unpacked; with `digest`, that of a policy, it may have been unpacked earlier.
+
+    Raises:
+        UsageError: the policy names an image and there is none here, or none and the options name one.
+        TamperedError: it is another one.
+    """
+    if args.policy and args.image and not digest:
+        raise UsageError("--image: the policy names none", hint='image = "sha256:..." in its table [program]')
+    cache = ImageCache(home.path / "images")
+    if args.image is None:
+        return cache.found(digest) if digest else None
+    require_linux()
+    layout, reference = layout_of(args.image)
+    return cache.unpacked(layout, reference=reference, digest=digest)
+
+
 def run(args: argparse.Namespace) -> int:
     require_linux()  # others keep neither permission bits nor all names
     for name in ("max_bytes", "max_files"):
@@ -51,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
         "arguments": list(image.arguments),
         "environment": dict(image.environment),
         "directory": image.directory,
+        "volumes": list(image.volumes),
+        "user": image.user,
     }
     if args.json:
         output.result(told)
@@ -62,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         ("command", shlex.join(image.command) or "none"),
         *(("variable", f"{name}={value}") for name, value in image.environment.items()),
         ("starts in", image.directory),
+        *(("volume", path) for path in image.volumes),
+        *([("user", image.user)] if image.user else []),
     ]
     for name, value in rows:
         output.stdout.print(f"{name:<12} {printable(value)}", markup=False, soft_wrap=True, highlight=False)

@@ -27,7 +27,9 @@ VERBS = {
     "mirror": "look into the mirror of a training: its commits, arrays and values; verify, go back, export",
     "spot": "training on spot instances: simulate it with and without a mirror, or really kill and restart one",
     "run": "run a program in an enclave, with its data unsealed only there",
+    "export": "make the ONNX file that `serve` runs of a PyTorch, Keras, TensorFlow or scikit-learn model",
     "serve": "serve a sealed model from an enclave",
+    "plan": "cut a model into stages that fit their enclaves, and predict what they cost",
     "predict": "appraise a service, then send it inputs",
     "verify": "walk a model back to the program, policy and data that it was made from",
     "attest": "say what evidence is, whether its vendor vouches for it, and whether a policy wants it",
@@ -74,7 +76,7 @@ def _main(argv: list[str]) -> int:
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         sub.set_defaults(parser=sub)
         if name == chosen:
-            verb: Verb = importlib.import_module(f"strongroom.cli.{name}")
+            verb = _load(name)
             sub.add_argument("--debug", action="store_true", help=DEBUG)
             verb.configure(sub)
     args, unknown = parser.parse_known_args(argv)
@@ -111,6 +113,14 @@ def _main(argv: list[str]) -> int:
         return _fail(UsageError(_describe(error)), args)
     except OSError as error:
         return _fail(StrongroomError(_describe(error)), args)
+
+
+def _load(name: str) -> Verb:
+    module = importlib.import_module(f"strongroom.cli.{name}")
+    if hasattr(module, "__path__"):  # a verb of several files is a package
+        module = importlib.import_module(f"{module.__name__}.verb")
+    verb: Verb = module
+    return verb
 
 
 class Terminated(BaseException):

@@ -12,17 +12,26 @@ from rich.text import Text
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.policy.version import Policy, Program, VaultRule
-from strongroom.cli import cas_address, output
+from strongroom.cli import output
+from strongroom.cli.cas import address as cas_address
+from strongroom.cli.cas import reference as cas_reference
+from strongroom.cli.image import add_image, image_of
+from strongroom.cli.mirror.directory import mirror_key
+from strongroom.cli.policy.files import write_measurement
 from strongroom.cli.remembered import known_digests, last_accepted, read_listing
-from strongroom.cli.run import boot_config, program_of
+from strongroom.cli.run import words as run_words
+from strongroom.cli.run.vaults import pairs
+from strongroom.cli.run.verb import boot_config, program_of
 from strongroom.cli.workspace import Home, read_policy
 from strongroom.enclave.config import BootConfig
 from strongroom.enclave.distributions import STARTUP, UNOWNED, Oddity
+from strongroom.enclave.image import Unpacked
 from strongroom.enclave.listing import Listing, differences, explain
 from strongroom.enclave.measure import Measurement, measure, odd_files, program_files
 from strongroom.errors import EnclaveError, UsageError, printable
 
 _LAST = Path()
+_NAME = "dev/measure"
 _SHOWN = 20
 
 
@@ -30,11 +39,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "strongroom measure [OPTIONS] --policy FILE\n       strongroom measure [OPTIONS] -- COMMAND ..."
     parser.epilog = (
         "The measurement covers the CAS and the policy's name too: an enclave measured for one CAS is nothing to "
-        "another. With --policy it is the value for that policy's `measurements` (which may be missing meanwhile); a "
-        "command by itself is measured without vaults. Example: strongroom measure --policy policy.toml --diff"
+        "another. With --policy it is the value for that policy's `measurements` (which may be missing meanwhile), "
+        "with a command that of `strongroom run` with the same words. Example: strongroom measure --policy policy.toml "
+        "--diff"
     )
     add_program(parser)
     parser.add_argument("--all", action="store_true", help="list every distribution by itself")
+    parser.add_argument(
+        "--write", action="store_true", help="put the value into the policy, where `policy init` has left zeros"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write every file and its digest, for --diff")
     parser.add_argument(
         "--diff",
@@ -56,9 +69,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def add_program(parser: argparse.ArgumentParser) -> None:
     """The options that say what to measure."""
     parser.add_argument("--policy", type=Path, metavar="FILE", help="what this policy says")
-    parser.add_argument("--policy-name", default="dev/measure", metavar="NAMESPACE/NAME", help="with a command")
+    parser.add_argument(
+        "--policy-name",
+        metavar="NAMESPACE/NAME",
+        help="with a command: for this policy (default: that of `strongroom run`, by the keys of its vaults)",
+    )
+    run_words.add_measured(parser)
+    run_words.add_unmeasured(parser)
+    add_image(parser)
     cas_address.add_root(parser)
-    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+    cas_reference.add(parser)
 
 
 @dataclass(frozen=True)
@@ -80,8 +100,9 @@ def measured(args: argparse.Namespace) -> Measured:
     """
     home = Home.open()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if bool(command) == bool(args.policy):
+    if bool(command or (args.image and not args.policy)) == bool(args.policy):
         raise UsageError("command: give a command after --, or --policy FILE")
+    run_words.check(args, command)
     cas_root = cas_address.root_of(args)
     if cas_root:
         output.note(f"measured for the CAS {cas_root}")
@@ -98,16 +119,65 @@ def measured(args: argparse.Namespace) -> Measured:
         name, program, rules = policy.name, policy.program, policy.vaults
         files = program_files(args.policy.parent, program.files)
         role = policy.role
+        image = image_of(args, home, digest=program.image)
     else:
-        output.note("measured without vaults; `strongroom run` shows the value of a run that has them")
-        command, files = program_of(command, args.include)
-        name, program, role = args.policy_name, Program.literal(command, sorted(files)), "program"
-    config = boot_config(name, CasAddress("", cas_root), program, rules, role=role, policy=policy)
+        image = image_of(args, home)
+        command, files = program_of(command, args.include, image)
+        digest = image.image.digest if image is not None else ""
+        environment = dict(pairs(args.env, "--env"))
+        program, role = Program.literal(command, sorted(files), environment, digest), "program"
+        name, rules = _name_and_rules(args, command, image)
+    address = CasAddress("", cas_root)
+    config = boot_config(
+        name,
+        address,
+        program,
+        rules,
+        role=role,
+        policy=policy,
+        quiet=args.quiet,
+        image=image,
+        cas_reference=cas_reference.document_of(args),
+    )
     with known_digests(home):
-        return Measured(home, config, files, measure(config, files), policy)
+        tree = image.measured() if image is not None else None
+        return Measured(home, config, files, measure(config, files, image=tree), policy)
+
+
+def _name_and_rules(
+    args: argparse.Namespace, command: Sequence[str], image: Unpacked | None
+) -> tuple[str, tuple[VaultRule, ...]]:
+    """The policy of a command and its vaults, as `strongroom run` has them. It would make those that are not there.
+
+    Raises:
+        UsageError: vaults are named, and one is not there: its key has a say in the policy's name.
+    """
+    named = bool(args.data or args.out or args.mirror or args.log)
+    if args.policy_name and not named:
+        return args.policy_name, ()
+    sealed, rules = run_words.vaults(args)
+    if args.policy_name:
+        return args.policy_name, rules
+    keys = []
+    for rule in rules:
+        vault = sealed[rule.name]
+        there = vault.key_path if rule.name == run_words.MIRROR else vault.path
+        if there.exists():
+            keys.append(mirror_key(vault) if rule.name == run_words.MIRROR else vault.key())
+        elif named:
+            raise UsageError(
+                f"{there}: is not there, and its key has a say in the policy's name",
+                hint="`strongroom run` makes it; with --policy-name NAME the keys have no say",
+            )
+        else:
+            output.note(f"measured without vaults: `strongroom run` makes {there}, whose key has a say in the value")
+            return _NAME, ()
+    return run_words.name(command, image, keys), rules
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.write and not args.policy:
+        raise UsageError("--write: puts the value into a policy: give --policy FILE")
     got = measured(args)
     odd = odd_files(got.measurement)
     if args.strict_records and odd:
@@ -119,6 +189,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         args.output.write_bytes(listing.to_bytes())
         output.note(f"wrote {args.output}: every measured file and its digest")
+    if args.write:
+        write_measurement(args.policy, got.measurement.value)
     if args.diff is not None:
         earlier = last_accepted(got.home, got.config.policy) if args.diff == _LAST else read_listing(args.diff)
         return _diff(args, got, earlier, listing)
@@ -127,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(got.measurement, odd, everything=args.all)
         named = got.policy.reference.measurements if got.policy else ()
-        if named and got.measurement.value not in named:
+        if named and got.measurement.value not in named and not args.write:
             output.note("the policy names another; --diff says what became of the one that was accepted")
     return 0
 

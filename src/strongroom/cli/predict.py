@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
 from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.policy.version import Policy
-from strongroom.cli import cas_address, cas_reference, output
+from strongroom.cli import output
+from strongroom.cli.arrays import read
+from strongroom.cli.cas import address as cas_address
+from strongroom.cli.cas import reference as cas_reference
 from strongroom.cli.workspace import Home, read_policy
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import UsageError
 from strongroom.serve.client import Client
 
 
@@ -44,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     cas_root, policy = _expected(args)
-    inputs = None if args.input is None else _read(args.input)
+    inputs = None if args.input is None else read(args.input)
     with Client(
         args.url,
         cas_root=cas_root,
@@ -100,30 +99,3 @@ def _development_cas() -> CasAddress:
         return CasAddress.load(Home.open().path / "cas" / ADDRESS_FILE)
     except FileNotFoundError:
         raise UsageError("CAS: this user has no development CAS", hint="give --cas URL and --cas-root") from None
-
-
-def _read(path: Path) -> dict[str, npt.NDArray[Any]] | npt.NDArray[Any]:
-    if str(path) == "-" or path.suffix == ".json":
-        return _read_json(path)
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise FormatError(f"input: {path} is not .npy, .npz or .json, or holds Python objects") from None
-    return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-
-
-def _read_json(path: Path) -> dict[str, npt.NDArray[Any]] | npt.NDArray[Any]:
-    name = "standard input" if str(path) == "-" else str(path)
-    try:
-        value = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise FormatError(
-            f"input: {name} is malformed JSON at {where}: {error.msg[:1].lower()}{error.msg[1:]}"
-        ) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise FormatError(f"input: {name} is not JSON") from None
-    try:
-        return {k: np.asarray(v) for k, v in value.items()} if isinstance(value, dict) else np.asarray(value)
-    except ValueError:
-        raise FormatError(f"input: {name} holds an array whose rows differ in length") from None

@@ -7,7 +7,7 @@ change them; a listing only explains.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from strongroom.cas.files import create_once, replace
 from strongroom.cli import output
 from strongroom.cli.workspace import Home
 from strongroom.crypto import KEY_SIZE, digest, random_key
+from strongroom.enclave.compiled import Compiled
+from strongroom.enclave.config import BootConfig
 from strongroom.enclave.digests import MAX_CACHE, boot_of_machine
 from strongroom.enclave.listing import MAX_LISTING, Listing
-from strongroom.enclave.measure import KNOWN
-from strongroom.errors import FormatError, UsageError
+from strongroom.enclave.measure import KNOWN, Measurement
+from strongroom.errors import EnclaveError, FormatError, UsageError
 
-_CACHE, _KEY, _LISTINGS = "digest-cache", "digest-cache.key", "measured"
+_CACHE, _KEY, _LISTINGS, _COMPILED = "digest-cache", "digest-cache.key", "measured", "compiled"
+_COMPILE_SECONDS = 10.0  # at the end of a run; the next one goes on with it
 _MAX_LISTINGS = 20
 _NO_CACHE = (OSError, ValueError)  # a home that cannot be written, a key of another length, or not Linux
 
@@ -56,6 +59,28 @@ def save_digests(home: Home) -> None:
             KNOWN.grown = False
 
 
+def compiled_code(home: Home) -> Path | None:
+    """The compiled code that this home keeps, checked; says so if it was changed, and goes on without."""
+    with suppress(*_NO_CACHE):
+        try:
+            return _compiled(home).checked()
+        except FormatError as error:
+            output.note(str(error))
+    return None
+
+
+def keep_compiled(home: Home, names: Sequence[str], measured: Measurement) -> None:
+    """Compile, for the next enclave, those of these sources that were measured."""
+    if names:
+        with suppress(*_NO_CACHE, FormatError, EnclaveError):  # the last: files have changed since
+            digests = {entry.path: entry.sha256 for part in measured.platform for entry in part.entries}
+            _compiled(home).add(names, digests, seconds=_COMPILE_SECONDS)
+
+
+def _compiled(home: Home) -> Compiled:
+    return Compiled(home.path / _COMPILED, _key(home), KNOWN)
+
+
 def _key(home: Home) -> bytes:
     path = home.path / _KEY
     if not path.exists():
@@ -66,10 +91,20 @@ def _key(home: Home) -> bytes:
     return key
 
 
+def remember_measured(home: Home, policy: str, measured: Measurement, config: BootConfig) -> None:
+    """Keep the listing of what was measured as `remember_accepted` does; it is made only if it is not there yet."""
+    with suppress(OSError, EnclaveError):  # the last: files have changed since
+        path = _place(home, policy, measured.value)
+        if path.exists():
+            path.touch()
+        else:
+            remember_accepted(home, policy, Listing.of(measured, config))
+
+
 def remember_accepted(home: Home, policy: str, listing: Listing) -> None:
     """Keep this as the last measurement that a CAS accepted for that policy."""
-    directory = home.path / _LISTINGS
-    path = directory / f"{_word(policy)}-{listing.measurement[:32]}"
+    path = _place(home, policy, listing.measurement)
+    directory = path.parent
     with suppress(OSError):
         directory.mkdir(mode=0o700, exist_ok=True)
         if path.exists():
@@ -111,6 +146,10 @@ def read_listing(path: Path) -> Listing:
         except zlib.error:
             raise FormatError(f"listing: {path} is damaged") from None
     return Listing.from_bytes(raw)
+
+
+def _place(home: Home, policy: str, measurement: str) -> Path:
+    return home.path / _LISTINGS / f"{_word(policy)}-{measurement[:32]}"
 
 
 def _word(policy: str) -> str:

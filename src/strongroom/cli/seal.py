@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--key", type=Path, metavar="FILE", help="the key file (default: VAULT.key)")
     secrets.add_holder(parser, with_key_file=False)
+    secrets.add_kind(parser)
     parser.add_argument("--follow-links", action="store_true", help="put what symbolic links lead to in their place")
     output.add_json(parser)
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     make = secrets.new_holder(args)
     if make and args.key:
         raise UsageError("options: --key and those of a key slot exclude each other")
-    sealed = SealedVault.at(target, args.key)
+    sealed = replace(SealedVault.at(target, args.key), encrypted=secrets.kind_of(args))
     new_key = make is None and not sealed.key_path.exists()
     if make and not sealed.path.exists():
         sealed = replace(sealed, secret=make().holder)
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     output.stdout.print(f"sealed {len(names)} file{'s' * (len(names) != 1)} into {target}", markup=False)
+    if args.authenticated:
+        output.note("authenticated only: anybody who has the vault can read what is in the files")
     if make:
         output.note("only its key slot opens it; `strongroom vault keys add` makes another one")
         return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from strongroom.cas.client.slots import SCHEME, CasSlot, keep_slot, slot_of
-from strongroom.cli.policy_files import add_cas, cas_client, check_name
+from strongroom.cli.policy.files import add_cas, cas_client, check_name
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import FormatError
 from strongroom.sealed import create_key
@@ -45,9 +45,23 @@ def add_opening(parser: argparse.ArgumentParser, *, cas: bool = True) -> None:
     parser.add_argument("--anchor", type=Path, metavar="FILE", help="the anchor file (default: VAULT.anchor)")
 
 
+def add_kind(parser: argparse.ArgumentParser) -> None:
+    """Give a verb that puts content into a vault the argument that says that anybody may read it."""
+    parser.add_argument(
+        "--authenticated",
+        action="store_true",
+        help="the vault is authenticated only: contents lie on the disk in clear, and nobody can change them unseen",
+    )
+
+
+def kind_of(args: argparse.Namespace) -> bool | None:
+    """Whether the vault must be encrypted, by the argument of `add_kind`; None if nothing says it."""
+    return False if getattr(args, "authenticated", False) else None
+
+
 def sealed_vault(path: Path, args: argparse.Namespace) -> SealedVault:
     """The vault at `path`, with what the arguments of `add_opening` say; asks for a passphrase where one is wanted."""
-    sealed = replace(SealedVault.at(path, args.key), anchor_path=args.anchor)
+    sealed = replace(SealedVault.at(path, args.key), anchor_path=args.anchor, encrypted=kind_of(args))
     return replace(sealed, secret=_secret(sealed, args))
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 import signal
+import socket
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.policy.version import Policy, Program, VaultRule
 from strongroom.channel import bind
 from strongroom.cli import output
+from strongroom.cli.cas import reference as cas_reference
 from strongroom.cli.remembered import known_digests
-from strongroom.cli.run import boot_config, describe_event
+from strongroom.cli.run import evidence as run_evidence
+from strongroom.cli.run.verb import boot_config, describe_event
 from strongroom.cli.workspace import (
     Home,
     SealedVault,
@@ -25,9 +30,13 @@ from strongroom.cli.workspace import (
     restored_here,
 )
 from strongroom.enclave.launch import Enclave, Isolation, launch
+from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import measure
 from strongroom.errors import UsageError
 from strongroom.lineage.requirement import Requirement
+
+if TYPE_CHECKING:
+    from strongroom.serve.plan import Plan
 
 _MODEL_VAULT = "model"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -47,6 +56,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8443, help="the port, 0 for any free one (default: %(default)s)")
     parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="serve one model in parts, each in an enclave of its own, as `strongroom plan --output FILE` cut it",
+    )
+    parser.add_argument(
+        "--standby", action="store_true", help="with --plan: two enclaves of each part, so that one may fail unnoticed"
+    )
+    parser.add_argument(
         "--require-lineage", action="store_true", help="refuse, inside the enclave, a model without a valid lineage"
     )
     parser.add_argument(
@@ -59,7 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lineage-cas-root", metavar="sha256:...", help="the CAS whose word counts (default: this service's)"
     )
+    run_evidence.add(parser, default="simulated")
     parser.add_argument("--debug-enclave", action="store_true", help="launch as a debug enclave; policies refuse it")
+    cas_reference.add(parser)
     output.add_json(parser)
 
 
@@ -79,11 +99,14 @@ def run(args: argparse.Namespace) -> int:
                 f"model: {name} has other characters than letters, digits, '.', '_' and '-' in its name",
                 hint="rename it and seal it again, or choose others with --model",
             )
-    output.note(output.SIMULATED_BANNER)
+    machine = run_evidence.machine_of(args, None)
     for line in isolation.notes:
         output.note(line)
     home = Home.open()
+    plan = _plan(args, names)
     listener = bind(args.host, args.port)
+    if plan is not None:
+        return _run_pipeline(args, home, sealed, names[0], plan, listener, machine)
     with listener, home.cas() as address:
         policy, enclave, serving = start_service(
             home,
@@ -91,14 +114,70 @@ def run(args: argparse.Namespace) -> int:
             sealed,
             names,
             listener=listener,
+            machine=machine,
             debug=args.debug_enclave,
             lineage=_requirement(args, home, address),
+            reference=cas_reference.document_of(args),
         )
-        _until_told(enclave)
+        _until_told(lambda: enclave.signal(signal.SIGTERM))
         url = local_url(args.host, listener.getsockname()[1])
-        waiter = threading.Thread(target=_announce, args=(args, enclave, serving, url, policy), daemon=True)
+        alive = lambda: enclave.running  # noqa: E731
+        waiter = threading.Thread(target=_announce, args=(args, alive, serving, url, policy), daemon=True)
         waiter.start()
         return enclave.wait()
+
+
+def _plan(args: argparse.Namespace, names: list[str]) -> Plan | None:
+    """The plan that the arguments name; None for a service without parts."""
+    if args.plan is None:
+        if args.standby:
+            raise UsageError("--standby: is for a model in parts, add --plan FILE")
+        return None
+    if args.require_lineage:
+        raise UsageError("--require-lineage: is checked on a whole model, and --plan serves one in parts")
+    if len(names) != 1:
+        raise UsageError(f"--plan: serves one model, and there are {len(names)}", hint="choose it with --model PATH")
+    from strongroom.serve.plan import Plan
+
+    try:
+        raw = args.plan.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--plan: {args.plan}: {(error.strerror or str(error)).lower()}") from None
+    return Plan.parse(raw)
+
+
+def _run_pipeline(
+    args: argparse.Namespace,
+    home: Home,
+    sealed: SealedVault,
+    model: str,
+    plan: Plan,
+    listener: socket.socket,
+    machine: Machine | None,
+) -> int:
+    from strongroom.cli.serve_pipeline import start_pipeline
+
+    with ExitStack() as resources:
+        resources.enter_context(listener)
+        supervisor = start_pipeline(
+            home,
+            resources.enter_context(home.cas()),
+            sealed,
+            model,
+            plan,
+            listener=listener,
+            resources=resources,
+            machine=machine,
+            debug=args.debug_enclave,
+            standby=args.standby,
+            reference=cas_reference.document_of(args),
+        )
+        _until_told(supervisor.stop)
+        url = local_url(args.host, listener.getsockname()[1])
+        alive = lambda: supervisor.running  # noqa: E731
+        told = (args, alive, supervisor.up, url, supervisor.policy)
+        threading.Thread(target=_announce, args=told, daemon=True).start()
+        return supervisor.wait()
 
 
 def _requirement(args: argparse.Namespace, home: Home, address: CasAddress) -> Requirement | None:
@@ -119,17 +198,21 @@ def start_service(
     models: list[str],
     *,
     listener: Any,
+    machine: Machine | None = None,
     debug: bool = False,
     quiet: bool = False,
     lineage: Requirement | None = None,
+    reference: str = "",
 ) -> tuple[Policy, Enclave, threading.Event]:
     """Apply a development policy for a service, give the CAS the vault's key, and launch it.
 
     Args:
         listener: the socket to accept on.
+        machine: what vouches for it; None for the simulated vendor.
         debug: launch a debug enclave, which the policy refuses.
         quiet: say nothing of what the enclave reports.
         lineage: what it requires of the models' lineage.
+        reference: a document that says what the CAS's own evidence must be; empty to trust its root alone.
 
     Returns:
         The policy, the enclave, and an event that is set once it accepts requests.
@@ -138,7 +221,7 @@ def start_service(
     rule = VaultRule(_MODEL_VAULT, "", "read-only")
     program = Program.literal((*([lineage.to_word()] if lineage else []), *models), ())
     name = policy_name("serve-" + PurePosixPath(models[0]).stem, [sealed.key()])
-    config = boot_config(name, address, program, (rule,), role="service")
+    config = boot_config(name, address, program, (rule,), role="service", cas_reference=reference)
     with known_digests(home):
         measured = measure(config, {})
     with home.owner_client(address, owner) as client:
@@ -151,6 +234,7 @@ def start_service(
             vendor_root=vendor.root_digest,
             program=program,
             vaults=(rule,),
+            accepts=run_evidence.accepted(machine),
         )
         entrust(client, policy, {rule.name: sealed}, restore=restored_here(client, policy))
     serving = threading.Event()
@@ -166,7 +250,8 @@ def start_service(
         config,
         {},
         cas=address,
-        vendor=vendor,
+        vendor=None if machine else vendor,
+        machine=machine,
         vaults={rule.name: sealed.path},
         listener=listener,
         platform=measured.platform,
@@ -176,9 +261,11 @@ def start_service(
     return policy, enclave, serving
 
 
-def _announce(args: argparse.Namespace, enclave: Enclave, serving: threading.Event, url: str, policy: Policy) -> None:
+def _announce(
+    args: argparse.Namespace, alive: Callable[[], bool], serving: threading.Event, url: str, policy: Policy
+) -> None:
     while not serving.wait(0.2):
-        if not enclave.running:
+        if not alive():
             return
     if args.json:
         output.result({"url": url, "policy": policy.name, "measurement": policy.reference.measurements[0]})
@@ -194,9 +281,9 @@ def local_url(host: str, port: int) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-def _until_told(enclave: Enclave) -> None:
+def _until_told(stop: Callable[[], None]) -> None:
     def end(number: int, frame: FrameType | None) -> None:
-        enclave.signal(signal.SIGTERM)
+        stop()
 
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)

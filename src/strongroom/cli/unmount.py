@@ -13,8 +13,9 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from strongroom.cli import mount_log, output
-from strongroom.cli.mount import SOURCE
+from strongroom.cli import output
+from strongroom.cli.mount import log as mount_log
+from strongroom.cli.mount.verb import SOURCE
 from strongroom.errors import LockedError, MissingDependencyError, StrongroomError, UsageError
 
 COMMIT = "user.strongroom.commit"  # as `shield._answers` has it, which imports what may be missing

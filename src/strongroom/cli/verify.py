@@ -11,9 +11,10 @@ from typing import Any
 
 from strongroom.attest.binding import canonical
 from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
-from strongroom.cli import cas_address, output
+from strongroom.cli import output
+from strongroom.cli.cas import address as cas_address
 from strongroom.cli.parser import add_debug
-from strongroom.cli.run import program_of
+from strongroom.cli.run.verb import program_of
 from strongroom.cli.secrets import add_opening, sealed_vault
 from strongroom.cli.workspace import Home, SealedVault, read_policy
 from strongroom.crypto import content_digest

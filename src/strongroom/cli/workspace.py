@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,14 +31,16 @@ from strongroom.cas.policy.table import to_toml
 from strongroom.cas.policy.version import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.service.server import running_cas
 from strongroom.cli import output
-from strongroom.cli.mirror_directory import mirror_key
+from strongroom.cli.mirror.directory import mirror_key
 from strongroom.crypto import Signer, SigningKey, digest
 from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, Root, open_sealed
 from strongroom.sealed.keyfile import create_key, load_key
 from strongroom.storage import LocalDirectory
 from strongroom.vault.access import KEYS, VaultKey, unlock
+from strongroom.vault.engine import META
 from strongroom.vault.keys import KeyFile
+from strongroom.vault.kind import is_kind
 
 VAULT_SUFFIX = ".vault"
 
@@ -133,12 +135,14 @@ class SealedVault:
     Attributes:
         secret: what opens one of its key slots, in place of a key file.
         anchor_path: of the anchor file; by default ``VAULT.anchor``.
+        encrypted: False for one that is authenticated only; None if it has not been said, as `vault.open` has it.
     """
 
     path: Path
     key_path: Path
     secret: VaultKey | None = None
     anchor_path: Path | None = None
+    encrypted: bool | None = None
 
     @classmethod
     def at(cls, path: Path, key: Path | None = None) -> SealedVault:
@@ -164,6 +168,11 @@ class SealedVault:
         """The vault key itself. Raises UsageError if there is no key file, and as `vault.open`."""
         return unlock(LocalDirectory(self.path), self.opener()).key
 
+    def as_it_is(self) -> SealedVault:
+        """The same, of the kind that it is: for who changes it and puts no content into it."""
+        other = (self.path / META).is_file() and is_kind(LocalDirectory(self.path), META, self.key(), encrypted=False)
+        return replace(self, encrypted=not other)
+
     def create(self) -> vault.Vault:
         """A new vault; its key is made unless the key file exists, or a key slot for what is given instead."""
         if self.path.exists():
@@ -171,7 +180,7 @@ class SealedVault:
         key = self.secret
         if key is None:
             key = load_key(self.key_path) if self.key_path.exists() else create_key(self.key_path)
-        return vault.open(self.path, "x", key=key, anchor=self.anchor)
+        return vault.open(self.path, "x", key=key, anchor=self.anchor, encrypted=self.encrypted)
 
     def remove(self, *, with_key: bool) -> None:
         """Delete the vault and its anchor file, and its key file if asked to."""
@@ -199,13 +208,13 @@ class SealedVault:
             hint = f"did you mean {meant}?" if meant.is_dir() else f"`strongroom seal {self.path}` makes one of it"
             raise UsageError(f"vault: {self.path} is a directory, not a vault", hint=hint)
         if any_version:
-            return vault.open(self.path, mode, key=self.opener(), anchor=NO_FRESHNESS)
+            return vault.open(self.path, mode, key=self.opener(), anchor=NO_FRESHNESS, encrypted=self.encrypted)
         if self.anchor.read() is None:
             raise UsageError(
                 f"anchor file: {self.anchor.path} does not exist",
                 hint="it says which version is the newest; --no-freshness, where a verb has it, accepts any",
             )
-        return vault.open(self.path, mode, key=self.opener(), anchor=self.anchor)
+        return vault.open(self.path, mode, key=self.opener(), anchor=self.anchor, encrypted=self.encrypted)
 
 
 def policy_name(label: str, keys: Sequence[bytes]) -> str:
@@ -225,11 +234,17 @@ def write_policy(
     vaults: Sequence[VaultRule],
     version: int = 1,
     previous: str = "",
+    accepts: Sequence[str] = (),
 ) -> str:
-    """The text of a development policy."""
+    """The text of a development policy.
+
+    Args:
+        accepts: lines of its table [reference], keys before tables, in the place of this machine's simulated enclaves.
+    """
     quote = to_toml
     lines = [
-        "# A development policy, written by strongroom: it accepts this machine's simulated enclaves.",
+        "# A development policy, written by strongroom: it accepts "
+        + ("this machine as it booted." if accepts else "this machine's simulated enclaves."),
         "[policy]",
         f"name = {quote(name)}",
         f"version = {version}",
@@ -238,12 +253,14 @@ def write_policy(
         f"role = {quote(role)}",
         "",
         "[reference]",
-        'tees = ["simulated"]',
         f"measurements = [{quote(measurement)}]",
-        f"allow_simulated = {quote(vendor_root)}",
+        *(accepts or ('tees = ["simulated"]', f"allow_simulated = {quote(vendor_root)}")),
     ]
     if program is not None:
-        lines += ["", "[program]", f"command = {quote(list(program.command))}", f"files = {quote(list(program.files))}"]
+        lines += ["", "[program]"]
+        lines += [f"command = {quote(list(program.command))}"] if program.command or not program.image else []
+        lines += [f"files = {quote(list(program.files))}"]
+        lines += [f"image = {quote(program.image)}"] if program.image else []
         if program.environment:
             lines += [
                 "[program.environment]",

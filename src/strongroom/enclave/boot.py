@@ -1,7 +1,8 @@
 """Boot: the one road of every enclave, walked inside it before anything else runs.
 
 1. Become undumpable; read the configuration that was measured.
-2. Make a key in memory; show evidence bound to it, and to the channel, to the CAS that was measured.
+2. Make a key in memory; show evidence bound to it, and to the channel, to the CAS that was measured, once that has
+   shown its own, where that was measured, too.
 3. Receive vault keys and secrets, sealed to that key.
 4. Raise the shields: vaults appear at their paths.
 5. Run the program with every privilege dropped; afterwards seal what it wrote.
@@ -21,12 +22,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from strongroom import vault
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.reference import ReferenceValues
+from strongroom.cas.client.anchor import CasAnchor
 from strongroom.cas.client.enclave import EnclaveSession, Provisions
-from strongroom.cas.client.owner import CasAnchor
 from strongroom.cas.policy.templates import parse_template
 from strongroom.crypto.encoding import base64_bytes
 from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
@@ -114,11 +116,11 @@ class Booted:
         Raises:
             EnclaveError: the CAS gave no key for it, or the host no place.
             IntegrityError: it is not what the anchor names.
+            FormatError: it is encrypted, and was launched as authenticated only, or the other way round.
         """
         place, key, anchor = self._sealed_thing(name)
-        if isinstance(anchor, Watched):
-            return vault.open(Path(place), "r", key=key, anchor=anchor)
-        return vault.open(Path(place), "r+", key=key, anchor=anchor)
+        mode: Literal["r", "r+"] = "r" if isinstance(anchor, Watched) else "r+"
+        return vault.open(Path(place), mode, key=key, anchor=anchor, encrypted=name not in self.config.authenticated)
 
     def open_file(self, name: str) -> SealedFile:
         """One of the policy's sealed files; as `open_vault`."""
@@ -155,12 +157,22 @@ def boot(control: Control) -> Booted:
         role=config.role,
         attester=HostAttester(control),
         replica=_replica(layout),
+        reference=_reference(config.cas_reference),
     )
     provisions = session.attest()
     check_enforced(config, provisions.paths, provisions.wanted)
     keys = sorted({**provisions.vaults, **provisions.sealed})
     control.event("attested", policy=config.policy, vaults=keys, secrets=sorted(provisions.secrets))
     return Booted(control, config, layout, session, provisions)
+
+
+def _reference(document: str) -> ReferenceValues | None:
+    """What the CAS's own evidence must be, if that is said."""
+    if not document:
+        return None
+    from strongroom.cas.policy.version import reference_of  # most enclaves read no policy
+
+    return reference_of(document)
 
 
 def _replica(layout: Mapping[str, Any]) -> int | None:

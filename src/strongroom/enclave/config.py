@@ -19,6 +19,10 @@ PROGRAM_DIRECTORY = "/program"
 VAULTS_DIRECTORY = "/run/strongroom/vaults"
 DEPOSITS_DIRECTORY = "/run/deposits"
 MIRROR_DIRECTORY = "/run/mirror"
+MOUNTED_DIRECTORY = "/run/strongroom/mounted"  # boot's own: vaults before they are where the program finds them
+HOSTS_DIRECTORY = "/run/strongroom/hosts"  # and directories of the host's
+IMAGE_DIRECTORY = "/run/strongroom/image"  # boot's own: a container image's tree
+ROOT_DIRECTORY = "/run/strongroom/root"  # and what the program of one gets as its root
 OUTPUTS_DIRECTORY = "/run/strongroom/outputs"  # boot's own, too
 SANDBOX_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -28,6 +32,7 @@ SANDBOX_ENVIRONMENT = {
 }
 SANDBOX_PYCACHE = "/tmp/.pycache"  # noqa: S108
 BOOT_PYCACHE = "/run/strongroom/pycache"  # boot's own, which the program does not see
+COMPILED_DIRECTORY = "/run/compiled"  # read-only: `compiled.py`
 
 _MAX_SIZE = 1 << 20  # a policy's document and how JSON quotes it
 
@@ -59,17 +64,23 @@ class BootConfig:
         policy: namespace/name of the policy, the same in every version of it; empty for a dealer.
         cas_root: the CAS that may configure this enclave; no other gets its evidence. Empty for a dealer, which
             receives nothing and shows its evidence to its servers.
+        cas_reference: a document of reference values that the CAS's own evidence must have before this enclave shows
+            its own; empty to trust that root wherever it is used.
         role: ``program``, ``service`` or ``dealer``.
         command: program and arguments, as templates of secrets; ``{vault:NAME}`` stands for the path at which a vault
             is found.
         environment: what the program gets besides its secrets, as templates too.
         vaults: where vaults appear.
+        authenticated: which of them are authenticated only: in clear on the host's disk. The others are encrypted.
         sealed: where files that are sealed by themselves appear.
         files: what is written before the program starts.
         ephemeral: directories that begin empty and end with the enclave.
         host: paths at which a directory of the host's shows, which it can read and change.
         log: the vault that the program's standard output and error are sealed into; empty for none.
         quiet: with `log`, the host does not get these streams.
+        image: the digest of the container image that is the program's root; empty for none.
+        directory: where the program starts, with `image`.
+        volumes: directories in memory that begin with what the image has there.
         isolation: ``sandbox``, or ``process`` where there is none and paths are the host's.
     """
 
@@ -80,13 +91,18 @@ class BootConfig:
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     vaults: tuple[VaultMount, ...] = ()
+    authenticated: tuple[str, ...] = ()
     sealed: tuple[VaultMount, ...] = ()
     files: tuple[FileMount, ...] = ()
     ephemeral: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
     log: str = ""
     quiet: bool = False
+    image: str = ""
+    directory: str = ""
+    volumes: tuple[str, ...] = ()
     isolation: str = SANDBOX
+    cas_reference: str = ""
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the bytes that are measured."""
@@ -95,17 +111,22 @@ class BootConfig:
                 "entry": self.entry,
                 "policy": self.policy,
                 "cas_root": self.cas_root,
+                "cas_reference": self.cas_reference,
                 "role": self.role,
                 "isolation": self.isolation,
                 "command": list(self.command),
                 "environment": dict(self.environment),
                 "vaults": [asdict(each) for each in self.vaults],
+                "authenticated": list(self.authenticated),
                 "sealed": [asdict(each) for each in self.sealed],
                 "files": [asdict(each) for each in self.files],
                 "ephemeral": list(self.ephemeral),
                 "host": list(self.host),
                 "log": self.log,
                 "quiet": self.quiet,
+                "image": self.image,
+                "directory": self.directory,
+                "volumes": list(self.volumes),
             },
             cap=_MAX_SIZE,
         )
@@ -119,17 +140,22 @@ class BootConfig:
                 entry=value["entry"],
                 policy=value["policy"],
                 cas_root=value["cas_root"],
+                cas_reference=value["cas_reference"],
                 role=value["role"],
                 isolation=value["isolation"],
                 command=tuple(value["command"]),
                 environment=value["environment"],
                 vaults=tuple(VaultMount(**v) for v in value["vaults"]),
+                authenticated=tuple(value["authenticated"]),
                 sealed=tuple(VaultMount(**v) for v in value["sealed"]),
                 files=tuple(FileMount(**f) for f in value["files"]),
                 ephemeral=tuple(value["ephemeral"]),
                 host=tuple(value["host"]),
                 log=value["log"],
                 quiet=value["quiet"],
+                image=value["image"],
+                directory=value["directory"],
+                volumes=tuple(value["volumes"]),
             )
         except (KeyError, TypeError) as error:
             raise FormatError(f"boot configuration: {str(error)[:100]}") from None

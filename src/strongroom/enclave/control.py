@@ -5,7 +5,7 @@ answers, and the enclave believes nothing of it: the configuration is measured, 
 enclave, and evidence is judged by the CAS. What the host can do is refuse.
 
 - ``config`` -> the boot configuration and the host's layout (where things lie)
-- ``evidence`` {report_data} -> evidence of a simulated enclave, since there the host stands for the hardware
+- ``evidence`` {report_data} -> evidence: by a host that stands for a simulated enclave's hardware, or by the machine
 - ``dial`` {peer} -> a connection to the CAS, or to a server of a computation on shares, P0 or P1
 - ``listener`` -> the socket that a service accepts on
 - ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
@@ -72,7 +72,7 @@ class HostSide:
     Attributes:
         config: the boot configuration's bytes.
         layout: where the host has put things; nothing in it is measured, so nothing in it may matter for security.
-        attester: stands for the hardware of a simulated enclave.
+        attester: stands for the hardware of a simulated enclave, or is that of the machine.
         dials: what connects to each peer that the enclave may ask for, by its name.
         listener: what a service accepts on.
         on_event: called with each event, from that thread.
@@ -180,7 +180,7 @@ class Control:
         self.tell("event", event=event, **detail)
 
     def evidence(self, report_data: bytes) -> Evidence:
-        """Evidence of this simulated enclave over `report_data`."""
+        """Evidence of this enclave over `report_data`."""
         answer, _ = self.ask("evidence", report_data=report_data.hex())
         return Evidence.from_wire(answer.get("evidence") or {})
 

@@ -10,6 +10,8 @@ Rules:
 - A file that changes while it is read is an error, never a digest.
 - What was written to disk is taken in again under the same boot of the machine and the same key only: device and inode
   numbers mean nothing else after the next.
+- What a whole environment came to is remembered by the same of all its files at once (`stamp`), if the digest of each
+  of them is.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from strongroom.crypto import derive, equal
 from strongroom.enclave.elf import needed
 from strongroom.errors import EnclaveError, FormatError
 
 MAX_CACHE = 1 << 26
-_MAGIC = b"strongroom/digests/v1\n"
+_MAGIC = b"strongroom/digests/v2\n"
 _HEADER = struct.Struct("<22s16sI")  # magic, the machine's boot, number of entries
 _IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime, ctime (in nanoseconds)
 _ENTRY = _IDENTITY.size + 32
@@ -39,6 +41,9 @@ _WORD = (1 << 64) - 1
 _MAX_ENTRIES = 150_000
 _YOUNG = 2_000_000_000  # nanoseconds
 _BATCH = 64
+_LARGE = 1 << 20
+_MOST_PLATFORMS = 8
+_NOTHING = bytes(_IDENTITY.size)
 
 
 class FileDigest(NamedTuple):
@@ -56,6 +61,7 @@ class Digests:
         self._known: dict[bytes, bytes] = {}
         self._used: set[bytes] = set()
         self._linked: dict[bytes, list[str]] = {}
+        self._platforms: dict[str, Any] = {}
         self.grown = False
 
     def of(self, paths: Sequence[str]) -> list[FileDigest]:
@@ -65,7 +71,7 @@ class Digests:
             EnclaveError: one cannot be read, or changes meanwhile.
         """
         found: list[FileDigest | None] = []
-        unknown: list[int] = []
+        unknown: dict[int, int] = {}  # and the size of each
         known, used, pack, regular = self._known, self._used, _IDENTITY.pack, stat.S_ISREG
         for index, path in enumerate(paths):  # tens of thousands: no call more than it takes
             try:
@@ -79,15 +85,18 @@ class Digests:
             identity = pack(told.st_dev, inode, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
             digest = known.get(identity)
             if digest is None:
-                unknown.append(index)
+                unknown[index] = told.st_size
                 found.append(None)
             else:
                 used.add(identity)
                 found.append(FileDigest(digest, told.st_size))
         if unknown:
-            # Batches, since most files are small: a future for each would cost more than its digest.
-            batches = [unknown[i : i + _BATCH] for i in range(0, len(unknown), _BATCH)]
-            with ThreadPoolExecutor() as pool:
+            # Large ones first, so that no thread begins one when the others are done. The rest in batches: a future for
+            # each would cost more than its digest.
+            large = sorted((i for i, size in unknown.items() if size >= _LARGE), key=lambda i: -unknown[i])
+            small = [i for i, size in unknown.items() if size < _LARGE]
+            batches = [[i] for i in large] + [small[i : i + _BATCH] for i in range(0, len(small), _BATCH)]
+            with ThreadPoolExecutor(max_workers=_processors()) as pool:
                 read = pool.map(lambda batch: [self._read(paths[index]) for index in batch], batches)
                 for batch, digests in zip(batches, read, strict=True):
                     for index, file in zip(batch, digests, strict=True):
@@ -96,10 +105,13 @@ class Digests:
 
     def _read(self, path: str) -> FileDigest:
         try:
-            with open(path, "rb") as file:  # noqa: PTH123
-                before, now = _identity(file.fileno()), self._clock()
-                digest = hashlib.file_digest(file, "sha256").digest()
-                after = _identity(file.fileno())
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                before, now = _identity(descriptor), self._clock()
+                digest = _sha256(descriptor)
+                after = _identity(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise _unreadable(path, error) from None
         if before != after:
@@ -112,6 +124,39 @@ class Digests:
             self._used.add(after)
             self.grown = True
         return FileDigest(digest, size)
+
+    def stamp(self, paths: Sequence[str]) -> tuple[bytes, Callable[[], bool]]:
+        """One digest over these paths and what the kernel says of each; what tells whether it counts.
+
+        That is so where the digest of each file is remembered, as it was when this was called.
+        """
+        told: list[bytes] = []
+        identities: list[bytes] = []
+        pack, regular = _IDENTITY.pack, stat.S_ISREG
+        for path in paths:
+            try:
+                seen = os.stat(path)  # noqa: PTH116
+            except OSError:
+                told.append(_NOTHING)
+                continue
+            if regular(seen.st_mode):
+                identity = pack(seen.st_dev, seen.st_ino & _WORD, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+                identities.append(identity)
+                told.append(identity)
+            else:
+                told.append(_irregular(path).sha256)
+        over = hashlib.sha256(os.fsencode("\0".join(paths)) + b"\0\0")
+        over.update(b"".join(told))
+        return over.digest(), lambda: all(identity in self._known for identity in identities)
+
+    def platform(self, stamp: bytes) -> Any:
+        """What was remembered for that stamp, or None."""
+        return self._platforms.get(stamp.hex())
+
+    def remember_platform(self, stamp: bytes, value: Any) -> None:
+        """Remember a value that JSON can hold."""
+        self._platforms = dict([*self._platforms.items()][1 - _MOST_PLATFORMS :]) | {stamp.hex(): value}
+        self.grown = True
 
     def linked(self, path: str, sha256: bytes | None) -> list[str]:
         """The libraries that a file of that content asks for."""
@@ -129,7 +174,8 @@ class Digests:
         if len(entries) > _MAX_ENTRIES:
             entries = {identity: digest for identity, digest in entries.items() if identity in self._used}
         body = _HEADER.pack(_MAGIC, boot, len(entries)) + b"".join(i + d for i, d in entries.items())
-        body += json.dumps({digest.hex(): names for digest, names in self._linked.items()}).encode()
+        linked = {digest.hex(): names for digest, names in self._linked.items()}
+        body += json.dumps({"linked": linked, "platforms": self._platforms}).encode()
         return body + _mac(key, body)
 
     def load(self, raw: bytes, key: bytes, boot: bytes) -> None:
@@ -150,9 +196,11 @@ class Digests:
         split = _IDENTITY.size
         entries = body[_HEADER.size : end]
         rows = [entries[i : i + _ENTRY] for i in range(0, len(entries), _ENTRY)]
-        linked = {bytes.fromhex(digest): list(names) for digest, names in json.loads(body[end:]).items()}
+        rest = json.loads(body[end:])
+        linked = {bytes.fromhex(digest): list(names) for digest, names in rest["linked"].items()}
         self._known |= {row[:split]: row[split:] for row in rows}
         self._linked |= linked
+        self._platforms |= rest["platforms"]
 
 
 def boot_of_machine() -> bytes:
@@ -168,6 +216,23 @@ def _mac(key: bytes, body: bytes) -> bytes:
 def _identity(descriptor: int) -> bytes:
     told = os.fstat(descriptor)
     return _IDENTITY.pack(told.st_dev, told.st_ino & _WORD, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sha256(descriptor: int) -> bytes:
+    """Of all that a file holds; most are small, and read at once."""
+    content = os.read(descriptor, _LARGE)
+    digest = hashlib.sha256(content)
+    if content:
+        buffer = bytearray(_LARGE if len(content) == _LARGE else 1)  # which finds the end
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            while size := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:size])
+    return digest.digest()
 
 
 def _irregular(path: str) -> FileDigest:

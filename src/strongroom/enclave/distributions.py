@@ -126,9 +126,14 @@ def beside_site(owner: Iterable[str], site: Path, prefix: Path, scripts: str = "
 
     Scripts are not among them: an installer writes them, with the place of the interpreter in their first line.
     """
+    return [path for path in may_be_beside_site(owner, site, prefix, scripts) if os.path.isfile(path)]  # noqa: PTH113
+
+
+def may_be_beside_site(owner: Iterable[str], site: Path, prefix: Path, scripts: str = "bin") -> list[str]:
+    """Of the paths that distributions own, those that would be `beside_site` if there is a file."""
     inside, others = f"{prefix}/", (f"{site}/", f"{prefix}/{scripts}/")
     found = [path for path in owner if not path.startswith(others) and path.startswith(inside)]
-    return [path for path in found if "/__pycache__/" not in path and os.path.isfile(path)]  # noqa: PTH113
+    return [path for path in found if "/__pycache__/" not in path]
 
 
 def is_installers_own(name: str) -> bool:

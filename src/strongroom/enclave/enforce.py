@@ -10,45 +10,51 @@ from collections.abc import Collection, Iterable
 from strongroom.enclave.config import BootConfig
 from strongroom.errors import EnclaveError
 
+_RULES = ("encrypted", "authenticated", "ephemeral", "host")
 _NETWORK = "an enclave of this version has no network at all: take the table out of the policy"
-_RULES = {"authenticated": "only whole vaults are kept, and those are encrypted: say encrypted"}
 
 PathRule = tuple[str, str, str]
 """Path, rule and vault, as a policy has them."""
 
 
-def check_enforceable(paths: Iterable[PathRule], wanted: Collection[str]) -> None:
+def check_enforceable(paths: Iterable[PathRule], wanted: Collection[str], *, mounts: Iterable[str] = ()) -> None:
     """Raises EnclaveError, with the key of the policy, unless this launcher does all of it.
 
     Args:
         wanted: keys of other tables that the policy has.
+        mounts: where vaults are found for which no rule says it.
     """
     for key in wanted:
         raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=_NETWORK)
     rules = list(paths)
     for path, rule, _ in rules:
-        if rule not in ("encrypted", "ephemeral", "host"):
-            raise EnclaveError(f"paths.rule: {path}: this launcher cannot enforce {rule}", hint=_RULES.get(rule))
-        outer = [(other, theirs) for other, theirs, _ in rules if path.startswith(f"{other}/")]
-        if outer and (rule != "ephemeral" or any(theirs == "host" for _, theirs in outer)):
+        if rule not in _RULES:
+            raise EnclaveError(f"paths.rule: {path}: this launcher cannot enforce {rule}")
+    hosts = [path for path, rule, _ in rules if rule == "host"]
+    for path in (*mounts, *(path for path, _, _ in rules)):
+        if outer := [other for other in hosts if path.startswith(f"{other}/")]:
             raise EnclaveError(
-                f"paths.path: {path} lies in {outer[0][0]}, and this launcher cannot enforce this rule within another",
-                hint="give them paths beside each other; only ephemeral may lie in encrypted or ephemeral",
+                f"paths.path: {path} lies in {outer[0]}, where this launcher shows the host's and nothing else",
+                hint="give them paths beside each other; in vaults and ephemeral directories anything may lie",
             )
 
 
 def check_enforced(config: BootConfig, paths: Iterable[PathRule], wanted: Collection[str]) -> None:
     """The same within the enclave; and what it was measured with does all of it, and shows no more of the host's."""
     rules = list(paths)
-    check_enforceable(rules, wanted)
+    check_enforceable(rules, wanted, mounts=[rule.mount for rule in config.vaults if rule.mount])
     mounts = {(rule.mount, rule.name) for rule in config.vaults}
     if stray := set(config.host) - {path for path, rule, _ in rules if rule == "host"}:
         raise EnclaveError(f"paths: {min(stray)}: shows the host's files, and the policy does not say so")
+    in_clear = {vault for _, rule, vault in rules if rule == "authenticated"}
+    if stray := set(config.authenticated) - in_clear:
+        raise EnclaveError(f"vault {min(stray)}: is launched as authenticated only, and the policy does not say so")
     for path, rule, vault in rules:
         done = {
             "ephemeral": path in config.ephemeral,
             "host": path in config.host,
             "encrypted": (path, vault) in mounts,
+            "authenticated": (path, vault) in mounts and vault in config.authenticated,
         }[rule]
         if not done:
             raise EnclaveError(f"paths: {path}: the policy says {rule}, and this enclave was launched without that")

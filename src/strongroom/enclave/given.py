@@ -1,7 +1,6 @@
-"""What a program finds besides its vaults, in the enclave's private memory.
+"""What a program finds besides what is mounted, in the enclave's private memory.
 
-Files with secrets, files that were sealed by themselves, directories that begin empty, and one in which it leaves
-secrets to be deposited.
+Files with secrets, files that were sealed by themselves, and a directory in which it leaves secrets to be deposited.
 
 Rules:
 
@@ -24,9 +23,9 @@ from typing import BinaryIO, Self
 from strongroom.cas.wire import MAX_DEPOSIT
 from strongroom.crypto import ContentDigest, content_digest
 from strongroom.enclave.boot import Booted
-from strongroom.enclave.config import DEPOSITS_DIRECTORY, FileMount, VaultMount
-from strongroom.enclave.confine import give
-from strongroom.enclave.drop import mount_memory, unmount
+from strongroom.enclave.config import DEPOSITS_DIRECTORY, ROOT_DIRECTORY, FileMount, VaultMount
+from strongroom.enclave.confine import give, give_alone
+from strongroom.enclave.image_paths import inside
 from strongroom.enclave.witness import Witness
 from strongroom.errors import EnclaveError
 from strongroom.sealed import SealedFile
@@ -38,11 +37,9 @@ _PIECE = 1 << 20
 def given_files(booted: Booted, witness: Witness) -> Iterator[None]:
     """Write all of it; at the end seal again what the program may write."""
     config = booted.config
-    if not booted.sandboxed and (config.sealed or config.files or config.ephemeral):
+    if not booted.sandboxed and (config.sealed or config.files):
         raise EnclaveError("files: cannot appear at their paths without a mount namespace")
     with ExitStack() as sealed:
-        for path in sorted(config.ephemeral):
-            sealed.enter_context(_ephemeral(booted, path))
         for written in config.files:
             _write(booted, written)
         for rule in config.sealed:
@@ -59,13 +56,14 @@ class Deposits:
 
     def __init__(self, booted: Booted) -> None:
         self._booted = booted
+        self._directory = inside(booted.config, DEPOSITS_DIRECTORY)
         self.status: int | None = None
 
     def __enter__(self) -> Self:
         names = self._booted.provisions.deposits
         if names and self._booted.sandboxed:
-            Path(DEPOSITS_DIRECTORY).mkdir(mode=0o700, parents=True, exist_ok=True)
-            give(self._booted, Path(DEPOSITS_DIRECTORY))
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            give(self._booted, self._directory)
         elif names:
             self._booted.control.event("notice", text="no sandbox: the program can deposit nothing")
         return self
@@ -77,7 +75,7 @@ class Deposits:
         if kind is not None or self.status != 0 or not self._booted.provisions.deposits or not self._booted.sandboxed:
             return
         wrong: list[EnclaveError] = []
-        for path in sorted(Path(DEPOSITS_DIRECTORY).iterdir()):
+        for path in sorted(self._directory.iterdir()):
             try:
                 self._deposit(path)
             except EnclaveError as problem:
@@ -101,23 +99,8 @@ class Deposits:
         self._booted.control.event("notice", text=f"secret {name}: deposited, {len(value)} bytes")
 
 
-@contextmanager
-def _ephemeral(booted: Booted, path: str) -> Iterator[None]:
-    """A directory that begins empty; one in a vault's is gone again before that is sealed."""
-    try:
-        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnclaveError(f"paths: {path}: cannot be made ephemeral: {(error.strerror or '').lower()}") from None
-    mount_memory(path)
-    give(booted, Path(path))
-    try:
-        yield
-    finally:
-        unmount(path)
-
-
 def _write(booted: Booted, rule: FileMount) -> None:
-    path = Path(rule.path)
+    path = inside(booted.config, rule.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = booted.render(rule.content).encode("utf-8", "surrogateescape")
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -128,15 +111,17 @@ def _write(booted: Booted, rule: FileMount) -> None:
 
 @contextmanager
 def _sealed_file(booted: Booted, rule: VaultMount, witness: Witness) -> Iterator[None]:
-    path, writable = Path(rule.mount), booted.access(rule.name) == "read-write"
+    path, writable = inside(booted.config, rule.mount), booted.access(rule.name) == "read-write"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
         file = opened.enter_context(booted.open_file(rule.name))
         before = _decrypt(file, path, 0o600 if writable else 0o400)
-        give(booted, path.parent if writable and path.parent != Path("/") else path)
+        give(booted, path)
+        if writable and path.parent not in (Path("/"), Path(ROOT_DIRECTORY)):
+            give_alone(booted, path.parent)
         witness.sealed_file(rule.name, file.root, path)
         how = "in memory, sealed when the program ends" if writable else "decrypted to private memory"
-        booted.control.event("vault", vault=rule.name, mount=str(path), how=how)
+        booted.control.event("vault", vault=rule.name, mount=rule.mount, how=how)
         if not writable:
             opened.close()
         yield

@@ -35,6 +35,7 @@ from strongroom.enclave.config import (
 )
 from strongroom.enclave.gramine_sizes import Sizes, size
 from strongroom.enclave.measure import Entry, Environment, Measurement
+from strongroom.enclave.nesting import outer_of
 from strongroom.errors import UsageError
 
 GRAMINE_ENTRY = "strongroom.enclave.gramine_boot"
@@ -70,6 +71,11 @@ def gramine_config(config: BootConfig) -> BootConfig:
         raise UsageError("gramine: access mirror is not supported there", hint="let the program write to a vault")
     if config.host:
         raise UsageError("gramine: files of the host's are not shown there", hint="put them into a vault")
+    nested = next((rule.mount for rule in config.vaults if rule.mount and outer_of(config, rule.mount)), None)
+    if nested is not None:
+        raise UsageError(
+            f"gramine: {nested}: vaults within others are not supported there", hint="put them side by side"
+        )
     if config.log:
         raise UsageError("gramine: a sealed log is not supported there", hint="let the program write to a vault")
     return replace(config, entry=GRAMINE_ENTRY, isolation=SANDBOX)

@@ -1,7 +1,9 @@
 """The launcher: the untrusted host's side of an enclave. It copies, measures, starts, and answers; it never sees a key.
 
 For a simulated enclave it also stands for the hardware: it measures what it starts and signs quotes with the simulated
-vendor's key. That is why a simulated enclave protects nothing against its machine's owner.
+vendor's key. That is why a simulated enclave protects nothing against its machine's owner. On a machine that is one TEE
+as a whole (`machine`) it is no host, but a part of what that machine attests: it measures what it starts into the
+machine, and hands out the machine's evidence.
 """
 
 from __future__ import annotations
@@ -21,14 +23,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strongroom.attest.attester import Attester
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client.address import CasAddress, dial_cas, split_address
 from strongroom.enclave import sandbox
-from strongroom.enclave.config import BOOT_PYCACHE, PROCESS, SANDBOX, SANDBOX_ENVIRONMENT, BootConfig
+from strongroom.enclave.config import (
+    BOOT_PYCACHE,
+    COMPILED_DIRECTORY,
+    PROCESS,
+    SANDBOX,
+    SANDBOX_ENVIRONMENT,
+    BootConfig,
+)
 from strongroom.enclave.control import CAS, HostSide, socket_pair
+from strongroom.enclave.digests import Digests
+from strongroom.enclave.image import Unpacked
 from strongroom.enclave.limits import Group, Limits, make_group
-from strongroom.enclave.measure import Environment, Measurement, Part, measure
+from strongroom.enclave.machine.kind import Machine
+from strongroom.enclave.measure import KNOWN, Environment, Measurement, Part, measure
+from strongroom.enclave.nesting import outer_of, staged
 from strongroom.enclave.users import allocate
 from strongroom.errors import EnclaveError, UsageError
 
@@ -61,7 +75,8 @@ class Isolation:
         notes = []
         kind = "bubblewrap" if sandbox.bubblewrap() else "process"
         if kind == "process":
-            notes.append("no working bubblewrap: the enclave runs as an ordinary process of yours, without namespaces")
+            why = "no working bubblewrap: the enclave runs as an ordinary process of yours"
+            notes.append(f"{why}, without namespaces or shared memory")
         fuse = kind == "bubblewrap" and sandbox.fuse_available()
         if not fuse:
             why = "no FUSE" if kind == "bubblewrap" else "no namespace to mount in"
@@ -162,7 +177,8 @@ def launch(
     files: Mapping[str, Path],
     *,
     cas: CasAddress | None,
-    vendor: SimulatedVendor,
+    vendor: SimulatedVendor | None = None,
+    machine: Machine | None = None,
     vaults: Mapping[str, Path],
     listener: socket.socket | None = None,
     dials: Mapping[str, Callable[[], socket.socket]] | None = None,
@@ -172,14 +188,19 @@ def launch(
     platform: Sequence[Part] | None = None,
     hosts: Mapping[str, Path] | None = None,
     limits: Limits | None = None,
+    compiled: Path | None = None,
+    image: Unpacked | None = None,
     debug: bool = False,
     on_event: EventHandler | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> Enclave:
-    """Start a simulated enclave.
+    """Start an enclave: simulated, or on a machine that is one TEE as a whole.
 
     Args:
+        vendor: of a simulated enclave: who signs for it.
+        machine: else, the machine: the program is measured into it before it starts, from its files alone, whatever was
+            measured or compiled of them before.
         files: the program's files by their names inside the enclave.
         cas: where the CAS is, if the enclave has one; which CAS it must be is in `config`.
         vaults: where the policy's vaults and sealed files lie on this host, and the directory of its mirror.
@@ -188,6 +209,8 @@ def launch(
         platform: its platform's parts, if they were measured a moment ago: they are not measured again.
         hosts: directories of this machine for the paths at which the configuration shows some.
         limits: what it may take of this machine.
+        compiled: a directory with compiled code of measured sources (`Compiled.checked`), used in a sandbox.
+        image: the container image that the configuration names, unpacked.
         listener: the socket that a service accepts on.
         dials: what connects to the other peers that the enclave may ask for, by name.
         knobs: more for the layout, which the enclave may use for speed and patience only.
@@ -196,19 +219,26 @@ def launch(
         stdout, stderr: descriptors for the program's streams, instead of this process's own.
 
     Raises:
-        UnsupportedPlatformError: not on Linux.
+        UnsupportedPlatformError: not on Linux; the machine cannot measure programs.
         EnclaveError: it could not be started.
+        UsageError: neither vendor nor machine, or both; a machine, and no sandbox or a debug enclave.
     """
     isolation = Isolation.here()
     here = Environment.current()
     _check_isolation(config, isolation)
+    _check_evidence(config, vendor, machine, debug=debug)
     shown = _host_directories(config, hosts or {})
     resources = ExitStack()
     tell = on_event or (lambda name, detail: None)
     try:
         program = _copy_program(files, resources)
-        measured = measure(config, {name: program / name for name in files}, here, platform=platform)
-        attester = _SimulatedHardware(vendor, measured, debug)
+        if machine is not None:
+            platform = compiled = None  # what files of this user's vouch for is no machine's word
+        known = KNOWN if machine is None else Digests()
+        tree = _image_part(config, image, known)
+        copied = {name: program / name for name in files}
+        measured = measure(config, copied, here, known=known, platform=platform, image=tree)
+        attester = _attester(measured, vendor, machine, debug=debug)
         ours, theirs = socket_pair()
         resources.callback(ours.close)
         resources.callback(theirs.close)
@@ -217,6 +247,8 @@ def launch(
         mirrors = {v.name for v in config.vaults if v.access == "mirror"}
         places = {n: (path.resolve(), n in writable) for n, path in vaults.items() if n not in mirrors}
         inner = [str(here.executable), "-I", "-X", f"pycache_prefix={BOOT_PYCACHE}", "-m", config.entry]
+        if compiled is not None and isolation.sandbox == "bubblewrap":
+            inner[3] = f"pycache_prefix={COMPILED_DIRECTORY}"
         inner += ["--control", str(theirs.fileno())]
         layout: dict[str, Any] = {**(knobs or {}), "fuse": isolation.fuse, "every": every, "replica": replica}
         environment = dict(SANDBOX_ENVIRONMENT)
@@ -229,10 +261,10 @@ def launch(
             bwrap = sandbox.bubblewrap()
             assert bwrap is not None  # noqa: S101  # Isolation.here found it
             user = None
-            if isolation.separate and config.role == "program":
+            if isolation.separate:
                 why = "it writes to a directory of yours" if mirror or shown else _closed_to_others(here)
                 if why:
-                    tell("notice", _notice(f"no user id of its own for the program: {why}"))
+                    tell("notice", _notice(f"no user id of its own for the enclave: {why}"))
                 else:
                     user = resources.enter_context(closing(allocate()))
                     descriptors.append(user.descriptor)
@@ -246,10 +278,12 @@ def launch(
                 identities=_identities(user.id if user else None, resources),
                 vaults=places,
                 mirror=mirror,
-                hosts=shown,
+                hosts={staged(config, path): place for path, place in shown.items()},
                 fuse=isolation.fuse,
                 info_fd=info_write,
                 separate=user is not None,
+                compiled=compiled,
+                image=image.tree.resolve() if image is not None else None,
             )
             workdir = None
         else:
@@ -308,11 +342,37 @@ class _SimulatedHardware:
         return self.vendor.quote(self.measured.registers, report_data, debug=self.debug)
 
 
+def _attester(
+    measured: Measurement, vendor: SimulatedVendor | None, machine: Machine | None, *, debug: bool
+) -> Attester:
+    """What answers for the program. On a machine, which the program is now measured into."""
+    if machine is not None:
+        return machine.start(measured.value)
+    assert vendor is not None  # noqa: S101  # _check_evidence saw one of them
+    return _SimulatedHardware(vendor, measured, debug)
+
+
 def _cas_dial(cas: CasAddress | None) -> dict[str, Callable[[], socket.socket]]:
     if cas is None:
         return {}
     host, port = split_address(cas.url)
     return {CAS: lambda: dial_cas(host, port)}
+
+
+def _check_evidence(
+    config: BootConfig, vendor: SimulatedVendor | None, machine: Machine | None, *, debug: bool
+) -> None:
+    if (vendor is None) == (machine is None):
+        raise UsageError("launch: wanted a simulated vendor or a machine, and not both")
+    if machine is None:
+        return
+    if config.isolation != SANDBOX:
+        raise UsageError(
+            f"--evidence {machine.tee}: without a sandbox the program could ask for evidence itself, as another",
+            hint="install bubblewrap",
+        )
+    if debug:
+        raise UsageError(f"--debug-enclave: is for simulated enclaves, not for a machine of {machine.tee}")
 
 
 def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
@@ -323,6 +383,8 @@ def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
         )
     if config.isolation == SANDBOX:
         return
+    if config.image:
+        raise UsageError("image: cannot be a root without a mount namespace", hint="install bubblewrap")
     if config.host:
         raise UsageError("paths: host directories cannot be shown without a mount namespace", hint="install bubblewrap")
     if config.log:
@@ -333,6 +395,10 @@ def _check_isolation(config: BootConfig, isolation: Isolation) -> None:
             hint="install bubblewrap",
         )
     for rule in config.vaults:
+        if rule.mount and (outer := outer_of(config, rule.mount)):
+            raise UsageError(
+                f"vault {rule.name}: cannot lie in {outer} without a mount namespace", hint="install bubblewrap"
+            )
         if rule.mount and not any(f"{{vault:{rule.name}}}" in word for word in config.command):
             raise UsageError(
                 f"vault {rule.name}: cannot appear at {rule.mount} without a mount namespace",
@@ -361,6 +427,13 @@ def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
         shutil.copyfile(source, target)
         target.chmod(0o755)  # modes are not measured, so they may not differ
     return directory
+
+
+def _image_part(config: BootConfig, image: Unpacked | None, known: Digests) -> Part | None:
+    """The image's tree, measured. Raises EnclaveError unless it is the one of the configuration."""
+    if (image.image.digest if image is not None else "") != config.image:
+        raise EnclaveError(f"image: got another one than the configuration names, {config.image[:23] or 'none'}")
+    return image.measured(known) if image is not None else None
 
 
 def _closed_to_others(environment: Environment) -> str | None:

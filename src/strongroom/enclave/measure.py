@@ -18,21 +18,22 @@ registers is what evidence shows and a policy names.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import site as sitepackages
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import strongroom
 from strongroom.attest.claims import registers_measurement
 from strongroom.enclave.config import SANDBOX_ENVIRONMENT, BootConfig
-from strongroom.enclave.digests import Digests, walk
+from strongroom.enclave.digests import Digests, FileDigest, walk
 from strongroom.enclave.distributions import (
     STARTUP,
     UNOWNED,
@@ -41,16 +42,19 @@ from strongroom.enclave.distributions import (
     distributions,
     is_installers_own,
     is_startup,
+    may_be_beside_site,
     oddities,
     owners,
 )
 from strongroom.enclave.elf import system_libraries
 from strongroom.enclave.paths import check_interpreter, check_pth
-from strongroom.errors import UsageError
+from strongroom.errors import EnclaveError, UsageError
 
 _LABEL = b"strongroom/measured-part/v1\0"
 _ZERO = bytes(48)
 _MAX_PROGRAM_FILES = 5000
+_LINKER_CACHE = Path("/etc/ld.so.cache")
+_NO_STDLIB = ("site-packages", "dist-packages")
 
 PROGRAM_PARTS = ("program", "boot configuration")
 
@@ -68,13 +72,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One measured part: its files, their size, and the SHA-384 over their names and contents."""
+    """One measured part: its files, their size, and the SHA-384 over their names and contents.
+
+    Attributes:
+        entries: its files, which may be read again when they are first asked for.
+    """
 
     name: str
     files: int
     size: int
     digest: bytes
-    entries: tuple[Entry, ...] = field(default=(), repr=False)
+    entries: Sequence[Entry] = field(default=(), repr=False, compare=False)
 
     def to_wire(self) -> dict[str, object]:
         return {"part": self.name, "files": self.files, "bytes": self.size, "digest": self.digest.hex()}
@@ -192,6 +200,7 @@ def measure(
     *,
     known: Digests = KNOWN,
     platform: Sequence[Part] | None = None,
+    image: Part | None = None,
 ) -> Measurement:
     """Measure what an enclave with this configuration and these program files runs.
 
@@ -199,6 +208,7 @@ def measure(
         files: the program's files by their names inside the enclave.
         known: digests that need not be made again; by default those of this process, for simulated enclaves.
         platform: the platform's parts for this command, if they were measured a moment ago.
+        image: the tree of the container image that is the program's root, which is measured as the program's.
 
     Raises:
         EnclaveError: a file could not be read, or the environment takes in packages from elsewhere.
@@ -206,13 +216,19 @@ def measure(
     """
     environment = environment or Environment.current()
     check_interpreter(environment.executable, environment.prefix)
-    if config.command and "/" in config.command[0] and not config.command[0].startswith("/"):
+    if bool(config.image) != (image is not None):
+        raise EnclaveError("image: the boot configuration names one, and none was measured, or the other way round")
+    if not config.image and config.command and "/" in config.command[0] and not config.command[0].startswith("/"):
         name = config.command[0].removeprefix("./")
         if config.role == "program" and name not in files:
             raise UsageError(f"command: {config.command[0]} is not one of the program's files", hint="--include it")
     parts = list(_platform(environment, config, known) if platform is None else platform)
     raw = config.to_bytes()
     program = _part("program", [(name, os.fspath(path)) for name, path in files.items()], known)
+    if image is not None:
+        entries = (*image.entries, *program.entries)  # whose names begin with a slash, and no file's does
+        digest = part_digest([(e.name, e.sha256) for e in entries])
+        program = Part("program", len(entries), image.size + program.size, digest, entries)
     boot = Part("boot configuration", 0, len(raw), boot_digest(raw))
     return Measurement((*parts, program, boot), registers_of([(p.name, p.digest) for p in parts], program.digest, raw))
 
@@ -249,7 +265,84 @@ def _extend(register: bytes, value: bytes) -> bytes:
 
 
 def _platform(environment: Environment, config: BootConfig, known: Digests) -> Iterator[Part]:
+    yield from _remembered(environment, known)
+    command = _system_command(config)
+    if command is not None:
+        yield _part("command", [(str(command), str(command))], known)
+
+
+def _remembered(environment: Environment, known: Digests) -> list[Part]:
+    """The parts of every program's platform; of files that are what they were, as they were measured then."""
+    paths = [str(path) for path in (*environment.beside, environment.executable.resolve(), _LINKER_CACHE)]
+    paths = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
+    paths += [path for _, path in walk(str(environment.stdlib), skip=_NO_STDLIB)]
+    paths += [path for _, path in walk(str(environment.package))]
+    for site in environment.site_packages:
+        paths += [path for _, path in walk(str(site), leave_out=str(environment.package))]
+    stamp, counts = known.stamp([repr(environment), *paths])  # which is no file's name
+    found = known.platform(stamp)
+    if found is not None and known.stamp(found["others"])[0].hex() == found["stamp"]:
+        _check_pth(environment, found["pth"])
+        fresh = functools.cache(lambda: {part.name: part for part in _measured(environment, known, {}).parts})
+        return [
+            Part(name, files, size, bytes.fromhex(digest), _Again(fresh, name, files, digest))
+            for name, files, size, digest in found["parts"]
+        ]
+    # Also what is not measured, and has a say all the same, such as a RECORD.
+    new = _measured(environment, known, dict(zip(paths, known.of(paths), strict=True)))
+    others, others_count = known.stamp(new.others)
+    if counts() and others_count():
+        parts = [[part.name, part.files, part.size, part.digest.hex()] for part in new.parts]
+        known.remember_platform(
+            stamp, {"parts": parts, "pth": list(new.pth), "others": list(new.others), "stamp": others.hex()}
+        )
+    return new.parts
+
+
+class _Again(Sequence[Entry]):
+    """The entries of a part that was remembered without them: measured again when they are asked for."""
+
+    def __init__(self, fresh: Callable[[], Mapping[str, Part]], name: str, files: int, digest: str) -> None:
+        self._fresh, self._name, self._files, self._digest = fresh, name, files, digest
+
+    def __len__(self) -> int:
+        return self._files
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read()[index]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._read())
+
+    def _read(self) -> Sequence[Entry]:
+        part = self._fresh().get(self._name)
+        if part is None or part.digest.hex() != self._digest:
+            raise EnclaveError(f"measure: {self._name}: changed since it was measured")
+        return part.entries
+
+
+class _Platform(NamedTuple):
+    """The parts of a platform, its ``.pth`` files, and what it depends on besides the files of its directories."""
+
+    parts: list[Part]
+    pth: list[str]
+    others: list[str]
+
+
+def _check_pth(environment: Environment, files: Iterable[str]) -> None:
+    measured = [*environment.site_packages, environment.stdlib, environment.package]
+    visible = [environment.prefix, environment.base_prefix, Path("/usr")]
+    check_pth(files, measured, visible)
+
+
+def _measured(environment: Environment, known: Digests, digests: dict[str, FileDigest]) -> _Platform:
+    """Measure it.
+
+    Args:
+        digests: those that are known of its files, by their paths; the others are added.
+    """
     interpreter, startup = _interpreter(environment)
+    others: list[str] = []
     by_distribution: dict[str, Named] = {}
     for site in environment.site_packages:
         # Which directory a module is in says what it hides, so the directory is in the name; never the machine's own.
@@ -261,24 +354,23 @@ def _platform(environment: Environment, config: BootConfig, known: Digests) -> I
                 startup.append((f"{label}/{name}", path))
             elif not is_installers_own(name):
                 by_distribution.setdefault(owner.get(path, UNOWNED), []).append((f"{label}/{name}", path))
+        others += may_be_beside_site(owner, site, environment.prefix)
         for path in beside_site(owner, site, environment.prefix):
             name = os.path.relpath(path, environment.prefix)
             by_distribution.setdefault(owner[path], []).append((name, path))
-    measured = [*environment.site_packages, environment.stdlib, environment.package]
-    visible = [environment.prefix, environment.base_prefix, Path("/usr")]
-    check_pth([path for name, path in startup if name.endswith(".pth")], measured, visible)
-    parts = [_part("interpreter", interpreter, known)]
-    parts += [_part(name, by_distribution[name], known) for name in sorted(by_distribution)]
+    pth = [path for name, path in startup if name.endswith(".pth")]
+    _check_pth(environment, pth)
+    package = walk(str(environment.package))
+    named = [interpreter, package, startup, *by_distribution.values()]
+    missing = sorted({path for each in named for _, path in each if path not in digests})
+    digests |= zip(missing, known.of(missing), strict=True)  # at once, for all processors
+    parts = [_made("interpreter", interpreter, digests)]
+    parts += [_made(name, by_distribution[name], digests) for name in sorted(by_distribution)]
     linking = {e.path: e.sha256 for part in parts for e in part.entries if ".so" in e.name or e.name == "python"}
     libraries = system_libraries(linking, lambda path: known.linked(path, linking.get(path)))
-    yield parts[0]
-    yield _part("strongroom", walk(str(environment.package)), known)
-    yield _part(STARTUP, startup, known)
-    yield from parts[1:]
-    yield _part("system libraries", [(str(path), str(path)) for path in libraries], known)
-    command = _system_command(config)
-    if command is not None:
-        yield _part("command", [(str(command), str(command))], known)
+    parts[1:1] = [_made("strongroom", package, digests), _made(STARTUP, startup, digests)]
+    parts.append(_part("system libraries", [(str(path), str(path)) for path in libraries], known))
+    return _Platform(parts, pth, [*others, *map(str, libraries)])
 
 
 def _interpreter(environment: Environment) -> tuple[Named, Named]:
@@ -288,7 +380,7 @@ def _interpreter(environment: Environment) -> tuple[Named, Named]:
     files = [(path.name, str(path)) for path in environment.beside if path.name != "pyvenv.cfg"]
     files.append(("python", str(environment.executable.resolve())))
     startup: Named = []
-    for name, path in walk(str(environment.stdlib), skip=("site-packages", "dist-packages")):
+    for name, path in walk(str(environment.stdlib), skip=_NO_STDLIB):
         named = (f"{environment.stdlib.name}/{name}", path)
         (startup if is_startup(name) else files).append(named)
     return files, startup
@@ -302,7 +394,7 @@ def _system_command(config: BootConfig) -> Path | None:
     Raises:
         UsageError: the enclave would not find it.
     """
-    if not config.command or config.role != "program" or config.command[0] in ("python", "python3"):
+    if not config.command or config.role != "program" or config.command[0] in ("python", "python3") or config.image:
         return None
     name = config.command[0]
     if "/" in name and not name.startswith("/"):
@@ -317,11 +409,12 @@ def _system_command(config: BootConfig) -> Path | None:
 
 
 def _part(name: str, named: Named, known: Digests) -> Part:
-    named = sorted(set(named))
-    digests = known.of([path for _, path in named])
-    entries = tuple(
-        Entry(file, path, digest, size) for (file, path), (digest, size) in zip(named, digests, strict=True)
-    )
+    paths = sorted({path for _, path in named})
+    return _made(name, named, dict(zip(paths, known.of(paths), strict=True)))
+
+
+def _made(name: str, named: Named, digests: Mapping[str, FileDigest]) -> Part:
+    entries = tuple(Entry(file, path, *digests[path]) for file, path in sorted(set(named)))
     total = part_digest([(e.name, e.sha256) for e in entries])
     return Part(name, len(entries), sum(e.size for e in entries), total, entries)
 

@@ -22,6 +22,8 @@ from strongroom.errors import FormatError, TamperedError, UsageError
 
 MAX_JSON = 4 << 20
 MAX_LAYERS = 127
+MAX_VOLUMES = 64
+MAX_PATH = 4096
 MAX_BLOB = 64 << 30
 _MAX_DEPTH = 3  # of an index in an index
 
@@ -46,20 +48,30 @@ class Image:
     """An image of a layout. Its configuration is authentic under `digest`; its layers are when they are unpacked.
 
     Attributes:
-        digest: of its manifest, ``sha256:<hex>``: that of the image.
+        manifest, configuration: where the two documents are that say all of this.
         command: its entry point and its arguments.
         environment: its variables.
         directory: where its program starts.
+        volumes: directories that its program may write to.
+        user: whom it wants to run as.
         layers: with the digest of each one's content.
     """
 
     layout: Path
-    digest: str
+    manifest: Descriptor
+    configuration: Descriptor
     entrypoint: tuple[str, ...]
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     directory: str
+    volumes: tuple[str, ...]
+    user: str
     layers: tuple[tuple[Descriptor, str], ...] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Of its manifest, ``sha256:<hex>``: that of the image."""
+        return self.manifest.digest
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -95,12 +107,21 @@ def open_image(layout: Path, *, reference: str = "", digest: str = "", machine: 
         what = f" named {reference}" if reference else ""
         raise UsageError(
             f"image: {len(found)} for linux/{architecture}{what} in {layout}, wanted one",
-            hint="name one of several by its reference or digest" if found else "build it for this architecture",
+            hint=_which(index, reference, bool(found)),
         )
     chosen = found[0]
     if digest and not equal(chosen.digest.encode(), digest.encode()):
         raise TamperedError(f"image: got {chosen.digest[:23]}..., wanted {digest[:23]}...")
-    return _image(layout, chosen)
+    return _image(layout, chosen, architecture)
+
+
+def _which(index: Mapping[str, Any], reference: str, several: bool) -> str:
+    """What to do about an index that has none or several of the images that were asked for."""
+    told = [each.get("annotations") for each in index["manifests"] if isinstance(each, dict)]
+    names = sorted({str(each[_REFERENCE])[:60] for each in told if isinstance(each, dict) and _REFERENCE in each})
+    if names and (several or (reference and reference not in names)):
+        return f"the index has: {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+    return "name it by its digest" if several else "build it for this architecture"
 
 
 def _candidates(
@@ -126,9 +147,16 @@ def _candidates(
             yield one
 
 
-def _image(layout: Path, chosen: Descriptor) -> Image:
+def _image(layout: Path, chosen: Descriptor, architecture: str) -> Image:
     manifest = _json(_blob(layout, chosen), "manifest")
-    configuration = _json(_blob(layout, _descriptor(manifest.get("config"), "config")), "config")
+    described = _descriptor(manifest.get("config"), "config")
+    configuration = _json(_blob(layout, described), "config")
+    kind = (configuration.get("os"), configuration.get("architecture"))
+    if kind != ("linux", architecture):
+        raise UsageError(
+            f"image: built for {_short(kind[0])}, {_short(kind[1])}, this machine is linux, {architecture}",
+            hint="build or copy it for this architecture: skopeo copy --override-arch, docker buildx --platform",
+        )
     layers = [_descriptor(each, "layer") for each in _list(manifest.get("layers"), "layers")]
     rootfs = configuration.get("rootfs")
     contents = _list(rootfs.get("diff_ids") if isinstance(rootfs, dict) else None, "rootfs.diff_ids")
@@ -145,18 +173,37 @@ def _image(layout: Path, chosen: Descriptor) -> Image:
             raise FormatError(f"config.Env: got {each[:40]!r}, wanted NAME=VALUE")
         name, _, value = each.partition("=")
         environment[name] = value
-    directory = told.get("WorkingDir") or "/"
-    if not isinstance(directory, str) or not directory.startswith("/") or ".." in directory.split("/"):
-        raise FormatError(f"config.WorkingDir: got {_short(directory)}, wanted an absolute path")
+    volumes = told.get("Volumes") or {}
+    if not isinstance(volumes, dict) or len(volumes) > MAX_VOLUMES:
+        raise FormatError(f"config.Volumes: wanted an object of at most {MAX_VOLUMES} paths")
+    user = told.get("User") or ""
+    if not isinstance(user, str) or not user.isprintable() or len(user) > 256:
+        raise FormatError(f"config.User: got {_short(user)}, wanted a name or a number")
     return Image(
         layout,
-        chosen.digest,
+        chosen,
+        described,
         _words(told.get("Entrypoint"), "Entrypoint"),
         _words(told.get("Cmd"), "Cmd"),
         environment,
-        directory,
+        _place(told.get("WorkingDir") or "/", "WorkingDir"),
+        tuple(sorted({_place(each, "Volumes") for each in volumes})),
+        user,
         tuple(zip(layers, contents, strict=True)),
     )
+
+
+def _place(value: object, what: str) -> str:
+    """An absolute path without a slash at its end."""
+    if (
+        not isinstance(value, str)
+        or not value.startswith("/")
+        or ".." in value.split("/")
+        or not value.isprintable()
+        or len(value) > MAX_PATH
+    ):
+        raise FormatError(f"config.{what}: got {_short(value)}, wanted an absolute path")
+    return "/" + "/".join(part for part in value.split("/") if part not in ("", "."))
 
 
 def algorithm(digest: object) -> str:

@@ -7,7 +7,8 @@ Rules:
 - No member of a layer leaves the tree: paths are relative and have no ``..``, and links on the way to one lead as they
   would with the tree as root. There are no devices, no more files and bytes than the caps, and set-id bits are dropped.
 - A whiteout hides what lower layers have, never what its own layer has.
-- The measurement covers kind, permission bits, content and link target of everything, by its path; no time or owner.
+- The measurement covers kind, content, link target and what its owner may do, of everything by its path; no time, no
+  owner, and nothing of what others may do: in an enclave there are none.
 
 Source: OCI Image Format Specification 1.1, "Image Layer Filesystem Changeset".
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +24,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from strongroom.crypto import equal
+from strongroom.enclave.digests import Digests
+from strongroom.enclave.image_paths import remove
 from strongroom.enclave.measure import Entry, Part, part_digest
 from strongroom.enclave.oci import Descriptor, Image, algorithm, blob_path
+from strongroom.enclave.oci_zstd import Unzstd
 from strongroom.enclave.tar import Member, TarReader
 from strongroom.errors import EnclaveError, FormatError, TamperedError, UsageError
 
 PART = "image"
+_EMPTY = hashlib.sha256().digest()
 
 MAX_FILES = 1_000_000
 MAX_BYTES = 64 << 30
@@ -42,6 +46,10 @@ _PLAIN = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.docker.imag
 _GZIP = (
     "application/vnd.oci.image.layer.v1.tar+gzip",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
+)
+_ZSTD = (
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
 )
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
@@ -65,24 +73,25 @@ def unpack(image: Image, directory: Path, *, max_bytes: int = MAX_BYTES, max_fil
             # Headers count too: a stream of nothing else would go on for ever.
             _unpack_layer(image.layout, layer, content, tree, limit=max_bytes + 2048 * max_files)
     except OSError as error:
-        _remove(directory)
+        remove(directory)
         raise EnclaveError(f"image: unpacking failed: {(error.strerror or str(error)).lower()}") from None
     except BaseException:
-        _remove(directory)
+        remove(directory)
         raise
 
 
 def _unpack_layer(layout: Path, layer: Descriptor, content: str, tree: _Tree, *, limit: int) -> None:
-    if layer.media_type not in (*_PLAIN, *_GZIP):
+    if layer.media_type not in _OPENED:
         raise FormatError(
             f"layer: {layer.media_type[:100]} is not supported",
             hint="convert it: skopeo copy --dest-compress-format gzip",
         )
+    opened = _OPENED[layer.media_type]
     path = blob_path(layout, layer)
     # The compressed bytes first: no decompressor sees what nobody vouched for.
     _check(path, layer)
     with path.open("rb") as file:
-        stream = _Hashed(_Gunzip(file) if layer.media_type in _GZIP else file, algorithm(content), limit)
+        stream = _Hashed(opened(file), algorithm(content), limit)
         tree.begin_layer()
         reader = TarReader(cast("BinaryIO", stream))
         for member in reader:
@@ -146,6 +155,13 @@ class _Gunzip:
                 raise FormatError("layer: its gzip file is cut short")
 
 
+_OPENED: dict[str, Callable[[BinaryIO], Any]] = {
+    **dict.fromkeys(_PLAIN, lambda file: file),
+    **dict.fromkeys(_GZIP, _Gunzip),
+    **dict.fromkeys(_ZSTD, Unzstd),
+}
+
+
 class _Tree:
     """The tree that layers are laid over one another in."""
 
@@ -171,7 +187,7 @@ class _Tree:
         self._count(member.size)
         place = self._parent(parts[:-1], make=True) / parts[-1]
         if not (member.kind == "directory" and _is_directory(place)):
-            _remove(place)
+            remove(place)
         match member.kind:
             case "directory":
                 place.mkdir(exist_ok=True)
@@ -258,7 +274,7 @@ class _Tree:
         if _is_directory(place) and (place in self._above or place in self._fresh):
             self._hide_below(place)
         elif place not in self._fresh:
-            _remove(place)
+            remove(place)
 
     def _hide_below(self, directory: Path) -> None:
         for each in list(directory.iterdir()):
@@ -267,14 +283,6 @@ class _Tree:
 
 def _is_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
-
-
-def _remove(path: Path) -> None:
-    """Delete what is at `path`, without following links."""
-    if _is_directory(path):
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _parts(path: str) -> list[str]:
@@ -289,30 +297,40 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-def measure_tree(root: Path) -> Part:
+def measure_tree(root: Path, known: Digests | None = None) -> Part:
     """A file system as one measured part.
+
+    An entry is named by its path and, of what it is, by its kind and what its owner may do: ``/bin/sh (file 7)``. No
+    file of a program has a name that begins with a slash.
+
+    Args:
+        known: digests that need not be made again.
 
     Raises:
         FormatError: it has something else than files, directories and links.
+        EnclaveError: a file cannot be read, or changes meanwhile.
     """
-    entries, pending = [], [root]
+    entries: list[Entry] = []
+    files: list[tuple[str, str]] = []
+    pending = [os.fspath(root)]
+    start = len(pending[0])
     while pending:
-        directory = pending.pop()
-        for place in sorted(directory.iterdir()):
-            status, name = place.lstat(), place.relative_to(root).as_posix()
-            mode = f"{stat.S_IMODE(status.st_mode):04o}"
-            if stat.S_ISDIR(status.st_mode):
-                pending.append(place)
-                entries.append(Entry(f"directory {mode} {name}", str(place), hashlib.sha256().digest(), 0))
-            elif stat.S_ISREG(status.st_mode):
-                with place.open("rb") as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
-                entries.append(Entry(f"file {mode} {name}", str(place), content, status.st_size))
-            elif stat.S_ISLNK(status.st_mode):
-                target = hashlib.sha256(os.fsencode(os.readlink(place))).digest()  # noqa: PTH115
-                entries.append(Entry(f"link {name}", str(place), target, 0))
-            else:
-                raise FormatError(f"image: {name[:100]} is no file, directory or link")
+        with os.scandir(pending.pop()) as listing:
+            for each in listing:
+                name, mode = each.path[start:], each.stat(follow_symlinks=False).st_mode
+                owner = mode >> 6 & 7
+                if stat.S_ISDIR(mode):
+                    pending.append(each.path)
+                    entries.append(Entry(f"{name} (directory {owner})", each.path, _EMPTY, 0))
+                elif stat.S_ISREG(mode):
+                    files.append((f"{name} (file {owner})", each.path))
+                elif stat.S_ISLNK(mode):
+                    target = hashlib.sha256(os.fsencode(os.readlink(each.path))).digest()  # noqa: PTH115
+                    entries.append(Entry(f"{name} (link)", each.path, target, 0))
+                else:
+                    raise FormatError(f"image: {name[:100]} is no file, directory or link")
+    digests = (known or Digests()).of([path for _, path in files])
+    entries += [Entry(name, path, *found) for (name, path), found in zip(files, digests, strict=True)]
     entries.sort()
     total = part_digest([(entry.name, entry.sha256) for entry in entries])
     return Part(PART, len(entries), sum(entry.size for entry in entries), total, tuple(entries))

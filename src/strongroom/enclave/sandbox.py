@@ -21,12 +21,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from strongroom.enclave.config import MIRROR_DIRECTORY, PROGRAM_DIRECTORY, VAULTS_DIRECTORY
+from strongroom.enclave.config import (
+    COMPILED_DIRECTORY,
+    IMAGE_DIRECTORY,
+    MIRROR_DIRECTORY,
+    PROGRAM_DIRECTORY,
+    VAULTS_DIRECTORY,
+)
 from strongroom.enclave.measure import Environment
 from strongroom.errors import UnsupportedPlatformError
 
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/nsswitch.conf", "/etc/localtime")
+_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/nsswitch.conf", "/etc/localtime", "/etc/fonts")
+# How many cores there are and which lie together: thread pools (joblib's, XNNPACK's, OpenMP's) are sized by it.
+_TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+# Of /proc, what tells of the machine's kernel or reaches into it, and no computation needs: container runtimes hide
+# most of it too (OCI's "masked paths"). The rest is the enclave's own, serves drivers, or counts processors and memory.
+_MASKED = (
+    *("acpi", "asound", "bus", "cmdline", "config.gz", "fs", "interrupts", "iomem", "ioports", "irq", "kallsyms"),
+    *("kcore", "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "locks"),
+    *("mtrr", "pagetypeinfo", "sched_debug", "scsi", "slabinfo", "sysrq-trigger", "timer_list", "tty"),
+    *("vmallocinfo", "vmcore"),
+)
 _USERS = ("--unshare-all", "--unshare-user", "--uid", "0", "--gid", "0")
 _ROOTS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 # For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the program,
@@ -99,6 +115,8 @@ def bubblewrap_command(
     fuse: bool,
     info_fd: int,
     separate: bool = False,
+    compiled: Path | None = None,
+    image: Path | None = None,
 ) -> list[str]:
     """The command that runs `inner` in a sandbox.
 
@@ -111,6 +129,8 @@ def bubblewrap_command(
         fuse: let the enclave mount file systems of its own.
         info_fd: where bubblewrap reports the process id.
         separate: the program will have a user id of its own: no user namespace.
+        compiled: a directory with compiled code of what was measured.
+        image: the tree of a container image, which will be the program's root.
     """
     command = [bwrap, *(_ROOTS if separate else _USERS), "--die-with-parent", "--new-session", "--as-pid-1"]
     if not separate and can_disable_user_namespaces(bwrap):
@@ -130,6 +150,11 @@ def bubblewrap_command(
         command += ["--ro-bind", str(identities / name), f"/etc/{name}"]
     # /proc/sys asks for root's user id, not for a capability: launched by root, a program could write to it.
     command += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108  # the enclave's own
+    command += _masks()
+    for parent in reversed(Path(_TOPOLOGY[0]).parents[:-1]):
+        command += ["--dir", str(parent)]
+    for path in _TOPOLOGY:
+        command += ["--ro-bind-try", path, path]
     for root in visible(environment):
         for parent in reversed(root.parents[:-1]):
             command += ["--dir", str(parent)]
@@ -141,9 +166,25 @@ def bubblewrap_command(
         command += ["--bind", str(place), shown]
     if mirror is not None:
         command += ["--bind", str(mirror), MIRROR_DIRECTORY]
+    if image is not None:
+        command += ["--ro-bind", str(image), IMAGE_DIRECTORY]
+    if compiled is not None:
+        command += ["--ro-bind", str(compiled), COMPILED_DIRECTORY]
     if fuse:
         command += ["--dev-bind", "/dev/fuse", "/dev/fuse"]
     return [*command, "--chdir", PROGRAM_DIRECTORY, "--", *inner]
+
+
+def _masks() -> list[str]:
+    """An empty directory in place of each masked one, and of a file a device that this mount does not let open."""
+    command: list[str] = []
+    for name in _MASKED:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):  # noqa: PTH112
+            command += ["--tmpfs", path, "--remount-ro", path]
+        elif os.path.exists(path):  # noqa: PTH110
+            command += ["--ro-bind", "/dev/null", path]
+    return command
 
 
 def visible(environment: Environment) -> list[Path]:

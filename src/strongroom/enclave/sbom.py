@@ -32,6 +32,7 @@ OURS, NEEDED, RUNTIME, PROGRAM, ENVIRONMENT = (
     "the program",
     "what the program has beside it",
 )
+UNSEEN = "what boot has beside it, and a program in an image does not see"
 
 # As their authors count: Plinius (DSN '21), its trusted code; secureTF (Middleware '20), TensorFlow.
 COMPARED = (("Plinius, inside its enclave", 15_900), ("TensorFlow", 2_500_000))
@@ -177,7 +178,7 @@ def sizes(found: Iterable[Component], measured: Measurement, config: BootConfig)
         inside = [each for each in found if each.group == group]
         rows.append(
             Size(
-                group,
+                UNSEEN if group == ENVIRONMENT and config.image else group,
                 sum(each.part.files for each in inside),
                 sum(each.lines for each in inside),
                 sum(each.part.size for each in inside),

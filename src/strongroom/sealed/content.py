@@ -390,6 +390,18 @@ class Content:
             self._usable()
             return versions.verify(self._tree.store, self._version, self._tree.first) if self._version else 0
 
+    def places(self) -> Iterator[int]:
+        """The place of each data block of the newest committed version; 0 of a hole.
+
+        Raises:
+            IntegrityError: an interior block is not what was committed.
+        """
+        length = self._version.length if self._version else 0
+        for index in range(-(-length // self._size)):
+            with self._lock:
+                self._usable()
+                yield versions.place_of(self._tree.pointer(0, index))
+
     # Upkeep.
 
     def generations(self) -> set[int]:

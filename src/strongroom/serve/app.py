@@ -19,14 +19,13 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from strongroom import __version__, channel
 from strongroom.attest.binding import EXPORTER_LABEL
-from strongroom.errors import FormatError, ServeError, StrongroomError
+from strongroom.errors import FormatError, ServeError, StrongroomError, UnansweredError
 from strongroom.serve.attestation import ATTESTATION_PATH, SESSION_ROLE, VERSION
-from strongroom.serve.stage import Stage
-from strongroom.serve.tensors import HEADER, InferResponse, header_length, parse_request, write_response
+from strongroom.serve.tensors import HEADER, Array, InferResponse, header_length, parse_request, write_response
 from strongroom.serve.wire import an_object, read_json, show
 
 MAX_BODY = 64 << 20
@@ -48,6 +47,20 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Session = Callable[[bytes, bytes], Mapping[str, object]]
+
+
+class Served(Protocol):
+    """What answers for a model: a `Stage`, or a pipeline of parts. Called from several threads at once."""
+
+    @property
+    def version(self) -> str: ...
+
+    def check(self) -> None:
+        """Raises StrongroomError while it cannot answer."""
+
+    def infer(self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None) -> dict[str, Array]: ...
+
+    def metadata(self) -> dict[str, object]: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class ServiceApp:
 
     def __init__(
         self,
-        stages: Mapping[str, Stage],
+        stages: Mapping[str, Served],
         attestation: Callable[[], Mapping[str, object]],
         *,
         session: Session | None = None,
@@ -138,6 +151,7 @@ class ServiceApp:
                 return await self._infer(match["model"], stage, scope, receive)
             _allow(method, "GET")
             if match["action"] == "ready":
+                _check(stage)
                 return _json({"name": match["model"], "ready": True})
             return _json(stage.metadata() | {"name": match["model"]})
         if path not in _PATHS:
@@ -152,6 +166,8 @@ class ServiceApp:
         if path == "/v2/health/live":
             return _json({"live": True})
         self._document()
+        for stage in self._stages.values():
+            _check(stage)
         return _json({"ready": True})
 
     def _document(self) -> Mapping[str, object]:
@@ -188,7 +204,7 @@ class ServiceApp:
             self._nonces -= 1
         return _json({"version": VERSION, "evidence": evidence})
 
-    def _stage(self, name: str, version: str | None) -> Stage:
+    def _stage(self, name: str, version: str | None) -> Served:
         stage = self._stages.get(name)
         if stage is None:
             raise _missing(f"model: got {name[:200]!r}, wanted one of {', '.join(self._stages) or 'none'}")
@@ -196,7 +212,7 @@ class ServiceApp:
             raise _missing(f"version of model {name}: got {version!r:.60}, wanted {stage.version!r}")
         return stage
 
-    async def _infer(self, name: str, stage: Stage, scope: Event, receive: Receive) -> _Answer:
+    async def _infer(self, name: str, stage: Served, scope: Event, receive: Receive) -> _Answer:
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
@@ -265,10 +281,20 @@ class ServiceApp:
         return _RefusedError(413, ServeError(f"body: longer than the limit of {self._max_body} bytes"))
 
 
-def _infer(name: str, stage: Stage, body: bytes, json_length: int | None) -> _Answer:
+def _check(stage: Served) -> None:
+    try:
+        stage.check()
+    except StrongroomError as error:
+        raise _RefusedError(503, error, retry_after="1") from None
+
+
+def _infer(name: str, stage: Served, body: bytes, json_length: int | None) -> _Answer:
     """From a request's body to its answer, in a worker thread."""
     request = parse_request(body, json_length)
-    outputs = stage.infer(request.inputs, list(request.outputs) or None)
+    try:
+        outputs = stage.infer(request.inputs, list(request.outputs) or None)
+    except UnansweredError as error:
+        raise _RefusedError(503, error, retry_after="1") from None
     binary = request.outputs or dict.fromkeys(outputs, request.binary)
     message = write_response(InferResponse(outputs, name, stage.version, request.id), binary)
     return _Answer(200, message.pieces, message.headers)

@@ -1,17 +1,24 @@
 """A service's enclave, from boot to the last answer: models out of a sealed vault, evidence renewed, requests served.
 
 The boot configuration's command lists the models to serve: paths in the vault `model`, each served under the name of
-its file without ``.onnx``. A first word may require their lineage (`lineage.requirement`).
+its file without ``.onnx``. A first word may require their lineage (`lineage.requirement`), or say that this is a part of a
+pipeline, or its front door (`pipeline.document`).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import os
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from strongroom.attest.evidence import Evidence
 from strongroom.cas.client.enclave import EnclaveSession
@@ -20,14 +27,19 @@ from strongroom.cas.wire import RESULT_LIFETIME
 from strongroom.channel import Server
 from strongroom.crypto import Certificate
 from strongroom.enclave.boot import Booted, main
+from strongroom.enclave.confine import become
+from strongroom.enclave.lifeline import Lifeline
 from strongroom.errors import RevokedError, StrongroomError, UsageError
 from strongroom.lineage.requirement import LineageReader, Requirement
-from strongroom.serve.app import ServiceApp
 from strongroom.serve.attestation import ServiceAttestation, session_claims
-from strongroom.serve.stage import Stage
-from strongroom.serve.weights import inline_weights
+
+if TYPE_CHECKING:
+    from strongroom.serve.app import Served
+    from strongroom.serve.pipeline.document import Pipeline
 
 MODEL_VAULT = "model"
+_HANDSHAKE_SECONDS = 10.0
+_IDLE_SECONDS = 7 * 86400.0  # that a part waits for requests on one link; the front door hangs up long before
 _log = logging.getLogger("strongroom.serve")
 
 
@@ -85,13 +97,94 @@ class Attestation:
 
 def run(booted: Booted) -> int:
     """Serve until told to stop."""
-    stages = load_stages(booted)
-    digests = {name: f"sha256:{stage.digest}" for name, stage in stages.items()}
+    # NumPy's OpenBLAS starts threads when it is imported, with `onnx` for one, and privileges are a thread's own.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from strongroom.serve.pipeline.document import of_command
 
-    def tell(text: str) -> None:
-        _log.warning("%s", text)
-        booted.control.event("notice", text=text)
+    found = of_command(booted.command)
+    if found is not None:
+        pipeline, number = found
+        return _run_part(booted, pipeline, number) if number else _run_front(booted, pipeline)
+    models = read_models(booted)
+    # Whoever breaks the runtime with a model, or a request, finds nothing here that only boot may do.
+    become(booted.control, booted.config, booted.layout)
+    from strongroom.serve.stage import Stage
 
+    stages = {name: Stage.load(models.pop(name), name=name) for name in list(models)}
+    return _serve(booted, stages, {name: stage.digest for name, stage in stages.items()})
+
+
+def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
+    """Answer the front door until told to stop."""
+    from strongroom.channel import Channel, TlsChannel, accept
+    from strongroom.serve.pipeline import part
+
+    with booted.open_vault(MODEL_VAULT) as vault:
+        model = vault.read_bytes(part.MODEL)
+    become(booted.control, booted.config, booted.layout)
+    stage = part.load(pipeline, number, model)
+    del model
+    session, listener = booted.session, booted.control.ask_socket("listener")
+
+    def greet(sock: socket.socket) -> Channel:
+        sock.settimeout(_HANDSHAKE_SECONDS)
+        stream = accept(sock, expect=session.expect_policy(pipeline.front), identity=session.linking_identity())
+        return TlsChannel(stream, "front door", seconds=_IDLE_SECONDS)
+
+    def end() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    with Lifeline(session, tell=functools.partial(_tell, booted)) as lifeline:
+        booted.control.event("part", number=number, digest=stage.digest)
+        lifeline.hold(end)
+        part.serve(pipeline, number, stage, listener, greet, tell=functools.partial(_tell, booted))
+        lifeline.release()
+        lifeline.check()
+    return 0
+
+
+def _run_front(booted: Booted, pipeline: Pipeline) -> int:
+    """Take requests through the parts until told to stop."""
+    from strongroom.channel import Channel, TlsChannel, connect
+    from strongroom.serve.pipeline.link import WINDOW, Link
+    from strongroom.serve.pipeline.model import DEADLINE_SECONDS, PipelineModel
+
+    become(booted.control, booted.config, booted.layout)
+    session = booted.session
+
+    def dial(number: int) -> Channel:
+        sock = booted.control.ask_socket("dial", peer=f"part-{number}")
+        sock.settimeout(_HANDSHAKE_SECONDS)
+        expect = session.expect_policy(pipeline.parts[number - 1].policy)
+        stream = connect(sock, expect=expect, identity=session.linking_identity())
+        return TlsChannel(stream, f"part {number}", seconds=DEADLINE_SECONDS)
+
+    tell = functools.partial(_tell, booted)
+    numbers = range(1, len(pipeline.parts) + 1)
+    links = [Link(pipeline, number, functools.partial(dial, number), tell=tell) for number in numbers]
+    model = PipelineModel(pipeline, links)
+    try:
+        return _serve(booted, {pipeline.name: model}, {pipeline.name: model.digest}, workers=WINDOW * len(links) + 1)
+    finally:
+        for link in links:
+            link.close()
+
+
+def _tell(booted: Booted, text: str) -> None:
+    _log.warning("%s", text)
+    booted.control.event("notice", text=text)
+
+
+def _serve(booted: Booted, served: Mapping[str, Served], digests: Mapping[str, str], *, workers: int = 1) -> int:
+    """Answer clients until told to stop, or revoked.
+
+    Args:
+        digests: of the models, in hexadecimal digits.
+        workers: how many requests are worked on at once.
+    """
+    from strongroom.serve.app import ServiceApp
+
+    tell = functools.partial(_tell, booted)
     revoked: list[StrongroomError] = []
 
     def end(error: StrongroomError) -> None:
@@ -100,12 +193,13 @@ def run(booted: Booted) -> int:
             revoked.append(error)
             server.stop()
 
-    attestation = Attestation(booted.session, digests, tell=tell, on_end=end)
-    app = ServiceApp(stages, attestation.document, session=attestation.session)
+    models = {name: f"sha256:{value}" for name, value in digests.items()}
+    attestation = Attestation(booted.session, models, tell=tell, on_end=end)
+    app = ServiceApp(served, attestation.document, session=attestation.session, workers=workers)
     identity = booted.session.serving_identity()
     server = Server(app, booted.control.ask_socket("listener"), identity)
     watch = booted.session.watch(attestation.renewal.revoke)
-    booted.control.event("serving", models=sorted(stages), key=identity.key.public.fingerprint)
+    booted.control.event("serving", models=sorted(served), key=identity.key.public.fingerprint)
     attestation.renewal.start()
     watch.start()
     try:
@@ -119,16 +213,18 @@ def run(booted: Booted) -> int:
     return 0
 
 
-def load_stages(booted: Booted) -> dict[str, Stage]:
-    """The models that the boot configuration names, loaded and warm.
+def read_models(booted: Booted) -> dict[str, bytes]:
+    """The models that the boot configuration names, with all their weights, by the names that they are served as.
 
     Raises:
         UsageError: one of them is not in the vault, or two would have the same name.
-        ModelFormatError: one is not a model that can be run.
+        ModelFormatError: one keeps weights where they cannot be taken from.
         AttestationError, TamperedError: lineage is required, and that of a model, or of a file with weights of it, is
             missing or does not convince.
     """
-    stages: dict[str, Stage] = {}
+    from strongroom.serve.weights import inline_weights
+
+    models: dict[str, bytes] = {}
     requirement, paths = Requirement.split(booted.command)
     with booted.open_vault(MODEL_VAULT) as vault:
         for path in paths:
@@ -137,14 +233,13 @@ def load_stages(booted: Booted) -> dict[str, Stage]:
                 raise UsageError(
                     f"model: {path} is not in the vault", hint=f"it holds: {', '.join(vault.files()[:20]) or 'nothing'}"
                 )
-            if name in stages:
+            if name in models:
                 raise UsageError(f"model: two would be served as {name}")
             read = LineageReader(requirement, vault.read_bytes) if requirement else vault.read_bytes
-            model = inline_weights(read(path), _beside(read, path))
-            stages[name] = Stage.load(model, name=name)
+            models[name] = inline_weights(read(path), _beside(read, path))
             if requirement is not None:
                 booted.control.event("notice", text=f"model {name}: its lineage is as required")
-    return stages
+    return models
 
 
 def _beside(read: Callable[[str], bytes], path: str) -> Callable[[str], bytes]:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from strongroom.crypto import digest
-from strongroom.errors import MissingDependencyError, ModelFormatError, ServeError, UsageError
+from strongroom.errors import ModelFormatError, ServeError, UsageError
+from strongroom.serve.memory import give_back
 from strongroom.serve.onnx_file import require_self_contained_onnx
+from strongroom.serve.runtime import DATATYPE_OF, FATAL, NOT_IN_PARTS, PROVIDERS, onnxruntime, reason
 from strongroom.serve.tensors import DATATYPES, Array, TensorInfo, check_fits
 
-_DATATYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    **{f"tensor(int{bits})": f"INT{bits}" for bits in (8, 16, 32, 64)},
-    **{f"tensor(uint{bits})": f"UINT{bits}" for bits in (8, 16, 32, 64)},
-}
-# ONNX Runtime's levels: its errors quote inputs' shapes and go to standard error, past every log of ours.
-_FATAL = 4
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -42,8 +33,8 @@ class Stage:
     def __init__(self, session: Any, *, name: str, digest: str) -> None:
         """For `load`."""
         self._session = session
-        self._options = _runtime().RunOptions()
-        self._options.log_severity_level = _FATAL
+        self._options = onnxruntime().RunOptions()
+        self._options.log_severity_level = FATAL
         self.name = name
         self.digest = digest
         self.inputs = [_info(node, f"model {name}: input") for node in session.get_inputs()]
@@ -52,13 +43,15 @@ class Stage:
         self._outputs = [info.name for info in self.outputs]
 
     @classmethod
-    def load(cls, model: bytes, *, name: str, threads: int | None = None) -> Stage:
+    def load(cls, model: bytes, *, name: str, threads: int | None = None, part: bool = False) -> Stage:
         """Load a model and run it once, so that the first request finds it warm.
 
         Args:
             model: an ONNX file's bytes, with all weights in it.
             name: 1 to 128 letters, digits, ``.``, ``_`` and ``-``: it becomes part of a path.
             threads: how many threads work on one inference; None takes one for each core.
+            part: it is a run of units, of `graph.stage_model`: it answers as it does in the whole, whose optimiser has
+                done with it what there is to do.
 
         Raises:
             ModelFormatError: it is not ONNX, keeps weights elsewhere, has tensors that are not numbers, or ONNX
@@ -70,23 +63,27 @@ class Stage:
         if threads is not None and threads < 1:
             raise UsageError(f"threads: got {threads}, wanted at least 1")
         require_self_contained_onnx(model)
-        runtime = _runtime()
+        runtime = onnxruntime()
         options = runtime.SessionOptions()
-        options.log_severity_level = _FATAL
+        options.log_severity_level = FATAL
         options.intra_op_num_threads = threads or 0
         # Threads that spin while they wait take the cores that TLS, HTTP and other stages need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            # Named, so that a build with more providers never moves a model off these cores by itself.
-            session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            more = {"disabled_optimizers": list(NOT_IN_PARTS)} if part else {}
+            session = runtime.InferenceSession(model, options, providers=PROVIDERS, **more)
         except Exception as error:
             raise ModelFormatError(
-                f"model {name}: ONNX Runtime {runtime.__version__} cannot load it: {_reason(error)}",
+                f"model {name}: ONNX Runtime {runtime.__version__} cannot load it: {reason(error)}",
                 hint="onnx.checker.check_model says more; a model of a newer opset needs a newer onnxruntime",
             ) from None
         stage = cls(session, name=name, digest=digest(model).hex())
         stage._warm_up()
+        give_back()
         return stage
+
+    def check(self) -> None:
+        """It can answer: it is loaded."""
 
     def infer(self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None) -> dict[str, Array]:
         """Run the model.
@@ -147,39 +144,10 @@ class Stage:
 
 
 def _info(node: Any, what: str) -> TensorInfo:
-    datatype = _DATATYPES.get(node.type)
+    datatype = DATATYPE_OF.get(node.type)
     if datatype is None:
         raise ModelFormatError(
             f"{what} {node.name!r}: is a {node.type}, wanted a tensor of numbers",
             hint="for scikit-learn classifiers export with options={'zipmap': False}" if "map" in node.type else None,
         )
     return TensorInfo(node.name, datatype, tuple(d if isinstance(d, int) else -1 for d in node.shape))
-
-
-def _reason(error: Exception) -> str:
-    """ONNX Runtime's words for a failure, without their preamble, on one line."""
-    text = " ".join(str(error).split())
-    return text.rsplit("failed:", 1)[-1].strip()[:300] or type(error).__name__
-
-
-_loading = threading.Lock()
-
-
-def _runtime() -> Any:
-    """ONNX Runtime, imported on first use: clients need none of it.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    with _loading:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            if error.name != "onnxruntime":
-                raise
-            raise MissingDependencyError(
-                "onnxruntime: is not installed, wanted to run a model", hint="pip install 'strongroom[serve]'"
-            ) from None
-        onnxruntime.set_default_logger_severity(_FATAL)
-        onnxruntime.disable_telemetry_events()
-        return onnxruntime

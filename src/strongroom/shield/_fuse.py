@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -51,15 +51,21 @@ class VaultOperations(Answers):
 
     Args:
         fail: told of every error that is not the caller's own.
+        points: paths by vault at which there shall be a directory to mount something over.
     """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, vaults: Mapping[str, Vault], fail: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        vaults: Mapping[str, Vault],
+        fail: Callable[[BaseException], None],
+        points: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         super().__init__(fail)
-        self.places = Places(vaults)
+        self.places = Places(vaults, points or {})
         self.enable_writeback_cache = self.places.writable
         self._owner = os.getuid(), os.getgid()
         self._began = time.time_ns()
@@ -98,7 +104,7 @@ class VaultOperations(Answers):
         place = self.places.get(parent)
         if place is None:
             return self._lookup_top(parent, name)
-        inode = place.shown.vault.find(place.number, name)
+        inode = place.shown.find(place.number, name)
         if inode is not None:
             return self._told(place.shown, inode, parent, name)
         if name in (b".", b".."):
@@ -108,7 +114,7 @@ class VaultOperations(Answers):
     def _lookup_dot(self, place: Place, ino: int, name: bytes) -> pyfuse3.EntryAttributes:
         if name == b".." and (above := self.places.get(place.parent)) is not None:
             place = above
-        return self._told(place.shown, place.shown.vault.inode(place.number), place.parent, place.name)
+        return self._told(place.shown, place.shown.inode(place.number), place.parent, place.name)
 
     def _lookup_top(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if parent != pyfuse3.ROOT_INODE:
@@ -215,7 +221,7 @@ class VaultOperations(Answers):
         if place is None and ino == pyfuse3.ROOT_INODE:
             return made_up_top(self._owner, self._began)
         place = self.places[ino]
-        return attributes(place.shown, self._gone(place) or place.shown.vault.inode(place.number))
+        return attributes(place.shown, self._gone(place) or place.shown.inode(place.number))
 
     @staticmethod
     def _gone(place: Place) -> Inode | None:
@@ -289,7 +295,7 @@ class VaultOperations(Answers):
         if place is None:
             self._read_top(start, token)
             return
-        shown, vault, names = place.shown, place.shown.vault, directory.names
+        shown, names = place.shown, directory.names
         while True:
             if start < len(names):  # told already: the program went back, or the last reply was full
                 after = names[start - 1] if start else b""
@@ -299,8 +305,8 @@ class VaultOperations(Answers):
                 after = names[-1] if names else b""
             if directory.complete:
                 return
-            found = [] if place.removed else vault.entries(place.number, after, _CHUNK)
-            directory.complete = len(found) < _CHUNK
+            found, last = ([], True) if place.removed else shown.entries(place.number, after, _CHUNK)
+            directory.complete = last
             for name, inode in found:
                 names.append(name)
                 start += 1

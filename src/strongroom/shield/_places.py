@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyfuse3
 
+from strongroom.errors import UsageError
 from strongroom.vault import Vault
+from strongroom.vault.paths import split
 from strongroom.vault.rows import ROOT_INODE, Inode
 
 # The kernel is told of every change that it did not ask for itself, so it may keep what it learnt, but
@@ -20,6 +22,7 @@ FOREVER: Final = 365 * 86400.0
 SHORTLY: Final = 1.0
 _SPREAD: Final = 0x9E3779B97F4A7C15  # odd, so its multiples differ
 _NUMBERS: Final = (1 << 64) - 1
+_MOST_MADE_UP: Final = (1 << 61) - 1
 
 
 @dataclass(slots=True)
@@ -29,6 +32,8 @@ class Shown:
     Attributes:
         mask: joins a number of the vault (exclusive or) to make one that no other vault in the mount has.
         owner: (uid there, uid here, gid there, gid here) if one owner shall look like another.
+        made_up: directories that the vault does not have, by the directory they are in: something is mounted over
+            each. Their numbers are lower than any that a vault draws.
     """
 
     vault: Vault
@@ -36,6 +41,52 @@ class Shown:
     writable: bool
     mask: int
     owner: tuple[int, int, int, int] | None
+    made_up: dict[int, dict[bytes, Inode]] = field(default_factory=dict)
+
+    def add_point(self, path: str) -> None:
+        """Have a directory at a path, empty if the vault has none there.
+
+        Raises:
+            UsageError: there is a file, or the vault can be changed: then it can be given one.
+        """
+        number = ROOT_INODE
+        for name in split(path):
+            found = self.find(number, name)
+            if found is None:
+                if self.writable:
+                    raise UsageError(f"mount point: {path!a} is no directory of the vault", hint="make it there")
+                below = self.made_up.setdefault(number, {})
+                count = sum(len(names) for names in self.made_up.values())
+                found = below[name] = Inode(ROOT_INODE + 1 + count, 0o040555, 1, 0, 0, 0, 0, 0, 0, None, 0)
+            if not found.is_dir:
+                raise UsageError(f"mount point: {path!a} is no directory in the vault")
+            number = found.id
+
+    def inode(self, number: int) -> Inode:
+        """As the vault's, with what is made up."""
+        if self.made_up:
+            for names in self.made_up.values():
+                for inode in names.values():
+                    if inode.id == number:
+                        return inode
+        return self.vault.inode(number)
+
+    def find(self, parent: int, name: bytes) -> Inode | None:
+        """As the vault's, with what is made up."""
+        if self.made_up and (found := self.made_up.get(parent, {}).get(name)) is not None:
+            return found
+        return None if self._is_made_up(parent) else self.vault.find(parent, name)
+
+    def entries(self, number: int, after: bytes, limit: int) -> tuple[list[tuple[bytes, Inode]], bool]:
+        """Names in a directory behind `after`, about `limit` of them, and whether these are the last."""
+        found = [] if self._is_made_up(number) else self.vault.entries(number, after, limit)
+        complete = len(found) < limit
+        below = self.made_up.get(number, {}) if self.made_up else {}
+        more = [(n, inode) for n, inode in below.items() if n > after and (complete or n < found[-1][0])]
+        return sorted([*found, *more], key=lambda entry: entry[0]) if more else found, complete
+
+    def _is_made_up(self, number: int) -> bool:
+        return bool(self.made_up) and ROOT_INODE < number <= _MOST_MADE_UP
 
     def ids_here(self, uid: int, gid: int) -> tuple[int, int]:
         """The owner that programs see."""
@@ -83,12 +134,15 @@ class Places:
     made up: it has no place here.
     """
 
-    def __init__(self, vaults: Mapping[str, Vault]) -> None:
+    def __init__(self, vaults: Mapping[str, Vault], points: Mapping[str, Collection[str]]) -> None:
         self.shown: list[Shown] = []
         for index, (name, vault) in enumerate(vaults.items()):
             writable = vault.mode != "r"
             mask = index * _SPREAD & _NUMBERS if not name else (index + 1) * _SPREAD & _NUMBERS
-            self.shown.append(Shown(vault, name, writable, mask, self._owner(vault)))
+            shown = Shown(vault, name, writable, mask, self._owner(vault))
+            self.shown.append(shown)
+            for path in sorted(points.get(name, ())):
+                shown.add_point(path)
         self.writable = any(one.writable for one in self.shown)
         self.tops = {one.name.encode(): one for one in self.shown if one.name}
         self._known: dict[int, Place] = {}

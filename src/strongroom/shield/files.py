@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -99,6 +99,7 @@ def mount(
     allow_other: bool = False,
     anybody: bool = False,
     source: str = "strongroom",
+    points: Mapping[str, Collection[str]] | None = None,
 ) -> MountedVault:
     """Show a vault as a file system, served from a thread of this process.
 
@@ -116,6 +117,8 @@ def mount(
         allow_other: let other users of the machine see the files, as far as their permission bits allow.
         anybody: let them see and use all of them, whatever these bits say: for an enclave, which has no others.
         source: what `df` and `/proc/self/mountinfo` call it.
+        points: by the name of a vault that is read-only, paths in it at which there shall be a directory, be it one
+            that the vault does not have, to mount something else over.
 
     Raises:
         UsageError: this process has a mount already, or `mountpoint` is no directory or holds the vault.
@@ -145,7 +148,7 @@ def mount(
         raise UsageError("mount: this process has one already", hint="mount several vaults at once, by name")
     try:
         mounted = MountedVault(path)
-        operations = _fuse.VaultOperations(vaults, mounted._fail)
+        operations = _fuse.VaultOperations(vaults, mounted._fail, points)
         mounted._session = _session.Session(
             operations, str(path), source=source, allow_other=allow_other, anybody=anybody
         )

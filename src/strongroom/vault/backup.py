@@ -29,6 +29,7 @@ from strongroom.vault.engine import MAX_LOG, META
 from strongroom.vault.files import parse_data_name
 from strongroom.vault.journal import LOG
 from strongroom.vault.keys import KEYS
+from strongroom.vault.kind import meta_key
 from strongroom.vault.rows import ROOT_INODE, Tree
 from strongroom.vault.transfer import walk_vault
 from strongroom.vault.vault import Vault
@@ -90,7 +91,7 @@ def backup(
 def _copy_pinned(vault: Vault, slots: bytes, target: Directory, progress: Progress | None) -> None:
     for name, size in sorted(_data_sizes(vault).items()):
         _copy(vault.directory, target, name, size, progress)
-    _copy(vault.directory, target, META, _meta_size(vault._key, slots), progress, head=slots)
+    _copy(vault.directory, target, META, _meta_size(vault._meta_key, slots), progress, head=slots)
     if KEYS in vault.directory.list():
         _copy(vault.directory, target, KEYS, _MAX_KEYS, progress)
     target.sync()
@@ -116,9 +117,9 @@ def _own_slots(vault: Vault, root: Root) -> bytes | None:
 def _is_of(vault: Vault, slot: bytes, root: Root) -> bool:
     try:
         header = parse_header(slot)
-        if header is None or not header.check_key(vault._key):
+        if header is None or not header.check_key(vault._meta_key):
             return False
-        commit = open_slot(block_cipher(vault._key, header.file_id), slot)
+        commit = open_slot(block_cipher(vault._meta_key, header.file_id), slot)
     except (FormatError, TamperedError):
         return False
     return commit.root(header).version == root.version
@@ -270,7 +271,9 @@ def _copy_tree(top: Path, new: Path, key: VaultKey, progress: Progress | None) -
         storage.read_into(0, slots)
     finally:
         storage.close()
-    _copy(source, target, META, _meta_size(unlock(target, key).key, bytes(slots)), progress)
+    found = unlock(target, key).key
+    sizes_of_meta = [_meta_size(meta_key(found, encrypted=kind), bytes(slots)) for kind in (True, False)]
+    _copy(source, target, META, max(sizes_of_meta), progress)
     with open_vault(new, "r", key=key, anchor=NO_FRESHNESS) as copy:
         sizes = _data_sizes(copy)
         if LOG in names:

@@ -65,6 +65,7 @@ class Description:
     """What a vault consists of.
 
     Attributes:
+        encrypted: whether contents are ciphertext on the disk; else they are authenticated only.
         files, directories, links, others: how many there are; the top directory is not counted.
         size: the lengths of all files, in bytes.
         stored: bytes on the disk, all told; None where the storage does not say.
@@ -76,6 +77,7 @@ class Description:
         changed: when `meta` was last written by the host's clock, in seconds since 1970; None if that is not known.
     """
 
+    encrypted: bool
     files: int
     directories: int
     links: int
@@ -119,6 +121,7 @@ def describe(vault: Vault) -> Description:
     stored, log, changed = _on_disk(vault)
     ring = KeyRing.load(vault.directory)
     return Description(
+        encrypted=vault.encrypted,
         files=kinds["file"],
         directories=kinds["dir"],
         links=kinds["link"],

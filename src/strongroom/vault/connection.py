@@ -44,7 +44,7 @@ class Connection:
 
     Args:
         place: where the vault lies, or an open one, which stays open.
-        mode: as `SealedFileSystem` has it.
+        mode, encrypted: as `SealedFileSystem` has them.
         what: for errors.
     """
 
@@ -55,6 +55,7 @@ class Connection:
         anchor: Anchor | NoFreshness,
         mode: Mode | None,
         *,
+        encrypted: bool | None,
         what: str,
     ) -> None:
         self._given = place if isinstance(place, Vault) else None
@@ -62,6 +63,7 @@ class Connection:
         self._key = key
         self._anchor = anchor
         self._mode = mode
+        self._encrypted = encrypted
         self._what = what
         self._lock = threading.RLock()
         self._reader: Vault | None = None
@@ -86,7 +88,7 @@ class Connection:
     def _open(self, mode: Mode) -> Vault:
         key = KeyFile.load(self._key.path) if isinstance(self._key, KeyFilePath) else self._key
         assert key is not None  # noqa: S101  # the file system looked
-        return open_vault(self._directory(), mode, key=key, anchor=self._anchor)
+        return open_vault(self._directory(), mode, key=key, anchor=self._anchor, encrypted=self._encrypted)
 
     def reading(self) -> Vault:
         """The vault, to look at."""

@@ -27,6 +27,7 @@ from strongroom.sealed.opening import check_anchor, open_in
 from strongroom.storage import Directory, is_full
 from strongroom.vault.files import Files
 from strongroom.vault.journal import COMMIT_BYTE, LOG_BYTE, Journal
+from strongroom.vault.kind import meta_key
 from strongroom.vault.log import MAX_RECORD
 from strongroom.vault.rows import ROOT_INODE, Change, Inode, pack_change, parse_change
 from strongroom.vault.state import State
@@ -57,6 +58,7 @@ class Engine:
         anchor: Anchor | NoFreshness,
         *,
         what: str,
+        encrypted: bool = True,
         log: bool = False,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -64,6 +66,7 @@ class Engine:
         self._directory = directory
         self._mode = mode
         self._key = key
+        self._encrypted = encrypted
         self._anchor = anchor
         self._what = what
         self._clock = clock
@@ -80,7 +83,7 @@ class Engine:
             directory,
             META,
             mode,  # type: ignore[arg-type]
-            key,
+            self._meta_key,
             anchor,
             MIN_BLOCK,
             what=f"{what}: {META}",
@@ -90,7 +93,7 @@ class Engine:
         )
         try:
             self._locks = self._meta.locks
-            self._journal = Journal(directory, self._meta, self._locks, key)
+            self._journal = Journal(directory, self._meta, self._locks, self._meta_key)
             self._state = self._read_state()
             self._files = self._make_files()
             if mode == "x":
@@ -117,6 +120,7 @@ class Engine:
             catch_up=self._catch_up,
             live=self._meta.live_sequences,
             clock=self._clock,
+            encrypted=self._encrypted,
             what=self._what,
         )
 
@@ -139,6 +143,15 @@ class Engine:
     @property
     def mode(self) -> str:
         return self._mode
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether contents are ciphertext on the disk; else they are authenticated only."""
+        return self._encrypted
+
+    @property
+    def _meta_key(self) -> bytes:
+        return meta_key(self._key, encrypted=self._encrypted)
 
     @property
     def directory(self) -> Directory:
@@ -182,6 +195,19 @@ class Engine:
                 self._files.naming()
                 self._undecided = True
                 return self._finish()
+
+    def prepare(self) -> None:
+        """Write contents durably, so that what is left for `commit` is small. Nothing that was changed counts before.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        with self._lock:
+            self._usable(to_write=True)
+            with self._breaking(spared=lambda: True):
+                self._files.settle()
+            with self._breaking():
+                self._files.sync()
 
     def _finish(self) -> Root:
         try:
@@ -271,7 +297,16 @@ class Engine:
 
     def _have_recovered(self) -> None:
         """Have what a dead process logged committed by itself, before what is changed here."""
-        with type(self)(self._directory, "r+", self._key, self._anchor, what=self._what, clock=self._clock):
+        opening = type(self)(
+            self._directory,
+            "r+",
+            self._key,
+            self._anchor,
+            what=self._what,
+            encrypted=self._encrypted,
+            clock=self._clock,
+        )
+        with opening:
             pass
 
     def _catch_up(self) -> None:

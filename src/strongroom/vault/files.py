@@ -39,6 +39,7 @@ class Files:
         catch_up: called when this process begins to write to a file, so that it starts from the newest commit.
         live: gives the commits that readers may still open.
         clock: gives the time in nanoseconds.
+        encrypted: whether contents rest as ciphertext; else in clear, and not in rows, which are encrypted.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Files:
         catch_up: Callable[[], None],
         live: Callable[[], Collection[int]],
         clock: Callable[[], int],
+        encrypted: bool,
         what: str,
     ) -> None:
         self.directory = directory
         self.write_once: bool = getattr(directory, "write_once", False)
         self.state = state
         self.clock = clock
+        self.encrypted = encrypted
         self.what = what
         self.nodes: dict[int, Node] = {}
         self.unsynced: dict[bytes, Storage] = {}
@@ -71,7 +74,7 @@ class Files:
         self._fresh: set[bytes] = set()  # data files that no commit names yet
         self._named: set[bytes] = set()  # those that the commit being made names
         self._pack: PackWriter | None = None
-        self._packs = PackReader(directory, what)
+        self._packs = PackReader(directory, what, encrypted=encrypted)
         self._new_names = False
         self._overtaken = False  # another process has committed since this one did
 
@@ -214,6 +217,7 @@ class Files:
             held=held,
             what=f"{self.what}: data file {file.hex()}",
             cache=_CACHE,
+            authenticated_only=not self.encrypted,
         )
 
     def read_piece(self, piece: Packed, size: int) -> bytearray:
@@ -223,7 +227,8 @@ class Files:
         if self._pack is None or self._pack.full:
             self._close_pack()
             pack = self._new_id()
-            self._pack = PackWriter(self.directory.open(pack.hex(), "x", shared=True), pack)
+            storage = self.directory.open(pack.hex(), "x", shared=True)
+            self._pack = PackWriter(storage, pack, encrypted=self.encrypted)
         piece = self._pack.append(data)
         self.state.new_packs[self._pack.id] = self._pack.key, self._pack.size
         return piece

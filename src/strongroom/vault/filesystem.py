@@ -59,6 +59,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         mode: ``r`` to read only, ``r+`` to change, ``x`` to create the vault; by default it is opened for reading, and
             for writing when that is first asked for.
         autocommit: False: nothing is committed before `commit`, `close` or the end of a transaction.
+        encrypted: as `vault.open` has it.
         fo, target_protocol: set by fsspec for a chained URL.
         target_options: of the file system that the vault lies in.
 
@@ -82,6 +83,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         anchor: Anchor | NoFreshness | str | os.PathLike[str] | None = None,
         mode: Mode | None = None,
         autocommit: bool = True,
+        encrypted: bool | None = None,
         target_protocol: str | None = None,
         target_options: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -107,7 +109,7 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
         else:
             where = self._place
         opener = KeyFilePath(key_file) if key_file is not None else key
-        self._vaults = Connection(where, opener, _anchor_of(anchor), mode, what=repr(self))
+        self._vaults = Connection(where, opener, _anchor_of(anchor), mode, encrypted=encrypted, what=repr(self))
 
     # What it is, without the key.
 

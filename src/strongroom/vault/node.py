@@ -248,8 +248,10 @@ class Node:
             inode.body = Tree(*self._file, since=0, version=self._prepared)
             self._files.unsynced[self._file[0]] = self._storage
         elif self._small is not None:
-            if len(self._small) <= INLINE:
-                inode.body = Inline(bytes(self._small)) if self._small else None
+            if not self._small:
+                inode.body = None
+            elif len(self._small) <= INLINE and self._files.encrypted:
+                inode.body = Inline(bytes(self._small))
             else:
                 inode.body = self._files.write_piece(self._small)
         self._files.state.touch(inode)
@@ -280,6 +282,29 @@ class Node:
         if self._tree is not None:
             return self._tree.verify()
         return len(self._small or b"") > 0
+
+    def parts(self) -> list[tuple[bytes, int, int]]:
+        """Where the content rests, of a file that has not been changed: (data file, or nothing for zeros, offset,
+        length), one after the other. What lies in a row is nowhere.
+        """
+        self._load()
+        inode = self.inode
+        if isinstance(inode.body, Packed):
+            return [(inode.body.pack, inode.body.offset, inode.size)]
+        found: list[tuple[bytes, int, int]] = []
+        if self._tree is None or self._file is None:
+            return found
+        file, _, size = self._file
+        for place in self._tree.places():
+            name, at = (file, (place - 1) * size) if place else (b"", 0)
+            if found and found[-1][0] == name and (not place or sum(found[-1][1:]) == at):
+                found[-1] = name, found[-1][1], found[-1][2] + size
+            else:
+                found.append((name, at, size))
+        if over := sum(part[2] for part in found) - inode.size:
+            name, at, length = found.pop()
+            found.append((name, at, length - over))
+        return found
 
     # The log.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_PACK: Final = 16 << 20
 _OPEN_PACKS: Final = 16
 _LABEL = b"strongroom/vault/v1/piece\0"
+_CLEAR_LABEL = b"strongroom/vault/v1/clear-piece\0"
 
 
 def pack_cipher(key: bytes, pack: bytes) -> BlockCipher:
@@ -27,12 +28,13 @@ def pack_cipher(key: bytes, pack: bytes) -> BlockCipher:
 class PackWriter:
     """A pack that this process made and appends to. What is in it is never overwritten."""
 
-    def __init__(self, storage: Storage, pack: bytes) -> None:
+    def __init__(self, storage: Storage, pack: bytes, *, encrypted: bool) -> None:
         self.id = pack
         self.key = random_key()
         self.size = 0
         self.synced = True
         self._storage = storage
+        self._encrypted = encrypted
         self._cipher = pack_cipher(self.key, pack)
         self._nonces = NonceSource()
 
@@ -43,10 +45,15 @@ class PackWriter:
     def append(self, data: Buffer) -> Packed:
         """Seal a piece; it is durable after the next `sync`."""
         nonce = self._nonces.next()
-        box = self._cipher.encrypt(nonce, data, _LABEL + self.id)
-        self._storage.write_at(self.size, memoryview(box)[:-TAG_SIZE])
+        if self._encrypted:
+            box = self._cipher.encrypt(nonce, data, _LABEL + self.id)
+            written: Buffer = memoryview(box)[:-TAG_SIZE]
+        else:
+            written = bytes(data)
+            box = self._cipher.encrypt(nonce, b"", _CLEAR_LABEL + self.id + written)
+        self._storage.write_at(self.size, written)
         piece = Packed(self.id, self.size, nonce, box[-TAG_SIZE:])
-        self.size += len(box) - TAG_SIZE
+        self.size += memoryview(written).nbytes
         self.synced = False
         return piece
 
@@ -62,9 +69,10 @@ class PackWriter:
 class PackReader:
     """Reads pieces, keeping a few packs open."""
 
-    def __init__(self, directory: Directory, what: str) -> None:
+    def __init__(self, directory: Directory, what: str, *, encrypted: bool) -> None:
         self._directory = directory
         self._what = what
+        self._encrypted = encrypted
         self._open: OrderedDict[bytes, tuple[Storage, BlockCipher]] = OrderedDict()
 
     def read(self, piece: Packed, size: int, key: bytes) -> bytearray:
@@ -86,19 +94,28 @@ class PackReader:
             self._open.move_to_end(piece.pack)
         storage, cipher = found
         there = storage.size() >= piece.offset + size  # first: no row makes anybody allocate more than there is
-        box = bytearray(size + TAG_SIZE if there else 0)
-        if not there or storage.read_into(piece.offset, memoryview(box)[:size]) != size:
+        head = b"" if self._encrypted else _CLEAR_LABEL + piece.pack
+        box = bytearray(head + bytes(size + TAG_SIZE) if there else b"")
+        if not there or storage.read_into(piece.offset, memoryview(box)[len(head) : len(head) + size]) != size:
             raise TruncatedError(f"{self._what}: data file {piece.pack.hex()} is too short", hint=CUT_HINT)
-        box[size:] = piece.tag
-        content = bytearray(size)
         try:
-            cipher.decrypt_into(piece.nonce, box, _LABEL + piece.pack, content)
+            return self._open_piece(cipher, piece, box, size)
         except TamperedError:
             raise TamperedError(
                 f"{self._what}: data file {piece.pack.hex()}: authentication failed at byte {piece.offset}",
                 hint=CHANGED_HINT,
             ) from None
-        return content
+
+    def _open_piece(self, cipher: BlockCipher, piece: Packed, box: bytearray, size: int) -> bytearray:
+        """The content of what was read into `box`: private memory, that the host cannot change any more."""
+        if self._encrypted:
+            content = bytearray(size)
+            box[size:] = piece.tag
+            cipher.decrypt_into(piece.nonce, box, _LABEL + piece.pack, content)
+            return content
+        del box[-TAG_SIZE:]  # it is associated data as a whole
+        cipher.decrypt_into(piece.nonce, piece.tag, box, bytearray())
+        return box[len(_CLEAR_LABEL) + len(piece.pack) :]
 
     def forget(self, pack: bytes) -> None:
         """Close a pack that is dead."""

@@ -99,6 +99,15 @@ class VaultFile(Stream):
             except (IntegrityError, FormatError) as error:
                 raise self._told(error) from None
 
+    def parts(self) -> list[tuple[bytes, int, int]]:
+        """As `Node.parts`, of a file that is open for reading."""
+        with self._lock:
+            self._usable()
+            try:
+                return self._node.parts()
+            except (IntegrityError, FormatError) as error:
+                raise self._told(error) from None
+
     def close(self) -> None:
         """Give the file its name if it was opened with ``wb``. Closing twice is fine."""
         with self._lock:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from strongroom.crypto import equal
 from strongroom.errors import LockedError, UsageError
 from strongroom.storage import LOCKS_AT
+from strongroom.vault.kind import meta_key
 from strongroom.vault.rows import Packed, Tree
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def rekey(vault: Engine, key: bytes, progress: Callable[[int], None]) -> Root:
         _rewrite_all(vault, progress)
     with vault._breaking(), vault._commit_lock():
         if not meta.rekeying:
-            meta.rekey(key)
+            meta.rekey(meta_key(key, encrypted=vault.encrypted))
             meta.commit(log=journal.position)
         while meta.rekey_step(_REKEY_STEP):
             meta.commit(log=journal.position)
@@ -84,7 +85,7 @@ def rekey(vault: Engine, key: bytes, progress: Callable[[int], None]) -> Root:
             root = meta.commit(log=journal.position)
             state.committed(root.sequence)
         vault._key = key
-        journal.rekeyed(key)
+        journal.rekeyed(vault._meta_key)
     return root
 
 

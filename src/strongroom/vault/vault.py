@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import FormatError, UsageError, WrongKeyError
 from strongroom.sealed import Anchor, NoFreshness
 from strongroom.sealed.layout import DEFAULT_BLOCK, MIN_BLOCK, check_block_size
 from strongroom.storage import Directory, LocalDirectory
 from strongroom.vault.access import VaultKey, check_ring, find_key
+from strongroom.vault.engine import META
 from strongroom.vault.inodes import Inodes, failure
+from strongroom.vault.kind import is_kind, shown
 from strongroom.vault.paths import check_path, show, split
 from strongroom.vault.rows import ROOT_INODE, Inode
 from strongroom.vault.stream import VaultFile
@@ -49,6 +51,7 @@ def open(  # noqa: A001  # used as `vault.open`
     *,
     key: VaultKey,
     anchor: Anchor | NoFreshness,
+    encrypted: bool | None = None,
 ) -> Vault:
     """Open the vault in a directory.
 
@@ -63,11 +66,16 @@ def open(  # noqa: A001  # used as `vault.open`
             or a `KeySource` (`strongroom.vault.keys`). With ``x`` a `Passphrase`, an `AgeRecipient` or a `SourceKey`
             makes a random vault key and a slot for it.
         anchor: where the latest root is remembered, or `NO_FRESHNESS` to accept any authentic version, however old.
+        encrypted: False for a vault that is authenticated only: anybody can read contents on the disk, nobody can
+            change them; names and attributes are encrypted all the same. A vault is refused if it is not as stated; by
+            default a reader takes either kind, which nobody without the key can exchange for the other, and a writer
+            an encrypted one only.
 
     Raises:
         FileNotFoundError, FileExistsError: there is no vault, or there is one already.
         LockedError: somebody else is writing, where the platform has no byte locks.
-        FormatError, WrongKeyError, TruncatedError, RollbackError, TamperedError: as `open_sealed`.
+        FormatError: it is not a vault, or not `encrypted` as stated.
+        WrongKeyError, TruncatedError, RollbackError, TamperedError: as `open_sealed`.
     """
     if mode not in ("r", "r+", "x"):
         raise UsageError(f"mode: {mode!r}, wanted r, r+ or x")
@@ -79,13 +87,32 @@ def open(  # noqa: A001  # used as `vault.open`
             raise FileExistsError(f"{os.fspath(path)}: is not empty")
         LocalDirectory(Path(path).absolute().parent).sync()
     unlocked = find_key(directory, key, new=mode == "x")
-    vault = Vault(directory, mode, unlocked.key, anchor, what=what)
+    vault = _open_kind(directory, mode, unlocked.key, anchor, what, encrypted)
     try:
         check_ring(vault, unlocked.ring)
     except BaseException:
         vault.discard()
         raise
     return vault
+
+
+def _open_kind(
+    directory: Directory, mode: Mode, key: bytes, anchor: Anchor | NoFreshness, what: str, encrypted: bool | None
+) -> Vault:
+    """Open it as the kind that it has to be, or for a reader who has not said, as the kind that it is."""
+    wanted = encrypted is not False
+    try:
+        return Vault(directory, mode, key, anchor, what=what, encrypted=wanted)
+    except WrongKeyError:
+        if not is_kind(directory, META, key, encrypted=not wanted):
+            raise
+    if encrypted is None and mode == "r":
+        return Vault(directory, mode, key, anchor, what=what, encrypted=not wanted)
+    hint = "say encrypted=False (--authenticated) if that is meant: what is written to it, anybody can read"
+    raise FormatError(
+        f"{what}: is {shown(encrypted=not wanted)}, wanted {shown(encrypted=wanted)}",
+        hint=hint if wanted and mode != "r" else None,
+    )
 
 
 class Vault(Inodes):

@@ -163,19 +163,32 @@ def parse_log_area(raw: bytes) -> tuple[tuple[Event, ...], int]:
 
 def _events(raw: bytes, end: int) -> tuple[tuple[Event, ...], int]:
     """The events that begin before `end`, and where the last one ends."""
-    pcr, kind, zeros, size = _FIRST.unpack(_part(raw, 0, _FIRST.size))
-    spec = _part(raw, _FIRST.size, size)
-    if pcr or kind != NO_ACTION or any(zeros) or not spec.startswith(_SPEC_ID):
-        raise FormatError("event log: does not begin with a Spec ID Event03, as a crypto-agile log does")
-    algorithms = _algorithms(spec)
+    algorithms, at = _begun(raw)
     events: list[Event] = []
-    at = _FIRST.size + size
     while at < end:
         if len(events) == MAX_EVENTS:
             raise FormatError(f"event log: more than {MAX_EVENTS} events")
         event, at = _event(raw, at, algorithms)
         events.append(event)
     return tuple(events), at
+
+
+def log_banks(raw: bytes) -> tuple[str, ...]:
+    """The banks that each event of a log has a digest of, in its order.
+
+    Raises:
+        FormatError: it is not one of the crypto-agile form.
+    """
+    return tuple(name for name, _ in _begun(raw)[0].values())
+
+
+def _begun(raw: bytes) -> tuple[dict[int, tuple[str, int]], int]:
+    """The digests that each event has, and where the first event ends, which says so."""
+    pcr, kind, zeros, size = _FIRST.unpack(_part(raw, 0, _FIRST.size))
+    spec = _part(raw, _FIRST.size, size)
+    if pcr or kind != NO_ACTION or any(zeros) or not spec.startswith(_SPEC_ID):
+        raise FormatError("event log: does not begin with a Spec ID Event03, as a crypto-agile log does")
+    return _algorithms(spec), _FIRST.size + size
 
 
 def _algorithms(spec: bytes) -> dict[int, tuple[str, int]]:

@@ -41,7 +41,7 @@ def here(*, system: System = os) -> Attester:
         return ConfigfsAttester(system=system)
     if nsm_is_here(system):
         return NitroAttester(system=system)
-    if _tpm_is_here(system):
+    if tpm_is_here(system):
         Tpm.open().close()  # whether it can be used is said now
         return OpeningTpm()
     raise UnsupportedPlatformError(
@@ -68,7 +68,12 @@ class OpeningTpm:
             return TpmAttester(tpm, event_log=_event_log()).evidence(report_data)
 
 
-def _tpm_is_here(system: System) -> bool:
+def tpm_is_here(system: System) -> bool:
+    """Whether this machine has a TPM, or the environment names one.
+
+    Raises:
+        UnsupportedPlatformError: it has one, and not for this user.
+    """
     if os.environ.get(VARIABLE):
         return True
     try:

@@ -5,7 +5,8 @@ whenever it is asked, so that nothing is stored anywhere and an enrolment lasts 
 which signs several times faster than RSA on most TPMs.
 
 Which TPM: the argument, else the environment's STRONGROOM_TPM, else ``device:/dev/tpmrm0``; as tpm2-tss names them
-(`Tss2_TctiLdr_Initialize`), so that ``swtpm:path=SOCKET`` is a software TPM. A bare path is a device.
+(`Tss2_TctiLdr_Initialize`), so that ``swtpm:path=SOCKET`` is a software TPM. A bare path is a device. The environment's
+STRONGROOM_TPM_LOG names the firmware's event log of another TPM than the machine's own.
 
 `tpm2_pytss` is imported on first use: it takes time to load and headers to build.
 """
@@ -39,6 +40,7 @@ from strongroom.errors import (
 )
 
 VARIABLE = "STRONGROOM_TPM"
+LOG_VARIABLE = "STRONGROOM_TPM_LOG"
 DEFAULT = "device:/dev/tpmrm0"
 EVENT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
 # Firmware, its configuration, the boot loader, Secure Boot, and what GRUB measures. From 10 on, registers change while
@@ -50,6 +52,7 @@ BOOT_PCRS = tuple(range(10))
 EK_KINDS = ("EK-ECC256", "EK-RSA2048", "EK-HIGH-ECC256", "EK-HIGH-ECC384", "EK-HIGH-RSA2048")
 _AK_TEMPLATE = "ecc_nist_p256:ecdsa-sha256:null"
 _AK_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign"
+_EXTENDABLE = ("sha1", "sha256", "sha384", "sha512")
 _MAX_CERTIFICATE = 16 * 1024
 # Between reading the registers and quoting them, something may extend one.
 _ATTEMPTS = 5
@@ -86,7 +89,7 @@ class Tpm:
             MissingDependencyError: tpm2-pytss, or a library under it, is not installed.
             UnsupportedPlatformError: nothing answers there.
         """
-        where = where or os.environ.get(VARIABLE) or DEFAULT
+        where = where or tpm_name()
         where = f"device:{where}" if where.startswith("/") else where
         library = _library()
         try:
@@ -166,12 +169,25 @@ class Tpm:
 
     def extend(self, index: int, value: bytes, *, bank: str = "sha256") -> None:
         """Extend a register by a digest: it becomes the digest of itself and `value`, in that bank alone."""
+        self.extend_banks(index, {bank: value})
+
+    def extend_banks(self, index: int, values: Mapping[str, bytes]) -> None:
+        """Extend a register by a digest for each of these banks, at once.
+
+        Raises:
+            UnsupportedPlatformError: this library knows no such bank.
+        """
         types = self._library
         with self._asking(f"extend PCR {index}"):
-            algorithm = getattr(types.TPM2_ALG, bank.upper())
-            union = types.TPMU_HA(**{bank: value})
-            digests = types.TPML_DIGEST_VALUES([types.TPMT_HA(hashAlg=algorithm, digest=union)])
-            self._esapi.pcr_extend(types.ESYS_TR(index), digests)
+            digests = []
+            for bank, value in values.items():
+                if bank not in _EXTENDABLE:
+                    raise UnsupportedPlatformError(
+                        f"tpm: cannot extend bank {bank}", hint="turn that bank off in the firmware's set-up"
+                    )
+                algorithm = getattr(types.TPM2_ALG, bank.upper())
+                digests.append(types.TPMT_HA(hashAlg=algorithm, digest=types.TPMU_HA(**{bank: value})))
+            self._esapi.pcr_extend(types.ESYS_TR(index), types.TPML_DIGEST_VALUES(digests))
 
     def pcrs(self, bank: str, indices: Sequence[int]) -> dict[int, bytes]:
         """The values of these registers. Raises UnsupportedPlatformError if the TPM does not keep that bank."""
@@ -302,6 +318,19 @@ class TpmAttester:
         except (FormatError, VerificationError):
             return b""
         return self.event_log
+
+
+def tpm_name() -> str:
+    """Which TPM is opened if nothing else is said."""
+    return os.environ.get(VARIABLE) or DEFAULT
+
+
+def event_log_path() -> Path | None:
+    """Where the firmware's log of the TPM lies that `Tpm.open` opens; None if nobody has said, of another than the
+    machine's own."""
+    if named := os.environ.get(LOG_VARIABLE):
+        return Path(named)
+    return EVENT_LOG if tpm_name() in (DEFAULT, DEFAULT.removeprefix("device:")) else None
 
 
 def read_event_log(path: Path = EVENT_LOG) -> bytes:

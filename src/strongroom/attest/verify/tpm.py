@@ -24,6 +24,7 @@ from strongroom.attest.claims import Claims, pcrs_measurement
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.endorsements import Endorsements, parse_endorsements
 from strongroom.attest.parse.event_log import NO_ACTION, Event, parse_event_log, replay, secure_boot
+from strongroom.attest.parse.launched import PROGRAM_PCR, programs
 from strongroom.attest.parse.tpm import (
     DIGEST_SIZES,
     TpmEvidence,
@@ -101,7 +102,17 @@ def verify_tpm(evidence: Evidence, anchors: Anchors, now: int) -> Claims:
             "firmware_version": f"{quote.firmware_version:016x}",
             **_told(events, bank),
         },
+        programs=_programs(events, bank, shown),
     )
+
+
+def _programs(events: tuple[Event, ...], bank: str, shown: TpmEvidence) -> tuple[str, ...] | None:
+    """The programs that were measured; None where the log does not explain their register."""
+    value = shown.pcrs[bank].get(PROGRAM_PCR)
+    if value is None or not shown.event_log:
+        return None
+    found = programs(events, PROGRAM_PCR, bank)
+    return found if found or not any(value) else None
 
 
 def check_attestation_key(public: TpmPublic) -> None:

@@ -59,6 +59,8 @@ EVIDENCE = table(
         "quote": BASE64,
         "endorsements": BASE64,
         "devices?": listed(OBJECT, minItems=1, maxItems=MAX_DEVICES),
+        "program?": matching("[0-9a-f]{96}", "a program's measurement"),
+        "event_log?": BASE64,
     },
     closed=True,
 )

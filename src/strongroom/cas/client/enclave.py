@@ -17,8 +17,8 @@ from strongroom.attest.binding import EXPORTER_LABEL, Kind, canonical, report_da
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.reference import ReferenceValues
 from strongroom.cas.client.address import MAX_ANSWER, TIMEOUT, cas_expectation
+from strongroom.cas.client.anchor import CasAnchor, policy_path
 from strongroom.cas.client.appraisal import greetings
-from strongroom.cas.client.owner import CasAnchor, policy_path
 from strongroom.cas.client.watch import RevocationWatch
 from strongroom.cas.log.head import CasHttp, MemoryHead
 from strongroom.cas.wire import (
@@ -31,10 +31,14 @@ from strongroom.cas.wire import (
     hex_field,
     text_field,
 )
-from strongroom.channel import Identity, Response, TlsStream
+from strongroom.channel import Expect, Identity, Response, TlsStream, expect_authority
 from strongroom.crypto import Certificate, HpkeKey, digest
 from strongroom.errors import CasError, ChannelError, FormatError, RevokedError, StrongroomError
 from strongroom.lineage.statement import Output, Run
+
+
+def _utc() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ class EnclaveSession:
         self._lock = threading.RLock()
         self._stream: TlsStream | None = None
         self._provisions: Provisions | None = None
+        self._root: Certificate | None = None  # of the CAS, as it showed it
         self._endorsed: Evidence | None = None  # what the CAS completed last
         self._http = CasHttp(
             dial,
@@ -211,6 +216,7 @@ class EnclaveSession:
         given = _provisions(box, policy_digest, certificate)
         self._provisions = replace(given, lease=lease["number"], seconds=lease["seconds"])
         self._stream, self._attested = stream, started
+        self._root = next((each for each in stream.peer if each.key.fingerprint == self._cas_root), None)
         return self._provisions
 
     @property
@@ -311,6 +317,22 @@ class EnclaveSession:
     def serving_identity(self) -> Identity:
         """The enclave's key under the certificate that the CAS issued: what a service shows its clients."""
         return Identity(self._identity.key, (self._provisioned().certificate,))
+
+    def linking_identity(self) -> Identity:
+        """The same with the CAS's root: what this enclave shows another, which pins that root (`expect_policy`).
+
+        Raises:
+            CasError: the CAS has not shown its root.
+        """
+        identity = self.serving_identity()
+        with self._lock:
+            if self._root is None:
+                raise CasError("CAS: has not shown its root's certificate")
+            return Identity(identity.key, (*identity.chain, self._root))
+
+    def expect_policy(self, policy: str, *, now: Callable[[], dt.datetime] = _utc) -> Expect:
+        """The peer is an enclave that this CAS has appraised under that policy, and not too long ago."""
+        return expect_authority(self._cas_root, uri=f"spiffe://strongroom/{policy}", now=now)
 
     def certify_service(self, models: Mapping[str, str]) -> ServiceResult:
         """Make kind-2 evidence over a fresh time token and have the CAS appraise it.

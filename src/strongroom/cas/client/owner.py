@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from strongroom.attest.binding import EXPORTER_LABEL
 from strongroom.attest.reference import ReferenceValues
 from strongroom.cas.client.address import MAX_ANSWER, TIMEOUT, cas_expectation, dial_cas, split_address
+from strongroom.cas.client.anchor import CasAnchor, policy_path
 from strongroom.cas.client.appraisal import appraise_first
 from strongroom.cas.client.login import login_by_key, login_by_token
 from strongroom.cas.log.audit import MAX_WITNESSED, Audit, Extended, Witnessed
@@ -25,7 +26,7 @@ from strongroom.cas.policy.succession import SignedPolicy, verify_chain
 from strongroom.cas.policy.version import Policy, parse_policy, sign_policy
 from strongroom.cas.start.mode import Restart, change, confirmation
 from strongroom.cas.wire import PARTY_ROLE, b64, bytes_field, hex_field, party_statement, text_field
-from strongroom.channel import Identity, Response, expect_authority
+from strongroom.channel import Identity, expect_authority
 from strongroom.crypto import Certificate, PublicKey, Signer, SigningKey
 from strongroom.errors import CasError, FormatError, PolicyError, RollbackError, UsageError
 from strongroom.sealed import Root
@@ -35,12 +36,6 @@ MAX_HISTORY = 1 << 26
 
 def _utc() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
-
-
-def policy_path(policy: str, *rest: str) -> str:
-    """The path of a policy, or of something of it."""
-    namespace, _, name = policy.partition("/")
-    return "/v1/policies/" + "/".join(quote(part, safe="") for part in (namespace, name, *rest))
 
 
 def _namespace_path(name: str, *rest: str) -> str:
@@ -487,29 +482,3 @@ class OwnerClient:
                 hint="give the owner's key: --owner FILE",
             )
         return self._owner
-
-
-class _Http(Protocol):
-    """What `CasAnchor` needs of an `HttpClient` or of an `EnclaveSession`."""
-
-    def request(
-        self, method: str, path: str, *, body: bytes = b"", headers: Mapping[str, str] | None = None
-    ) -> Response: ...
-
-
-class CasAnchor:
-    """Freshness that a CAS remembers: the anchor of one vault of one policy (see `sealed.Anchor`)."""
-
-    def __init__(self, http: _Http, policy: str, vault: str) -> None:
-        self._http = http
-        self._path = policy_path(policy, "anchors", vault)
-
-    def read(self) -> Root | None:
-        root = self._http.request("GET", self._path).expect_ok().json().get("root")
-        return None if root is None else Root.parse(str(root))
-
-    def advance(self, old: Root | None, new: Root) -> None:
-        """Raises ConflictError if the CAS holds neither `old` nor `new`."""
-        body = json.dumps({"old": None if old is None else str(old), "new": str(new)}).encode()
-        headers = {"content-type": "application/json"}
-        self._http.request("PUT", self._path, body=body, headers=headers).expect_ok()

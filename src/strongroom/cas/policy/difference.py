@@ -95,6 +95,8 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
         yield from _asked(getattr(old, name), getattr(new, name), f"{path}.{name}")
     for name in sorted({*old.registers, *new.registers}):
         yield from _asked(old.registers.get(name), new.registers.get(name), f"{path}.registers.{name}")
+    yield from _platforms(old, new, f"{path}.platforms")
+    yield from _accepted(old.other_programs, new.other_programs, f"{path}.other_programs")
     for tee in sorted({*old.minimum_tcb, *new.minimum_tcb}):
         needed = tee in BY_PRODUCT
         yield from _floors(old.floors(tee), new.floors(tee), f"{path}.minimum_tcb.{tee}", needed=needed)
@@ -138,6 +140,21 @@ def _reference(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
             # All that they may be; how many is told.
             none = ReferenceValues((), (), tcb_statuses=())
             yield from _reference(none, replace(new.devices, count=None), f"{path}.devices")
+
+
+def _platforms(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterator[Change]:
+    """What machines must have booted. With a platform other evidence of that kind counts than without."""
+    for tee in sorted({*old.platforms, *new.platforms}):
+        before, after = old.platforms.get(tee), new.platforms.get(tee)
+        if before is None or after is None:
+            told = "programs on such a machine are accepted, and no other evidence of it"
+            if after is None:
+                told = "programs on such a machine are not accepted any more; other evidence of it is"
+            effect: Effect = "other" if tee in old.tees and tee in new.tees else "more" if before is None else "less"
+            yield Change(f"{path}.{tee}", effect, told)
+            continue
+        for name in sorted({*before, *after}):
+            yield from _asked(before.get(name), after.get(name), f"{path}.{tee}.{name}")
 
 
 def _floors(old: Floors, new: Floors, key: str, *, needed: bool) -> Iterator[Change]:
@@ -199,7 +216,9 @@ def _program(old: Program | None, new: Program | None) -> Iterator[Change]:
             return
     if old is None:
         yield Change("program.command", "other", f"is {list(new.command)}")
-        old = replace(new, files=(), environment={})
+        old = replace(new, files=(), environment={}, image="")
+    if old.image != new.image:
+        yield Change("program.image", "other", f"was {old.image or 'none'}, is {new.image or 'none'}")
     if old.command != new.command:
         yield Change("program.command", "other", f"was {list(old.command)}, is {list(new.command)}")
     for name in sorted({*old.files, *new.files}):

@@ -15,6 +15,7 @@ SEALED_ACCESS = ("read-only", "read-write")
 FRESHNESS = ("strict", "grouped")
 PATH_RULES = ("encrypted", "authenticated", "ephemeral", "host")
 WITH_VAULT = ("encrypted", "authenticated")
+_NESTING = frozenset(("vaults", "paths"))  # of what lies in another, the longest path holds
 MAX_INSTANCES = 10_000
 
 # Top directories of an enclave that nothing of a policy's may hide or lie in.
@@ -180,7 +181,7 @@ def read_source(table: Table) -> str:
 
 
 def check_places(top: Table, things: Iterable[tuple[str, str, int, str]]) -> None:
-    """Refuse a place that is another's, or lies in another's; but rules for paths may lie in each other.
+    """Refuse a place that is another's, or lies in another's; but vaults and rules for paths may lie in each other.
 
     Args:
         things: of each, the kind, the key, its number, and the path; empty for what has none.
@@ -191,7 +192,7 @@ def check_places(top: Table, things: Iterable[tuple[str, str, int, str]]) -> Non
     for inner, kind, number, key in found:
         while around and not inner.startswith(around[-1][0]):
             around.pop()
-        nested = [outer for outer, other in around if outer == inner or (kind, other) != ("paths", "paths")]
+        nested = [outer for outer, other in around if outer == inner or not {kind, other} <= _NESTING]
         if nested:
             outer = nested[-1]
             same = "appears twice" if outer == inner else f"lies in {outer[:-1][:80]!r}"

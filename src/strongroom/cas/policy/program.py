@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from strongroom.cas.policy.places import check_path, read_source
 from strongroom.cas.policy.rights import WORD
-from strongroom.cas.policy.table import MAX_DOCUMENT, Table, number
+from strongroom.cas.policy.table import FINGERPRINT, MAX_DOCUMENT, Table, number
 from strongroom.cas.policy.templates import as_template
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
@@ -55,20 +55,27 @@ class FileRule:
 class Program:
     """What runs: a command, the files it consists of (relative to the document) and its environment.
 
-    The command's strings and the environment's values are templates (`strongroom.cas.policy.templates`).
+    The command's strings and the environment's values are templates (`strongroom.cas.policy.templates`). With an
+    `image`, the digest of a container image that is the program's root, the command is what its entry point gets in
+    place of its own arguments; empty for these.
     """
 
     command: tuple[str, ...]
     files: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    image: str = ""
 
     @classmethod
     def literal(
-        cls, command: Iterable[str], files: Iterable[str], environment: Mapping[str, str] | None = None
+        cls,
+        command: Iterable[str],
+        files: Iterable[str],
+        environment: Mapping[str, str] | None = None,
+        image: str = "",
     ) -> Program:
         """The program of these words and variables as they are, whatever they contain."""
         variables = {name: as_template(value) for name, value in (environment or {}).items()}
-        return cls(tuple(map(as_template, command)), tuple(files), variables)
+        return cls(tuple(map(as_template, command)), tuple(files), variables, image)
 
 
 def read_program(table: Table) -> Program:
@@ -83,11 +90,17 @@ def read_program(table: Table) -> Program:
     for name in files:
         if not name or name.startswith("/") or ".." in name.split("/"):
             table.refuse(f"program.files: got {name[:80]!r}, wanted a path below the document's directory", "files")
-    command = table.strings("command")
-    if not "".join(command[:1]):
+    image = ""
+    if "image" in table.value:
+        image = table.match("image", FINGERPRINT, "the digest of a container image, sha256:...")
+    else:
+        table.take("image", None)
+    said = "command" in table.value or not image
+    command = table.strings("command") if said else table.take("command", ())
+    if said and not "".join(command[:1]):
         table.refuse("program.command: starts with an empty string, wanted a program", "command")
     table.finish()
-    return Program(command, files, {name: value for name, value in values.items() if isinstance(value, str)})
+    return Program(command, files, {name: value for name, value in values.items() if isinstance(value, str)}, image)
 
 
 def read_secret(table: Table) -> SecretRule:

@@ -10,10 +10,11 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from strongroom.attest.evidence import DEVICES, TEES
-from strongroom.attest.reference import ReferenceValues
+from strongroom.attest.reference import ANY, ReferenceValues
 from strongroom.attest.words import BY_PRODUCT
 from strongroom.cas.policy.table import FINGERPRINT, Table, number
 from strongroom.errors import PolicyError
@@ -37,6 +38,7 @@ def reference_values(table: Table, *, draft: bool = False, alone: bool = False) 
         return ReferenceValues((), (), devices=_values(table.table("devices"), of_devices=True))
     statuses = table.strings("tcb_statuses", default=("UpToDate",))
     tpm_roots = table.optional_strings("tpm_roots") or ()
+    platforms, others = table.optional_table("platforms"), table.strings("other_programs", default=())
     devices = table.optional_table("devices")
     return _values(
         table,
@@ -44,6 +46,8 @@ def reference_values(table: Table, *, draft: bool = False, alone: bool = False) 
         tcb_statuses=statuses,
         tpm_roots=tpm_roots,
         devices=None if devices is None else _values(devices, of_devices=True),
+        platforms={tee: _registers(platforms.table(tee)) for tee in platforms.value} if platforms else {},
+        other_programs=others,
     )
 
 
@@ -55,6 +59,8 @@ def _values(
     tcb_statuses: tuple[str, ...] = (),
     tpm_roots: tuple[str, ...] = (),
     devices: ReferenceValues | None = None,
+    platforms: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
+    other_programs: tuple[str, ...] = (),
 ) -> ReferenceValues:
     """What enclaves and devices have in common, with what only enclaves have as arguments."""
     tees, kinds = table.strings("tees"), DEVICES if of_devices else ENCLAVES
@@ -86,7 +92,7 @@ def _values(
         "allow_simulated": simulated,
         "minimum_tcb": {tee: _versions(minimum.table(tee), tee) for tee in minimum.value} if minimum else {},
         "signers": signers,
-        "registers": {name: registers.strings(name) for name in registers.value} if registers else {},
+        "registers": _registers(registers) if registers else {},
         "hardware_ids": hardware_ids,
         "tpm_roots": tpm_roots,
         "weaknesses_allowed": weaknesses,
@@ -94,14 +100,22 @@ def _values(
         "revocation_required": revocation,
         "devices": devices,
         "count": count,
+        "platforms": platforms or {},
+        "other_programs": other_programs,
     }
     if not table.explains:
         return _made(table, said)
     # What is wrong with each key by itself, for these kinds; what is made of the document is thrown away.
     sound = dict(_ANY)
     for key, value in said.items():
+        # What else was started is known of machines only, and of SNP's not at all.
+        more = {"other_programs": (ANY,)} if key == "platforms" and value else {}
+        if key == "other_programs":
+            more = {"platforms": sound.get("platforms", {})}
+            if platforms and not more["platforms"]:
+                continue
         try:
-            _made(table, _ANY | {"tees": kinds} | {key: value})
+            _made(table, _ANY | {"tees": kinds} | more | {key: value})
             sound[key] = value
             kinds = (key == "tees" and value) or kinds
         except PolicyError as error:
@@ -118,6 +132,10 @@ def _made(table: Table, said: dict[str, Any]) -> ReferenceValues:
         return ReferenceValues(**said)
     except PolicyError as error:
         raise PolicyError(f"{table.path}.{error.message}", hint=error.hint) from None
+
+
+def _registers(table: Table) -> dict[str, tuple[str, ...]]:
+    return {name: table.strings(name) for name in table.value}
 
 
 def _allow_simulated(table: Table) -> str | None:

@@ -163,9 +163,10 @@ def _program() -> Schema:
                 "propertyNames": {"pattern": whole(_variable())},
                 "additionalProperties": string(_TEMPLATE),
             },
+            "image": text(FINGERPRINT.pattern, "The container image that is its root."),
         },
-        required=("command",),
-    )
+        required=(),
+    ) | {"anyOf": [{"required": ["command"]}, {"required": ["image"]}]}
 
 
 def _vault() -> Schema:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from strongroom.attest.evidence import DEVICES, MAX_DEVICES
-from strongroom.attest.reference import MEASUREMENT
+from strongroom.attest.reference import ANY, MEASUREMENT
 from strongroom.attest.words import (
     AMD_VERSIONS,
     BY_PRODUCT,
     COMMON_AMD_VERSIONS,
     INTEL_STATUSES,
+    PLATFORMS,
     VERSIONS,
     WEAKNESSES,
 )
@@ -17,6 +18,7 @@ from strongroom.cas.policy.schema_forms import NO_NUL, Schema, array, integer, s
 from strongroom.cas.policy.table import FINGERPRINT
 
 _DIGEST = FINGERPRINT.pattern
+_HEXADECIMAL = r"(?:[0-9a-f]{2})+"
 
 
 def reference_schema() -> Schema:
@@ -28,14 +30,32 @@ def reference_schema() -> Schema:
         {
             "tcb_statuses": array({"enum": list(INTEL_STATUSES)}, "Intel's words for a platform's state."),
             "tpm_roots": some(_DIGEST, "SHA-256 of root certificates or enrolled keys of TPMs."),
+            "platforms": {
+                "type": "object",
+                "description": "For each kind that is a whole machine, what it must have booted, by its registers: "
+                "`measurements` are then of programs on it.",
+                "properties": {tee: _platform(needed) for tee, needed in PLATFORMS.items()},
+                "additionalProperties": False,
+            },
+            "other_programs": some(
+                rf"{ANY}|{MEASUREMENT.pattern}", "Programs that may have been started on that machine besides."
+            ),
             "devices": devices,
         },
     )
 
 
+def _platform(needed: tuple[str, ...]) -> Schema:
+    return {
+        "type": "object",
+        "additionalProperties": some(_HEXADECIMAL),
+        "required": list(needed),
+    }
+
+
 def _values(what: str, tees: tuple[str, ...], more: Schema) -> Schema:
     """What enclaves and devices have in common. The parser knows the forms from `attest.reference`."""
-    hexadecimal, plain = r"(?:[0-9a-f]{2})+", string(NO_NUL)
+    hexadecimal, plain = _HEXADECIMAL, string(NO_NUL)
     return table(
         what,
         {

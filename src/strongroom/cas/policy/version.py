@@ -181,6 +181,23 @@ def parse_reference(text: str) -> ReferenceValues:
     return reference
 
 
+def reference_of(text: str) -> ReferenceValues:
+    """The reference values of a whole policy, or of a document that has nothing else.
+
+    Raises:
+        PolicyError: it is neither.
+    """
+    tables = set(parse_toml(text).value)
+    if tables == {"reference"}:
+        return parse_reference(text)
+    if "reference" not in tables:
+        raise PolicyError(
+            "policy: has no table [reference]",
+            hint="a whole policy has one, and a document with that table alone will do: --draft-policy writes it",
+        )
+    return parse_policy(text).reference
+
+
 def _policy(top: Table, text: str, *, draft: bool) -> Policy:
     head = top.table("policy")
     owner = head.match("owner", FINGERPRINT, "the fingerprint of the administrator's key, sha256:<64 hex>")

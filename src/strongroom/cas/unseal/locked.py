@@ -2,7 +2,7 @@
 
 It has no key that anybody knows: that of its CA is sealed too. So it shows a TLS key of its own making, and evidence
 that binds this connection, that key and an HPKE key to what runs. Holders verify that and then seal their shares to
-the HPKE key; `cli/cas_unseal.py` is their end.
+the HPKE key; `cli/cas/unseal.py` is their end.
 
 Rules:
 

@@ -30,6 +30,11 @@ _BATCH_NORMS = {
 
 
 def read_exported(path: Path, *, weights: bool) -> nn.Module:
+    """The program in a `.pt2` file, as a module; raises as `program_of`."""
+    return of_program(program_of(path), weights=weights)
+
+
+def program_of(path: Path) -> torch.export.ExportedProgram:
     """The program in a `.pt2` file.
 
     Raises:
@@ -50,7 +55,7 @@ def read_exported(path: Path, *, weights: bool) -> nn.Module:
     except Exception as error:  # of whatever class the parts of torch raise
         raise ModelFormatError(f"model: {path.name} cannot be loaded: {printable(str(error), 300)}") from error
     _require_carried(program, path.name)
-    return of_program(program, weights=weights)
+    return program
 
 
 def _require_carried(program: Any, name: str) -> None:

@@ -49,6 +49,16 @@ def read_keras(path: Path, *, weights: bool) -> KerasModule:
         raise ModelFormatError(f"model: Keras cannot load {path.name}: {printable(str(error), 300)}") from error
 
 
+def model_of(path: Path) -> Any:
+    """Keras's own object of the model in a file, with its weights; raises as `read_keras`."""
+    keras = _keras()
+    _require_data(keras, _config(path), path)
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # as above
+        raise ModelFormatError(f"model: Keras cannot load {path.name}: {printable(str(error), 300)}") from error
+
+
 def of_keras(model: Any) -> Any:
     """A Keras model as a `KerasModule`; anything else as it is."""
     keras = sys.modules.get("keras")

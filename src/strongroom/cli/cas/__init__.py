@@ -1,0 +1,1 @@
+"""`strongroom cas`: run a CAS, and an owner's dealings with one."""

@@ -1,0 +1,1 @@
+"""`strongroom demo`: the whole story on real data, in front of your eyes."""

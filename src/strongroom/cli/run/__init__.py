@@ -1,0 +1,1 @@
+"""`strongroom run`: an unmodified program in an enclave."""

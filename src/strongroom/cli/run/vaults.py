@@ -1,0 +1,81 @@
+"""Vaults as a command line names them: where they lie, and where a program finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from strongroom.cas.policy.version import VaultRule
+from strongroom.cli import output
+from strongroom.cli.workspace import SealedVault
+from strongroom.errors import UsageError
+
+
+def vaults_of(
+    data: Sequence[str], out: Sequence[str], *, flag: str = "--out"
+) -> tuple[dict[str, SealedVault], tuple[VaultRule, ...]]:
+    """Vaults by their names, which come from their mounts, and the rules that a policy has for them.
+
+    Args:
+        data: ``VAULT[:MOUNT]`` of each that is read, at /data if it does not say. They must be there.
+        out: of each that is written, at /out.
+        flag: what names those.
+
+    Raises:
+        UsageError: one is used twice, or a mount is; or one is authenticated only.
+    """
+    sealed: dict[str, SealedVault] = {}
+    rules = []
+    for texts, default, access in ((data, "/data", "read-only"), (out, "/out", "read-write")):
+        for text in texts:
+            path, mount = _place_and_mount(text, default)
+            name = mount.strip("/").replace("/", "-")
+            sealed[name] = SealedVault.at(path)
+            if access == "read-only":
+                sealed[name].open().close()
+            _check_encrypted(sealed[name])
+            rules.append(VaultRule(name, mount, access))
+    for one, other in combinations(rules, 2):
+        if one.mount == other.mount:
+            raise UsageError(f"mount: {one.mount} is used twice", hint="--data VAULT:/another/path")
+        if sealed[one.name].path.resolve() == sealed[other.name].path.resolve():
+            raise UsageError(f"vault: {sealed[one.name].path} is used twice", hint=f"give {flag} another vault")
+    return sealed, tuple(rules)
+
+
+def _check_encrypted(vault: SealedVault) -> None:
+    if vault.path.exists() and not vault.as_it_is().encrypted:
+        raise UsageError(
+            f"vault: {vault.path} is authenticated only, and only a policy of your own can say so",
+            hint='rule = "authenticated" in it, and --policy FILE',
+        )
+
+
+def make_vault(vault: SealedVault) -> None:
+    """Make an empty vault, unless it is there."""
+    if vault.path.exists():
+        return
+    with vault.create() as new:
+        new.commit()
+    output.note(f"made {vault.path}; its key is {vault.key_path}")
+
+
+def pairs(texts: Sequence[str], flag: str) -> list[tuple[str, str]]:
+    """Raises UsageError unless each is NAME=VALUE."""
+    found = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag}: got {text!r}, wanted NAME=VALUE")
+        found.append((name, value))
+    return found
+
+
+def _place_and_mount(text: str, default: str) -> tuple[Path, str]:
+    place, colon, mount = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), default
+    if not mount.startswith("/") or mount.strip("/") == "":
+        raise UsageError(f"mount: got {mount!r}, wanted an absolute path", hint="VAULT:/data, for one")
+    return Path(place), mount

@@ -1,0 +1,421 @@
+"""`strongroom run`: an unmodified program in an enclave."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from strongroom.cas.client.address import CasAddress
+from strongroom.cas.client.verification import verify_cas
+from strongroom.cas.policy.version import Policy, Program, SealedRule, VaultRule, parse_policy
+from strongroom.cli import output
+from strongroom.cli.cas import address as cas_address
+from strongroom.cli.cas import reference as cas_reference
+from strongroom.cli.image import add_image, image_of
+from strongroom.cli.mirror.directory import make_directory, mirror_key, seen_from_outside
+from strongroom.cli.remembered import compiled_code, keep_compiled, load_digests, remember_measured, save_digests
+from strongroom.cli.run import evidence as run_evidence
+from strongroom.cli.run import words as run_words
+from strongroom.cli.run.vaults import make_vault, pairs
+from strongroom.cli.run.words import LOG, MIRROR
+from strongroom.cli.workspace import (
+    Home,
+    SealedVault,
+    apply_development_policy,
+    entrust,
+    read_policy,
+    restored_here,
+    take_back,
+    write_policy,
+)
+from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, FileMount, VaultMount
+from strongroom.enclave.enforce import check_enforceable
+from strongroom.enclave.image import Unpacked, with_image
+from strongroom.enclave.launch import Enclave, Isolation, launch
+from strongroom.enclave.machine.kind import Machine
+from strongroom.enclave.measure import Part, measure, program_files, python_files
+from strongroom.errors import MeasurementError, StrongroomError, UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "strongroom run [OPTIONS] -- COMMAND ...\n"
+        "       strongroom run [OPTIONS] --image LAYOUT[:TAG] [-- COMMAND ...]\n"
+        "       strongroom run [OPTIONS] --policy FILE"
+    )
+    parser.epilog = (
+        "Without --policy, a development policy is written and applied to this user's development CAS: it names "
+        "exactly the program about to run. The program finds --data at /data, read-only, and writes to /out, which is "
+        "sealed into --out when it ends, whatever its exit status. Example: strongroom seal digits, then strongroom "
+        "run --data digits.vault -- python train.py"
+    )
+    run_words.add_measured(parser)
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="run what this policy says instead")
+    run_words.add_unmeasured(parser)
+    add_image(parser)
+    cas_address.add(parser)
+    cas_reference.add(parser)
+    run_evidence.add(
+        parser, default="with --policy the machine that this is, if the policy names its platform; else simulated"
+    )
+    parser.add_argument("--debug-enclave", action="store_true", help="launch as a debug enclave; policies refuse it")
+    output.add_json(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
+
+
+def run(args: argparse.Namespace) -> int:
+    isolation = Isolation.here()
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if bool(command or (args.image and not args.policy)) == bool(args.policy):
+        raise UsageError("command: give a command after --, or --policy FILE", hint="strongroom run -- python train.py")
+    run_words.check(args, command)
+    for line in isolation.notes:
+        output.note(line)
+    home = Home.open()
+    if args.policy:
+        return _run_policy(args, home)
+    return _run_command(args, home, command)
+
+
+def _run_policy(args: argparse.Namespace, home: Home) -> int:
+    policy = read_policy(args.policy)
+    if policy.program is None or policy.role != "program":
+        raise UsageError(f"policy {policy.name}: says nothing of a program to run")
+    check_launchable(policy)
+    machine = run_evidence.machine_of(args, policy.reference)
+    _warn_of_readers(policy, args.replica)
+    files = program_files(args.policy.parent, policy.program.files)
+    image = image_of(args, home, digest=policy.program.image)
+    vaults = {name: Path(place) for name, place in pairs(args.vault, "--vault")}
+    things: tuple[VaultRule | SealedRule, ...] = (*policy.vaults, *policy.sealed)
+    missing = [rule.name for rule in things if rule.name not in vaults]
+    if missing:
+        raise UsageError(f"vault {missing[0]}: the policy names it", hint=f"give --vault {missing[0]}=PATH")
+    mirrors = [SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"]
+    if args.every and not mirrors:
+        raise UsageError(f"--every: policy {policy.name} gives no mirror", hint='access = "mirror" gives one')
+    for mirror in mirrors:
+        make_directory(mirror)
+    with _cas_of(args, home) as address:
+        try:
+            return _launch(args, home, address, policy, policy.program, files, vaults, image=image, machine=machine)
+        except MeasurementError as error:
+            if error.message.startswith("measurement: "):
+                compare = f"`strongroom measure --policy {args.policy} --diff`"
+                error.hint = f"{compare} says what differs and what to do about it"
+            raise
+        finally:
+            written = [rule.name for rule in things if rule.access != "read-only"]
+            with home.owner_client(address, reference=cas_reference.of(args)) as client:
+                for name in written:
+                    take_back(client, policy, name, SealedVault.at(vaults[name]))
+
+
+@contextmanager
+def _cas_of(args: argparse.Namespace, home: Home) -> Iterator[CasAddress]:
+    reference = cas_reference.of(args)
+    with cas_address.cas_of(args, home) as address:
+        if reference is not None:  # the enclave does so again, over a connection of its own
+            verify_cas(address.url, reference, cas_root=address.cas_root)
+        yield address
+
+
+def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> int:
+    if args.cas:
+        raise UsageError(
+            "--cas: a development policy goes to the development CAS", hint="write a policy: --policy FILE"
+        )
+    machine = run_evidence.machine_of(args, None)
+    image = image_of(args, home)
+    command, files = program_of(command, args.include, image)
+    digest = image.image.digest if image is not None else ""
+    program = Program.literal(command, sorted(files), dict(pairs(args.env, "--env")), digest)
+    sealed, rules = run_words.vaults(args)
+    # What a policy would refuse is refused before anything is made.
+    _draft(program, rules)
+    for rule in rules:
+        if rule.access == "read-write":
+            make_vault(sealed[rule.name])
+    owner, vendor = home.owner(), home.vendor()
+    keys = [mirror_key(vault) if name == MIRROR else vault.key() for name, vault in sealed.items()]
+    name = run_words.name(command, image, keys)
+    reference = cas_reference.document_of(args)
+    with _cas_of(args, home) as address, home.owner_client(address, owner) as client:
+        config = boot_config(name, address, program, rules, quiet=args.quiet, image=image, cas_reference=reference)
+        load_digests(home)
+        measured = measure(config, files, image=image.measured() if image is not None else None)
+        save_digests(home)
+        policy = apply_development_policy(
+            client,
+            name=name,
+            role="program",
+            owner=owner.public.fingerprint,
+            measurement=measured.value,
+            vendor_root=vendor.root_digest,
+            program=program,
+            vaults=rules,
+            accepts=run_evidence.accepted(machine),
+        )
+        entrust(client, policy, sealed, restore=restored_here(client, policy))
+        if args.mirror and make_directory(sealed[MIRROR]):  # the anchor file is where the CAS's anchor is, now
+            output.note(f"made {args.mirror}; its key is {sealed[MIRROR].key_path}")
+        output.note(f"policy {policy.name} version {policy.version}, measurement {measured.value[:16]}...")
+        try:
+            places = {n: v.path for n, v in sealed.items()}
+            parts = measured.platform
+            return _launch(args, home, address, policy, program, files, places, parts, image=image, machine=machine)
+        finally:
+            for rule in rules:
+                if rule.access != "read-only":
+                    take_back(client, policy, rule.name, sealed[rule.name])
+
+
+def _launch(
+    args: argparse.Namespace,
+    home: Home,
+    address: CasAddress,
+    policy: Policy,
+    program: Program,
+    files: Mapping[str, Path],
+    vaults: Mapping[str, Path],
+    platform: Sequence[Part] | None = None,
+    *,
+    image: Unpacked | None = None,
+    machine: Machine | None = None,
+) -> int:
+    events: list[dict[str, Any]] = []
+    imported: list[str] = []
+    accepted = False
+
+    def on_event(name: str, detail: dict[str, Any]) -> None:
+        nonlocal accepted
+        accepted |= name == "attested"
+        if name == "imported":
+            imported.extend(map(str, detail["sources"]))
+            return
+        events.append(detail)
+        line = describe_event(name, detail)
+        if line:
+            output.note(line)
+
+    reference = cas_reference.document_of(args)
+    config = boot_config(
+        policy.name,
+        address,
+        program,
+        policy.vaults,
+        policy=policy,
+        quiet=args.quiet,
+        image=image,
+        cas_reference=reference,
+    )
+    hosts = {path: Path(place) for path, place in pairs(args.host_path, "--host-path")}
+    for path in config.host:
+        output.warn(f"{path} is {hosts.get(path, 'not given')}, unprotected: the host reads and changes what is there")
+    if platform is None:
+        load_digests(home)
+    enclave = launch(
+        config,
+        files,
+        cas=address,
+        vendor=None if machine else home.vendor(),
+        machine=machine,
+        vaults=vaults,
+        every=args.every or "auto",
+        replica=args.replica,
+        platform=platform,
+        hosts=hosts,
+        limits=run_words.limits(args),
+        image=image,
+        compiled=None if machine else compiled_code(home),
+        debug=args.debug_enclave,
+        on_event=on_event,
+        stdout=sys.stderr.fileno() if args.json else None,
+    )
+    save_digests(home)
+    _pass_signals_on(enclave)
+    try:
+        status = enclave.wait()
+    except StrongroomError as error:
+        mirror = next((SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"), None)
+        if mirror is None:
+            raise
+        raise seen_from_outside(error, mirror) from error
+    finally:
+        if accepted:
+            remember_measured(home, policy.name, enclave.measurement, config)
+    if not machine:  # digests by what the kernel says of a file are for simulated enclaves
+        keep_compiled(home, imported, enclave.measurement)
+    save_digests(home)
+    if args.json:
+        output.result({"policy": policy.name, "exit_status": status, "events": events})
+    return status
+
+
+def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
+    """An enclave's report in words; None for those that say nothing new to a person."""
+    match name:
+        case "attested":
+            given = [f"the keys of: {', '.join(detail['vaults'])}"] if detail["vaults"] else []
+            given += [f"the secrets: {', '.join(detail['secrets'])}"] if detail.get("secrets") else []
+            return f"attested; the CAS released {' and '.join(given) or 'nothing, which is what its policy names'}"
+        case "vault":
+            return f"vault {detail['vault']} at {detail['mount']}: {detail['how']}"
+        case "sealed":
+            count = len(detail["files"])
+            return f"vault {detail['vault']}: sealed {count} file{'s' * (count != 1)}"
+        case "mirror":
+            return _describe_mirror(detail)
+        case "notice":
+            return str(detail["text"])
+    return None
+
+
+def _describe_mirror(detail: Mapping[str, Any]) -> str | None:
+    match detail["what"]:
+        case "begins":
+            return "mirror: begins"
+        case "resumes" if "since" in detail:
+            return f"mirror: repeats the steps from {detail['since']} to {detail['step']}"
+        case "resumes":
+            return f"mirror: resumes from step {detail['step']} (not proved)"
+        case "resumed" if "since" in detail:
+            apart = f"; these differ, as times do: {', '.join(detail['apart'])}" if detail["apart"] else ""
+            return f"mirror: resumes from step {detail['step']} (proved on the steps since {detail['since']}{apart})"
+        case "left-out":
+            return f"mirror: nothing is committed: {detail['why']}"
+        case "not-captured":
+            return f"mirror: not captured: {detail['names']}"
+        case "ended":
+            count = detail["commits"]
+            return f"mirror: {count} commit{'s' * (count != 1)}, the newest of step {detail['step']}"
+    return None
+
+
+def boot_config(
+    name: str,
+    address: CasAddress,
+    program: Program,
+    rules: tuple[VaultRule, ...],
+    *,
+    role: str = "program",
+    policy: Policy | None = None,
+    quiet: bool = False,
+    image: Unpacked | None = None,
+    cas_reference: str = "",
+) -> BootConfig:
+    """What an enclave is launched with under a policy of this name.
+
+    Args:
+        policy: whose sealed files, files and rules for paths it has; None for none.
+        quiet: the host gets none of the program's output where that is sealed.
+        image: the container image that is the program's root; which it must be is in `program`.
+        cas_reference: as `BootConfig` has it.
+
+    Raises:
+        UsageError: the image is not there, or gives no command.
+    """
+    if program.image != (image.image.digest if image is not None else ""):
+        raise UsageError(f"image: {program.image or 'none'} is the program's root, and not what was given")
+    if program.image and role != "program":
+        raise UsageError(f"program.image: is the root of a program, and the policy's role is {role}")
+    paths = policy.paths if policy else ()
+    mounts = {rule.vault: rule.path for rule in paths if rule.vault}
+    config = BootConfig(
+        entry=PROGRAM_ENTRY if role == "program" else SERVICE_ENTRY,
+        policy=name,
+        cas_root=address.cas_root,
+        cas_reference=cas_reference,
+        role=role,
+        command=program.command,
+        environment=program.environment,
+        vaults=tuple(VaultMount(r.name, r.mount or mounts.get(r.name, ""), r.access) for r in rules),
+        authenticated=tuple(rule.vault for rule in paths if rule.rule == "authenticated"),
+        sealed=tuple(VaultMount(r.name, r.path, r.access) for r in policy.sealed) if policy else (),
+        files=tuple(FileMount(f.path, f.content, f.mode) for f in policy.files) if policy else (),
+        ephemeral=tuple(rule.path for rule in paths if rule.rule == "ephemeral"),
+        host=tuple(rule.path for rule in paths if rule.rule == "host"),
+        log=LOG if any((r.name, r.mount) == (LOG, "") for r in rules) else "",
+        quiet=quiet,
+        isolation=Isolation.here().measured,
+    )
+    return with_image(config, image.image) if image is not None else config
+
+
+def _warn_of_readers(policy: Policy, replica: int | None) -> None:
+    """Say which vaults and sealed files this replica only reads, since others write them."""
+    rules: tuple[VaultRule | SealedRule, ...] = (*policy.vaults, *policy.sealed)
+    for rule in rules:
+        if rule.writers and rule.access_of(replica) == "read-only":
+            which = "; --replica says which one this is" if replica is None else ""
+            writers = ", ".join(map(str, rule.writers))
+            output.warn(f"{rule.name}: read-only here: its writers are the replicas {writers}{which}")
+
+
+def check_launchable(policy: Policy) -> None:
+    """Raises EnclaveError if the policy says something that this launcher cannot enforce."""
+    wanted = [name for name, value in (("mesh", policy.mesh), ("egress", policy.egress)) if value]
+    mounts = [rule.mount for rule in policy.vaults if rule.mount]
+    check_enforceable(((rule.path, rule.rule, rule.vault) for rule in policy.paths), wanted, mounts=mounts)
+
+
+def program_of(
+    command: list[str], include: list[str], image: Unpacked | None = None
+) -> tuple[list[str], dict[str, Path]]:
+    """The command as the enclave runs it, and the files that it consists of.
+
+    A script below the current directory keeps its relative name; another one's directory becomes the program's. All
+    Python files below the script's directory come along, or below the current one for ``python -m``. With an image, the
+    command's words are the image's.
+    """
+    base = Path.cwd()
+    names: list[str] = []
+    if image is None and command[0] in ("python", "python3"):
+        position = next((i for i, word in enumerate(command[1:], 1) if not word.startswith("-")), None)
+        if "-m" in command[1:position]:
+            names = python_files(base, base)
+        elif position is not None and "-c" not in command[1:position]:
+            script = Path(command[position])
+            if not script.is_file():
+                raise UsageError(f"program: {script} does not exist")
+            if not script.resolve().is_relative_to(base.resolve()):
+                base = script.resolve().parent
+                command = [*command[:position], script.name, *command[position + 1 :]]
+                script = base / script.name
+            names = python_files(script.resolve().parent, base.resolve())
+            names = sorted({*names, script.resolve().relative_to(base.resolve()).as_posix()})
+    for extra in include:
+        path = Path(extra).resolve()
+        if not path.is_file() or not path.is_relative_to(base.resolve()):
+            raise UsageError(f"--include: {extra} is not a file below {base}")
+        names.append(path.relative_to(base.resolve()).as_posix())
+    return command, program_files(base, names)
+
+
+def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:
+    """Raises PolicyError if no policy could say this."""
+    digest = "sha256:" + "0" * 64
+    text = write_policy(
+        name="dev/draft",
+        role="program",
+        owner=digest,
+        measurement="0" * 96,
+        vendor_root=digest,
+        program=program,
+        vaults=rules,
+    )
+    parse_policy(text)
+
+
+def _pass_signals_on(enclave: Enclave) -> None:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        enclave.signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+        signal.signal(number, pass_on)

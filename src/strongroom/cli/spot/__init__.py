@@ -1,0 +1,1 @@
+"""`strongroom spot`: training on spot instances, and what a mirror saves there."""

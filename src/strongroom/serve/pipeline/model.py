@@ -1,0 +1,107 @@
+"""The pipeline as the front door serves it: to `ServiceApp` it is a model like another."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import TimeoutError as LateError
+
+from strongroom.errors import ServeError, UnansweredError
+from strongroom.serve.pipeline.document import Pipeline
+from strongroom.serve.pipeline.link import Link
+from strongroom.serve.stage import Stage
+from strongroom.serve.tensors import Array, check_fits
+
+DEADLINE_SECONDS = 60.0
+
+
+class PipelineModel:
+    """A model in parts. `infer` may be called from several threads at once, and each is a request under way.
+
+    Attributes:
+        digest: SHA-256 of the model that was cut, in hexadecimal digits.
+    """
+
+    version = Stage.version
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        links: Sequence[Link],
+        *,
+        deadline: float = DEADLINE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            links: to the parts, in their order.
+            deadline: seconds after which a request fails.
+            clock: seconds that only go forward.
+        """
+        self.digest = pipeline.model
+        self._pipeline, self._links, self._deadline, self._clock = pipeline, links, deadline, clock
+        self._numbers, self._lock = itertools.count(1), threading.Lock()
+        self._inputs = {info.name: info for info in pipeline.inputs}
+        self._outputs = [info.name for info in pipeline.outputs]
+        # After which part a tensor is needed no more.
+        self._last = {name: len(links) for name in self._outputs}
+        for place, part in enumerate(pipeline.parts):
+            for name in part.takes:
+                self._last[name] = max(place, self._last.get(name, place))
+
+    def check(self) -> None:
+        """Raises UnansweredError unless all parts are there."""
+        away = [number for number, link in enumerate(self._links, 1) if not link.up]
+        if away:
+            raise UnansweredError(f"pipeline: part {away[0]} is not there", hint="it starts again: try in a moment")
+
+    def infer(self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None) -> dict[str, Array]:
+        """Take a request through the parts.
+
+        Args:
+            inputs: every input of the model by name, of its datatype and shape.
+            wanted: names of outputs; None for all.
+
+        Raises:
+            ServeError: an input or output does not fit the model, or the model fails on these inputs.
+            UnansweredError: there was no answer within the deadline.
+        """
+        for name in inputs:
+            if name not in self._inputs:
+                raise ServeError(f"input {name!r}: unknown, wanted {', '.join(self._inputs) or 'none'}")
+        for name, info in self._inputs.items():
+            if name not in inputs:
+                raise ServeError(f"input {name!r}: missing, wanted {info}")
+            check_fits(inputs[name], info)
+        names = self._outputs if wanted is None else list(wanted)
+        for name in names:
+            if name not in self._outputs:
+                raise ServeError(f"output {name!r}: unknown, wanted some of {', '.join(self._outputs)}")
+        ends = self._clock() + self._deadline
+        with self._lock:
+            number = next(self._numbers)
+        alive = dict(inputs)
+        for place, (part, link) in enumerate(zip(self._pipeline.parts, self._links, strict=True)):
+            answer = link.submit(number, [alive[name] for name in part.takes])
+            try:
+                alive.update(answer.result(max(0.0, ends - self._clock())))
+            except LateError:
+                answer.cancel()
+                raise UnansweredError(
+                    f"pipeline: part {place + 1} did not answer within the {self._deadline:g} s that a request has",
+                    hint="ask again: whoever asks twice gets the same answer",
+                ) from None
+            alive = {name: each for name, each in alive.items() if self._last.get(name, -1) > place}
+        return {name: alive[name] for name in names}
+
+    def metadata(self) -> dict[str, object]:
+        """The protocol's model metadata."""
+        return {
+            "name": self._pipeline.name,
+            "versions": [self.version],
+            "platform": "onnxruntime_onnx",
+            "inputs": [info.to_wire() for info in self._pipeline.inputs],
+            "outputs": [info.to_wire() for info in self._pipeline.outputs],
+        }

@@ -1,0 +1,73 @@
+"""ONNX Runtime and ONNX, imported on first use, and what they call things."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from strongroom.errors import MissingDependencyError
+
+# ONNX Runtime's words for the tensors that the Open Inference Protocol has, and the protocol's.
+DATATYPE_OF: Mapping[str, str] = {
+    "tensor(bool)": "BOOL",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    **{f"tensor(int{bits})": f"INT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"tensor(uint{bits})": f"UINT{bits}" for bits in (8, 16, 32, 64)},
+}
+# ONNX Runtime's levels: its errors quote inputs' shapes and go to standard error, past every log of ours.
+FATAL = 4
+# Named, so that a build with more providers never moves a model off these cores by itself.
+PROVIDERS = ("CPUExecutionProvider",)
+# What ONNX Runtime would fuse in a part and did not in the whole: multiplications with weights of 8 bits, which it then
+# also does in 8 bits. A part would answer otherwise than the whole.
+NOT_IN_PARTS = ("QDQSelectorActionTransformer",)
+
+_loading = threading.Lock()
+
+
+def onnxruntime() -> Any:
+    """ONNX Runtime: clients need none of it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    with _loading:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            if error.name != "onnxruntime":
+                raise
+            raise MissingDependencyError(
+                "onnxruntime: is not installed, wanted to run a model", hint="pip install 'strongroom[serve]'"
+            ) from None
+        onnxruntime.set_default_logger_severity(FATAL)
+        onnxruntime.disable_telemetry_events()
+        return onnxruntime
+
+
+def onnx() -> Any:
+    """ONNX, to read and write models.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+        import onnx.version_converter
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise MissingDependencyError(
+            "onnx: is not installed, wanted to read a model", hint="pip install 'strongroom[serve]'"
+        ) from None
+    return onnx
+
+
+def reason(error: Exception) -> str:
+    """ONNX Runtime's words for a failure, without their preamble, on one line."""
+    text = " ".join(str(error).split())
+    return text.rsplit("failed:", 1)[-1].strip()[:300] or type(error).__name__

@@ -1,0 +1,273 @@
+"""The front door and its parts in one process: order, replay, deadlines, and hosts that meddle."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import threading
+from contextlib import closing, suppress
+
+import numpy as np
+import pytest
+
+from strongroom.channel import Channel, Identity, TlsChannel, accept, connect, expect_key
+from strongroom.errors import IntegrityError, ServeError, StrongroomError, UnansweredError
+from strongroom.serve.pipeline import part
+from strongroom.serve.pipeline.link import Link
+from strongroom.serve.pipeline.model import PipelineModel
+from strongroom.serve.stage import Stage
+from tests.serve.pipeline.world import model, pieces, pipeline
+
+pytest.importorskip("onnxruntime")
+
+X = np.random.default_rng(3).standard_normal((2, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return Stage.load(model(), name="m")
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return [part.load(pipeline(), number, each) for number, each in enumerate(pieces().models, 1)]
+
+
+class Parts:
+    """Both parts, each in a thread for each connection; `dial` is what a host would do.
+
+    Attributes:
+        said: what links told.
+        sockets: the parts' ends, the newest last.
+        as_part: which part answers for which.
+    """
+
+    def __init__(self, stages):
+        self.pipeline, self.stages = pipeline(), stages
+        self.said: list[str] = []
+        self.sockets: dict[int, list[socket.socket]] = {1: [], 2: []}
+        self.as_part = {1: 1, 2: 2}
+        self.links = [Link(self.pipeline, number, self.dialler(number), tell=self.said.append) for number in (1, 2)]
+
+    def dialler(self, number):
+        return lambda: self.dial(number)
+
+    def dial(self, number):
+        ours, theirs = socket.socketpair()
+        self.sockets[number].append(theirs)
+        plays = self.as_part[number]
+
+        def run():
+            channel = Channel(theirs, "front door", seconds=30)
+            with suppress(StrongroomError):
+                part.answer(self.pipeline, plays, self.stages[plays - 1], channel)
+            channel.close()
+
+        threading.Thread(target=run, daemon=True).start()
+        return Channel(ours, f"part {number}", seconds=30)
+
+    def close(self):
+        for link in self.links:
+            link.close()
+
+
+@pytest.fixture
+def parts(stages):
+    found = Parts(stages)
+    yield found
+    found.close()
+
+
+def close_to(got, wanted):
+    return np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def only(outputs):
+    [value] = outputs.values()
+    return value
+
+
+def test_requests_under_way_together_each_get_their_own_answer(parts, whole):
+    served = PipelineModel(parts.pipeline, parts.links)
+    inputs = [X + place for place in range(24)]
+    answers: list[object] = [None] * len(inputs)
+
+    def ask(place):
+        answers[place] = only(served.infer({"x": inputs[place]}))
+
+    asking = [threading.Thread(target=ask, args=(place,)) for place in range(len(inputs))]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join()
+    assert all(close_to(got, only(whole.infer({"x": x}))) for got, x in zip(answers, inputs, strict=True))
+    served.check()
+    assert served.metadata()["inputs"] == whole.metadata()["inputs"]
+
+
+def test_what_a_broken_link_had_not_answered_is_sent_again(parts, whole):
+    """A part that takes a request and is gone: the next one answers it."""
+    healthy, link = parts.stages, parts.links[1]
+    assert link.wait()
+
+    class Dies:
+        def infer(self, tensors, names):
+            parts.stages = healthy
+            parts.sockets[2][-1].shutdown(socket.SHUT_RDWR)
+            raise ServeError("never read")
+
+    parts.stages = [healthy[0], Dies()]
+    parts.sockets[2][-1].shutdown(socket.SHUT_RDWR)  # the next connection is to the one that dies
+    served = PipelineModel(parts.pipeline, parts.links)
+    assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+    assert link.ended == 2 and "made again" in parts.said[-1]
+
+
+def test_a_part_that_is_another_gets_no_request(parts):
+    parts.as_part[2] = 1
+    seen: list[object] = []
+    parts.stages = [parts.stages[0], type("Never", (), {"infer": lambda self, *_: seen.append(1)})()]
+    link = Link(parts.pipeline, 2, parts.dialler(2), tell=parts.said.append)
+    try:
+        answer = link.submit(1, [np.zeros((1, 64), np.float32)])
+        while not any("another part" in each for each in parts.said):
+            assert not answer.done()
+    finally:
+        link.close()
+    assert seen == [] and isinstance(answer.exception(), ServeError)
+    with pytest.raises(UnansweredError, match="part 2"):
+        PipelineModel(parts.pipeline, [parts.links[0], link]).check()
+
+
+def test_a_request_fails_at_its_deadline_and_its_answer_is_dropped(stages, whole):
+    """Nobody waits for it any more; the one after it is answered."""
+    gate = threading.Event()
+
+    class Slow:
+        def infer(self, tensors, names):
+            gate.wait()
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Slow()])
+    try:
+        with pytest.raises(UnansweredError, match=r"part 2 did not answer within the 0\.05 s"):
+            PipelineModel(parts.pipeline, parts.links, deadline=0.05).infer({"x": X})
+        gate.set()
+        served = PipelineModel(parts.pipeline, parts.links)
+        next(served._numbers)  # one service has one row of numbers
+        assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+    finally:
+        gate.set()
+        parts.close()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "missing"),
+        ({"x": X, "y": X}, "unknown"),
+        ({"x": X.astype(np.float64)}, "datatype"),
+        ({"x": X[0]}, "shape"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_at_the_door(parts, inputs, words):
+    with pytest.raises(ServeError, match=words):
+        PipelineModel(parts.pipeline, parts.links).infer(inputs)
+    with pytest.raises(ServeError, match="unknown"):
+        PipelineModel(parts.pipeline, parts.links).infer({"x": X}, ["z"])
+
+
+def test_what_a_part_refuses_is_told_and_does_not_end_its_link(parts, whole):
+    link = parts.links[1]
+    with pytest.raises(ServeError):
+        link.submit(900, [np.zeros((1, 3), np.float32)]).result()
+    served = PipelineModel(parts.pipeline, parts.links)
+    assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+    assert link.ended == 0
+
+
+def test_a_closed_link_takes_nothing(parts):
+    parts.close()
+    with pytest.raises(ServeError, match="stopping"):
+        parts.links[0].submit(1, [X])
+
+
+def test_another_model_than_the_measured_one_is_not_loaded():
+    with pytest.raises(IntegrityError, match="which was measured"):
+        part.load(pipeline(), 1, pieces().models[1])
+
+
+@pytest.mark.parametrize("meddle", ["change", "repeat", "drop"])
+def test_a_host_that_meddles_ends_the_link_and_no_answer_is_wrong(stages, whole, meddle):
+    """Between the two ends of a real TLS connection; the next connection, left alone, answers."""
+    ours = pipeline()
+    now = dt.datetime.now(dt.UTC)
+    front, back = Identity.fresh("front", now=now), Identity.fresh("part", now=now)
+    dials = 0
+    said: list[str] = []
+    threads: list[threading.Thread] = []
+    sockets: list[socket.socket] = []
+
+    both = threading.Event()
+
+    def dial():
+        nonlocal dials
+        both.wait()
+        dials += 1
+        (a, b), (c, d) = socket.socketpair(), socket.socketpair()
+
+        def run():
+            with suppress(StrongroomError):
+                stream = accept(d, expect=expect_key(front.key.public.fingerprint), identity=back)
+                channel = TlsChannel(stream, "front", seconds=30)
+                with closing(channel):
+                    part.answer(ours, 1, stages[0], channel)
+
+        host = Host(meddle if dials == 1 else "")
+        works = [(run, ()), (host.carry, (b, c, True)), (host.carry, (c, b, False))]
+        threads.extend(threading.Thread(target=work, args=arguments) for work, arguments in works)
+        for thread in threads[-3:]:
+            thread.start()
+        sockets.extend((a, b, c, d))
+        stream = connect(a, expect=expect_key(back.key.public.fingerprint), identity=front)
+        return TlsChannel(stream, "part 1", seconds=30)
+
+    link = Link(ours, 1, dial, tell=said.append)
+    try:
+        inputs = [X, 2 * X]  # that something was dropped shows when more comes
+        asked = [link.submit(number, [x]) for number, x in enumerate(inputs)]
+        both.set()
+        for x, answer in zip(inputs, asked, strict=True):
+            got, wanted = answer.result(), stages[0].infer({"x": x})
+            assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+        assert dials == 2 and link.ended == 1
+    finally:
+        link.close()
+        for thread in threads:
+            thread.join()
+        for sock in sockets:
+            sock.close()
+
+
+class Host:
+    """Carries TLS records between two sockets, and meddles with the first long one towards the part."""
+
+    def __init__(self, meddle):
+        self.meddle = meddle
+
+    def carry(self, source, target, forward):
+        buffer = b""
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                buffer += data
+                while len(buffer) >= 5 and len(buffer) >= (size := 5 + int.from_bytes(buffer[3:5], "big")):
+                    record, buffer = buffer[:size], buffer[size:]
+                    if forward and record[0] == 23 and size > 3000:
+                        record, self.meddle = self.meddled(record), ""
+                    target.sendall(record)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def meddled(self, record):
+        changed = record[:-1] + bytes([record[-1] ^ 1])
+        return {"change": changed, "drop": b"", "repeat": 2 * record}.get(self.meddle, record)
