@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from strongroom.cas.policy.version import VaultRule
 from strongroom.enclave import sandbox
+from strongroom.enclave.landlock import landlock_version
 from strongroom.errors import (
     CasUnreachableError,
     DebugEnclaveError,
@@ -353,6 +355,21 @@ def test_compiled_code_beside_the_sources_is_never_run(world, any_sandbox, monke
         cached.unlink()
         if kept is not None:
             cached.write_bytes(kept)
+
+
+@pytest.mark.parametrize("any_sandbox", ["process"], indirect=True)
+def test_without_a_sandbox_the_private_memory_of_other_enclaves_is_out_of_reach(world, any_sandbox):
+    if not landlock_version():
+        pytest.skip("no Landlock in this kernel: without a sandbox nothing keeps programs apart")
+    with tempfile.TemporaryDirectory(prefix="strongroom-private-", dir="/dev/shm") as other:
+        Path(other, "plain").write_text("plaintext of another")
+        source = """
+import pathlib, sys
+try: print(pathlib.Path(sys.argv[1], "plain").read_text())
+except PermissionError: print("refused")
+open("/dev/null").close()
+"""
+        assert world.job(source, other).run() == (0, "refused\n")
 
 
 def test_the_hosts_layout_has_no_say_in_where_plaintext_goes(copying, bubblewrap, monkeypatch):

@@ -1,4 +1,4 @@
-"""Verbs of several actions, each in a module of its own, `cli/VERB_ACTION.py`, which offers what a verb's does."""
+"""Verbs of several actions, each in a module of its own, `cli/VERB/ACTION.py`, which offers what a verb's does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def configure(parser: Parser, verb: str, actions: Actions) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         action.set_defaults(parser=action)
-        action.module = f"strongroom.cli.{verb}_{name}"
+        action.module = f"strongroom.cli.{verb}.{name}"
         add_debug(action)
 
 
@@ -33,5 +33,5 @@ def run(args: argparse.Namespace, verb: str) -> int:
     if args.action is None:
         args.help()
         return 2
-    status: int = importlib.import_module(f"strongroom.cli.{verb}_{args.action}").run(args)
+    status: int = importlib.import_module(f"strongroom.cli.{verb}.{args.action}").run(args)
     return status

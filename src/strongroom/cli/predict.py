@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cas_reference.add(parser)
     parser.add_argument("--model", help="the model's name (default: the only one)")
     parser.add_argument("--model-digest", metavar="sha256:...", help="accept only this model")
+    parser.add_argument("--plan-digest", metavar="sha256:...", help="accept only a model in parts by this plan")
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="write the outputs there")
     output.add_json(parser)
     parser.add_argument(
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         reference=policy.reference,
         model=args.model,
         model_digest=args.model_digest,
+        plan_digest=args.plan_digest,
     ) as client:
         service = client.appraise()
         if service.result.tee == "simulated":
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 "policy": service.policy,
                 "measurement": service.result.measurement,
                 "models": dict(service.models),
+                "plan": service.plan,
                 "outputs": {name: array.tolist() for name, array in outputs.items()},
             }
         )

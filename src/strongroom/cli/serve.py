@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.policy.version import Policy, Program, VaultRule
@@ -35,9 +34,6 @@ from strongroom.enclave.measure import measure
 from strongroom.errors import UsageError
 from strongroom.lineage.requirement import Requirement
 
-if TYPE_CHECKING:
-    from strongroom.serve.plan import Plan
-
 _MODEL_VAULT = "model"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -55,14 +51,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, metavar="FILE", help="the vault's key file (default: VAULT.key)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8443, help="the port, 0 for any free one (default: %(default)s)")
-    parser.add_argument(
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
         "--plan",
         type=Path,
         metavar="FILE",
         help="serve one model in parts, each in an enclave of its own, as `strongroom plan --output FILE` cut it",
     )
+    parts.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="the same, by a plan made now for enclaves in which the model may take that much, such as 94MiB",
+    )
     parser.add_argument(
-        "--standby", action="store_true", help="with --plan: two enclaves of each part, so that one may fail unnoticed"
+        "--standby", action="store_true", help="of a model in parts, two enclaves for each: one may fail unnoticed"
     )
     parser.add_argument(
         "--require-lineage", action="store_true", help="refuse, inside the enclave, a model without a valid lineage"
@@ -103,10 +105,9 @@ def run(args: argparse.Namespace) -> int:
     for line in isolation.notes:
         output.note(line)
     home = Home.open()
-    plan = _plan(args, names)
+    if _in_parts(args, names):
+        return _run_pipeline(args, home, sealed, names[0], machine)
     listener = bind(args.host, args.port)
-    if plan is not None:
-        return _run_pipeline(args, home, sealed, names[0], plan, listener, machine)
     with listener, home.cas() as address:
         policy, enclave, serving = start_service(
             home,
@@ -127,23 +128,19 @@ def run(args: argparse.Namespace) -> int:
         return enclave.wait()
 
 
-def _plan(args: argparse.Namespace, names: list[str]) -> Plan | None:
-    """The plan that the arguments name; None for a service without parts."""
-    if args.plan is None:
+def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
+    """Whether the arguments ask for a model in parts. Raises UsageError where they do not fit each other."""
+    if args.plan is None and args.memory is None:
         if args.standby:
-            raise UsageError("--standby: is for a model in parts, add --plan FILE")
-        return None
+            raise UsageError("--standby: is for a model in parts, add --plan FILE or --memory SIZE")
+        return False
     if args.require_lineage:
-        raise UsageError("--require-lineage: is checked on a whole model, and --plan serves one in parts")
+        raise UsageError("--require-lineage: is checked on a whole model, and this serves one in parts")
     if len(names) != 1:
-        raise UsageError(f"--plan: serves one model, and there are {len(names)}", hint="choose it with --model PATH")
-    from strongroom.serve.plan import Plan
-
-    try:
-        raw = args.plan.read_bytes()
-    except OSError as error:
-        raise UsageError(f"--plan: {args.plan}: {(error.strerror or str(error)).lower()}") from None
-    return Plan.parse(raw)
+        raise UsageError(
+            f"model: one is served in parts, and there are {len(names)}", hint="choose it with --model PATH"
+        )
+    return True
 
 
 def _run_pipeline(
@@ -151,14 +148,13 @@ def _run_pipeline(
     home: Home,
     sealed: SealedVault,
     model: str,
-    plan: Plan,
-    listener: socket.socket,
     machine: Machine | None,
 ) -> int:
-    from strongroom.cli.serve_pipeline import start_pipeline
+    from strongroom.cli.serve_pipeline import made_plan, read_plan, start_pipeline
 
+    plan = read_plan(args.plan) if args.plan else made_plan(sealed, model, args.memory)
     with ExitStack() as resources:
-        resources.enter_context(listener)
+        listener = resources.enter_context(bind(args.host, args.port))
         supervisor = start_pipeline(
             home,
             resources.enter_context(home.cas()),

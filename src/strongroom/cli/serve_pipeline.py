@@ -3,18 +3,19 @@
 - This process has the listening sockets and none of the pipeline's keys in its hands while it serves: what it can do to
   requests is delay them.
 - What is killed or fails is started again after a pause that doubles; what was up before starts at once.
-- What is revoked ends all. So does what fails to start `_TRIES` times in a row.
+- What is revoked or refused ends all. So does what fails to start `_TRIES` times in a row.
 - With standbys, two enclaves of a part wait at one socket: the front door's next connection finds the other.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,7 +40,7 @@ from strongroom.enclave.config import BootConfig
 from strongroom.enclave.launch import Enclave, launch
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import Measurement, measure
-from strongroom.errors import EnclaveError, RevokedError, StrongroomError
+from strongroom.errors import CasError, ChannelError, EnclaveError, ServeError, StrongroomError, UsageError
 from strongroom.serve.pipeline.document import Pipeline, command
 from strongroom.serve.pipeline.part import MODEL
 from strongroom.serve.plan import Plan
@@ -114,11 +115,11 @@ class Supervisor:
             raise self._failure
         return 0
 
-    def signal(self, name: str, number: int) -> None:
-        """Send a signal to the enclaves of a role that run: ``front``, ``part-1`` and so on."""
-        for slot in self._slots:
-            if slot.role.name == name and slot.enclave is not None:
-                slot.enclave.signal(number)
+    def signal(self, name: str, number: int, *, which: int = 0) -> None:
+        """Send a signal to an enclave of a role, ``front``, ``part-1`` and so on: the first of several, or another."""
+        slot = [slot for slot in self._slots if slot.role.name == name][which]
+        if slot.enclave is not None:
+            slot.enclave.signal(number)
 
     def launch(self, slot: _Slot) -> Enclave:
         return self._begin(slot.role, lambda event, detail: self._heard(slot, event, detail))
@@ -174,7 +175,8 @@ class _Slot(threading.Thread):
             if not self._supervisor.running:
                 return
             failures = 0 if self.ready else failures + 1
-            if isinstance(error, RevokedError) or failures >= _TRIES:
+            # What is refused, or no model, stays so.
+            if not isinstance(error, EnclaveError | ChannelError | CasError) or failures >= _TRIES:
                 self._supervisor.fail(error)
                 return
             self._supervisor.say(f"{self.role.name}: {error.message}; it is started again")
@@ -193,6 +195,51 @@ class _Slot(threading.Thread):
             if self.enclave is not None:
                 self.enclave.signal(signal.SIGKILL)
             self.join(0.2)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises UsageError if there is none, FormatError if it is none."""
+    try:
+        return Plan.parse(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"--plan: {path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def made_plan(sealed: SealedVault, model: str, memory: str) -> Plan:
+    """The plan of least latency for enclaves of that memory, made here; what is measured for it is remembered.
+
+    Raises:
+        UsageError: the memory is no size.
+        ServeError: there is no plan.
+    """
+    from strongroom.serve.graph import load
+    from strongroom.serve.plan import Enclaves, Wanted, make, prepare, remembered
+    from strongroom.serve.plan.cache import Cache
+    from strongroom.serve.plan.transfer import measure as transfer
+    from strongroom.serve.plan.words import parse_size
+
+    size = parse_size(memory, "--memory")
+    threads = len(os.sched_getaffinity(0))
+    with _reading(sealed, model) as (raw, external):
+        prepared = prepare(load(raw, external=external), memory=size)
+    output.note("planning: each part of the model is loaded and run here once, which is remembered")
+    profile = remembered(prepared.chain, Cache.of_user(), threads=threads)
+    try:
+        plan = make(prepared, profile, Wanted((Enclaves(size),), transfer(), "latency", shared=1), None)
+    except ServeError as error:
+        raise ServeError(
+            f"--memory: {error.message}", hint="more memory, or a plan with more choices: strongroom plan, then --plan"
+        ) from None
+    output.note(f"planned: {len(plan.stages)} stages, plan {plan.digest[:12]}; see more: strongroom plan")
+    return plan
+
+
+@contextmanager
+def _reading(sealed: SealedVault, model: str) -> Iterator[tuple[bytes, Callable[[str], bytes]]]:
+    """A sealed model's bytes, and what reads files beside it."""
+    folder = PurePosixPath(model).parent
+    with sealed.open() as opened:
+        yield opened.read_bytes(model), lambda name: opened.read_bytes(str(folder / name))
 
 
 def start_pipeline(
@@ -226,9 +273,8 @@ def start_pipeline(
     from strongroom.serve.pipeline.cut import cut
 
     owner, vendor = home.owner(), home.vendor()
-    with sealed.open() as opened:
-        folder = PurePosixPath(model).parent
-        pieces = cut(opened.read_bytes(model), plan, external=lambda name: opened.read_bytes(str(folder / name)))
+    with _reading(sealed, model) as (raw, external):
+        pieces = cut(raw, plan, external=external)
     name = PurePosixPath(model).name.removesuffix(".onnx")
     base = policy_name("serve-" + name, [sealed.key()])
     count = len(plan.stages)

@@ -45,7 +45,7 @@ _CAP_KILL = 5
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _MEMORY = ("/tmp", "/dev/shm")  # noqa: S108  # the enclave's own
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "dri", "kfd", "nvidiactl", "nvidia-uvm")
-_HOST = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/proc", "/sys", "/dev")
+_HOST = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/proc", "/sys")
 
 _NO_FILTER, _NO_LANDLOCK = "no filter of system calls for this kind of machine", "no Landlock in this kernel"
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 ACTIONS: Final = {
     "simulate": (
         "simulate a training job along a trace of spot prices, with and without a mirror",
-        "spot",
+        "verb",
         "strongroom spot simulate --trace prices.csv --bid 0.0955 --steps 2000000 --best",
     ),
     "run": (
         "really kill and restart a training along a trace, its time compressed, and show its loss curve",
-        "spot_run",
+        "run",
         "strongroom spot run --trace prices.csv --bid 0.0955 --speed 600 -- python train.py",
     ),
 }
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    module = importlib.import_module(f"strongroom.cli.{ACTIONS[args.action][1]}")
+    module = importlib.import_module(f"strongroom.cli.spot.{ACTIONS[args.action][1]}")
     status: int = getattr(module, args.action)(args)
     return status
 

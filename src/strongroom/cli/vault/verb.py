@@ -14,42 +14,42 @@ _HEAD = "VAULT:PATH names what lies at PATH in the vault in directory VAULT; VAU
 
 # What each action is, the module that does it, and an example.
 ACTIONS: Final = {
-    "ls": ("list a directory of a vault", "vault_files", "strongroom vault ls -l data.vault:train"),
+    "ls": ("list a directory of a vault", "files", "strongroom vault ls -l data.vault:train"),
     "cp": (
         "copy into a vault, out of it, or within it",
-        "vault_files",
+        "files",
         "strongroom vault cp -r results data.vault:runs/7",
     ),
-    "rm": ("remove files from a vault", "vault_files", "strongroom vault rm -r data.vault:runs/6"),
+    "rm": ("remove files from a vault", "files", "strongroom vault rm -r data.vault:runs/6"),
     "pack": (
         "put a directory into a vault, which is made if it is missing",
-        "vault_files",
+        "files",
         "strongroom vault pack results data.vault:runs/7",
     ),
-    "info": ("say what a vault consists of", "vault_whole", "strongroom vault info data.vault"),
+    "info": ("say what a vault consists of", "whole", "strongroom vault info data.vault"),
     "index": (
         "say where the contents of an authenticated-only vault lie, for readers without its key",
-        "vault_whole",
+        "whole",
         "strongroom vault index data.vault > data.index",
     ),
-    "verify": ("read every block, and list all that is wrong", "vault_whole", "strongroom vault verify data.vault"),
+    "verify": ("read every block, and list all that is wrong", "whole", "strongroom vault verify data.vault"),
     "backup": (
         "copy a vault as it is now, while others write to it",
-        "vault_whole",
+        "whole",
         "strongroom vault backup data.vault /media/backup/data-7.vault",
     ),
     "restore": (
         "put a backup in the place of a vault, and have the anchor accept it",
-        "vault_whole",
+        "whole",
         'strongroom vault restore /media/backup/data-7.vault data.vault --reason "disk failed"',
     ),
-    "compact": ("give back space that nothing needs", "vault_whole", "strongroom vault compact data.vault"),
+    "compact": ("give back space that nothing needs", "whole", "strongroom vault compact data.vault"),
     "rekey": (
         "seal everything anew under another vault key, and drop all key slots",
-        "vault_whole",
+        "whole",
         "strongroom vault rekey data.vault --new-key-file new.key",
     ),
-    "keys": ("list, add, remove and replace key slots", "vault_keys", "strongroom vault keys list data.vault"),
+    "keys": ("list, add, remove and replace key slots", "keys", "strongroom vault keys list data.vault"),
 }
 
 
@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    module = importlib.import_module(f"strongroom.cli.{ACTIONS[args.action][1]}")
+    module = importlib.import_module(f"strongroom.cli.vault.{ACTIONS[args.action][1]}")
     status: int = getattr(module, args.action)(args)
     return status
 
