@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.cli.main import main
-from strongroom.enclave import digests
+from strongroom.enclave import reader
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.measure import Environment, measure, odd_files
 from strongroom.errors import EnclaveError, FormatError
@@ -178,14 +178,14 @@ def test_the_program_changed_between_two_measurements_of_one_platform(here, job)
 
 def test_a_file_that_changes_while_it_is_read(here, job, monkeypatch):
     path = here.site_packages[0] / "dep/inner/mod.py"
-    real = digests._sha256
+    real = reader.identity
 
-    def change_it_too(descriptor):
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
+    def change_it_too(told):
+        if os.path.samestat(told, path.stat()):
             path.write_text("def f():\n    return 'later'\n")
-        return real(descriptor)
+        return real(told)
 
-    monkeypatch.setattr(digests, "_sha256", change_it_too)
+    monkeypatch.setattr(reader, "identity", change_it_too)
     with pytest.raises(EnclaveError, match=r"mod\.py: changed while it was read"):
         value(here, job)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -408,6 +409,33 @@ def test_a_launcher_that_died_before_it_extended_leaves_no_trace(machine, domain
         machine.start(OTHER)
     domain.rtmrs.extend = extend
     assert claims_of(machine.start(TRAIN)).programs == (TRAIN,)
+
+
+def test_a_launcher_that_died_while_it_wrote_leaves_no_trace(machine, tmp_path, claims_of) -> None:
+    first = machine.start(OTHER)
+    (path,) = (tmp_path / "run").iterdir()
+    whole, more = path.read_bytes(), event_bytes(program_event(4, TRAIN, ("sha384",)))
+    for size in range(1, len(more) + 1):
+        path.write_bytes(whole + more[:size])
+        assert claims_of(first).programs == (OTHER,)
+        assert path.read_bytes() == whole
+
+
+def test_a_full_disk_costs_the_start_that_finds_it_full(machine, tmp_path, monkeypatch, claims_of) -> None:
+    first = machine.start(OTHER)
+    write = os.pwrite
+
+    def full(descriptor: int, raw: bytes, at: int) -> int:
+        write(descriptor, raw[:40], at)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for fails in (full, lambda descriptor, raw, at: write(descriptor, raw[:40], at)):
+        monkeypatch.setattr(os, "pwrite", fails)
+        with pytest.raises(EnclaveError, match="no space left on device"):
+            machine.start(TRAIN)
+        assert claims_of(first).programs == (OTHER,)
+    monkeypatch.setattr(os, "pwrite", write)
+    assert claims_of(machine.start(TRAIN)).programs == (OTHER, TRAIN)
 
 
 def test_a_log_somebody_wrote_into_is_refused(machine, tmp_path, claims_of) -> None:

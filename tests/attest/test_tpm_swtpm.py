@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,18 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
         if isinstance(swtpm, SoftwareTpm):
             swtpm.stop()
     assert len(re.findall("^sha256:[0-9a-f]{64}$", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
+def test_it_is_shown_by_a_process_that_has_loaded_tensorflow(swtpm):
+    """Which loads another cryptographic library under the names that tpm2-tss calls."""
+    if find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    source = """
+import sys
+import tensorflow
+from strongroom.attest.tee.tpm import Tpm, TpmAttester
+with Tpm.open(sys.argv[1]) as tpm:
+    print(TpmAttester(tpm).evidence(bytes(64)).tee)
+"""
+    done = subprocess.run([sys.executable, "-c", source, swtpm.tcti], capture_output=True, text=True)
+    assert done.stdout == "tpm\n", done.stderr[-2000:]

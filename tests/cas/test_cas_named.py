@@ -80,7 +80,7 @@ def test_a_development_cas_is_made_and_used_aloud(capsys, tmp_path):
     assert "--out" in capsys.readouterr().err
     assert main(["policy", "apply", "policy.toml"]) == 0
     said = capsys.readouterr()
-    assert "(this user's development CAS)" in said.out
+    assert "this user's development CAS" in said.out
     assert f"makes this user's development CAS, in {tmp_path}" in "".join(said.err.splitlines())
     assert "reference.measurements: zeros" in said.err
 

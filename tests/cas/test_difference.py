@@ -13,6 +13,8 @@ from tests.cas.world import PROGRAM, document
 A, B = "aa" * 48, "bb" * 48
 VAULT = '[[vaults]]\nname = "v"\naccess = "{}"\n'
 SECRET = '[[secrets]]\nname = "s"\nenvironment = "S"\n'
+PCR = "1" * 63 + "2"
+TPM = {"tees": ["tpm"], "tpm_roots": [f"sha256:{PCR}"]}
 DEVICES = f'[reference.devices]\ntees = ["nvidia"]\nmeasurements = ["{A}"]\n'
 
 
@@ -121,6 +123,20 @@ SIGNER, CHIP, OTHER_CHIP, REGISTER = "ab" * 48, "ab" * 64, "cd" * 64, "ab" * 32
             [
                 ("reference.minimum_tcb.snp", "other", "is not there any more"),
                 ("reference.minimum_tcb.snp.Milan", "other", FROM),
+            ],
+        ),
+        (
+            reference(**TPM),
+            policy(
+                f'[reference.platforms.tpm]\npcr4 = ["{PCR}", "{PCR[::-1]}"]\n', reference={"measurements": [A], **TPM}
+            ),
+            [
+                (
+                    "reference.platforms.tpm",
+                    "other",
+                    "programs on such a machine are accepted, and no other evidence of it",
+                ),
+                ("reference.platforms.tpm.pcr4", "other", f"is asked for: {PCR}, {PCR[::-1]}"),
             ],
         ),
         (

@@ -304,6 +304,15 @@ def test_a_service_names_its_models_by_digest(world, models, says):
             ask_for_a_result(enclave, token, claims)
 
 
+def test_a_service_names_the_plan_of_a_model_in_parts_by_digest(world):
+    with world.enclave(policy=world.service(), role="service") as enclave:
+        enclave.attest()
+        token, claims = enclave.time_token(), enclave.claims(models=MODELS, plan="ff183005")
+        with pytest.raises(FormatError, match=r"claims\.plan: wanted a digest"):
+            ask_for_a_result(enclave, token, claims)
+        ask_for_a_result(enclave, token, enclave.claims(models=MODELS, plan="sha256:" + "ab" * 32))
+
+
 def test_a_time_token_has_its_time(tmp_path):
     clock = Clock(dt.datetime.now(dt.UTC).timestamp())
     with (

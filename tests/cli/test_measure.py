@@ -170,3 +170,31 @@ def test_a_bill_of_materials(here, capfd):
     assert re.search(r"TensorFlow.* 2,500,000\b", out)
     told = json.loads(run(capfd, *words, "--summary", "--json", "--", "python", "job.py").out)
     assert {"Strongroom", "what Strongroom needs", "the program"} <= {each["what"] for each in told["trusted"]}
+
+
+def test_a_home_that_others_may_write_is_not_believed(here, known, capfd, monkeypatch):
+    """Under `sudo -E`, say: what lies there is run by boot, with the rights of who launches."""
+    home, read = Home.open(), [str(path) for path in sorted(here.prefix.rglob("*.py"))]
+    with remembered.known_digests(home):
+        before = remembered.KNOWN.of(read)
+    compiled = remembered._compiled(home)
+    assert compiled.add(read, {name: each.sha256 for name, each in zip(read, before, strict=True)}, seconds=60.0)
+    assert remembered.compiled_code(home)
+
+    def refused():
+        again = known()
+        remembered.load_digests(home)
+        assert "others may write there: no digests or compiled code" in " ".join(capfd.readouterr().err.split())
+        assert not again.grown and not again._known
+        assert remembered.compiled_code(home) is None
+
+    home.path.chmod(0o777)
+    refused()
+    home.path.chmod(0o700)
+    owner = home.path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:  # root's home is believed by everybody, as root's files are
+        assert remembered.compiled_code(home)
+        os.chown(home.path, 1234, 1234)
+    refused()
+    run(capfd, *arguments())

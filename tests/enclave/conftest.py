@@ -81,16 +81,18 @@ class World:
         self, command: tuple[str, ...], files: dict[str, Path], *, rules: tuple[VaultRule, ...] = (), **options: Any
     ) -> Job:
         """Approve a command made of these files."""
-        program = Program(command, tuple(sorted(files)), options.pop("environment", {}))
+        image = options.pop("image", None)
+        digest = image.image.digest if image else ""
+        program = Program(command, tuple(sorted(files)), options.pop("environment", {}), digest)
         vaults = options.pop("vaults", {})
         contents = [path.read_bytes() for path in files.values()]
         name = policy_name("job", [str(self.directory).encode(), repr(command).encode(), *contents])
-        config = boot_config(name, self.cas, program, rules)
+        config = boot_config(name, self.cas, program, rules, image=image)
         content = {
             "name": name,
             "role": "program",
             "owner": self.home.owner().public.fingerprint,
-            "measurement": measure(config, files).value,
+            "measurement": measure(config, files, image=image.measured() if image else None).value,
             "vendor_root": self.home.vendor().root_digest,
             "program": program,
             "vaults": rules,

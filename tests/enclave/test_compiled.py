@@ -5,9 +5,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import sortedcontainers
 
+from strongroom.cas.policy.version import VaultRule
 from strongroom.enclave.compiled import Compiled, is_kept, link, sources_of
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.measure import measure
@@ -138,6 +141,42 @@ def test_a_prefix_that_takes_in_new_code_finds_what_is_kept(tmp_path, kept, sour
     subprocess.run([sys.executable, "-I", "-X", f"pycache_prefix={prefix}", "-c", program], check=True)
     new = [name for name in sources_of(str(prefix)) if name.startswith(str(sources))]
     assert sorted(new) == [str(sources / "package/__init__.py"), str(sources / "package/two.py")]
+
+
+def test_code_of_what_is_covered_is_not_shown(tmp_path, kept, sources):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("there.py", "linked.py"):
+        (elsewhere / name).write_text("VALUE = 1\n")
+    (sources / "linked.py").symlink_to(elsewhere / "linked.py")
+    (sources / "directory").symlink_to(elsewhere)
+    names = [str(path) for path in (*sources.rglob("*.py"), sources / "directory/there.py")]
+    told = {name: hashlib.sha256(Path(name).read_bytes()).digest() for name in names}
+    assert kept.add(names, told, seconds=SECONDS) == 5
+
+    def shown(*covered):
+        prefix = tmp_path / f"prefix{len(list(tmp_path.iterdir()))}"
+        link(str(kept.checked()), str(prefix), {str(path) for path in covered})
+        return sorted(path.name.partition(".")[0] for path in prefix.rglob("*.pyc"))
+
+    assert shown("/nowhere", sources / "pack") == ["__init__", "linked", "one", "there", "two"]
+    assert shown(sources / "one.py") == ["__init__", "linked", "there", "two"]
+    assert shown(sources / "package") == ["linked", "one", "there"]
+    assert shown(elsewhere) == ["__init__", "one", "two"]
+    assert shown(sources) == []
+
+
+def test_what_a_vault_has_in_place_of_a_module_is_what_runs(world, bubblewrap, kept):
+    """In the place of a module is a vault: without this the program would run the host's, as it was measured."""
+    rule = VaultRule("data", str(Path(sortedcontainers.__file__).parent), "read-only")
+    job = world.job(
+        "import sortedcontainers; print(sortedcontainers.SAID)",
+        rules=(rule,),
+        vaults={"data": world.seal("data", **{"__init__.py": b"SAID = 'of the vault'"})},
+    )
+    digests = {entry.path: entry.sha256 for part in measure(job.config, job.files).platform for entry in part.entries}
+    assert kept.add([name for name in digests if "/sortedcontainers/" in name], digests, seconds=SECONDS) > 1
+    assert job.run(compiled=kept.checked()) == (0, "of the vault\n")
 
 
 def test_what_takes_too_long_is_left_for_another_time(kept, sources):

@@ -8,7 +8,33 @@ import threading
 import pytest
 
 from strongroom.enclave.control import Control, _receive, _send, socket_pair
+from strongroom.enclave.program import tellable
 from strongroom.errors import EnclaveError
+
+
+def test_a_report_that_is_too_long_is_shortened():
+    host, theirs = socket_pair()
+    control = Control(theirs.detach())
+    names = ["\U0001f600" * 255] * 5000
+    control.event("sealed", files=names, count=len(names), lineage=0)
+    control.event("notice", text="\U0001f600" * 300_000)
+    control.event("notice", text="all of it")
+    sealed, long, short = (_receive(host)[0] for _ in range(3))
+    assert (sealed["files"], sealed["count"]) == (names[:50], 5000)
+    assert (long["text"], short["text"]) == ("\U0001f600" * 4000 + "...", "all of it")
+    control.close()
+    host.close()
+
+
+@pytest.mark.parametrize("name", ["目" * 200, "\\" * 400, '"' * 400, "\x01" * 100, "x" * 400, "x" * 401])
+def test_a_hint_fits_whatever_names_a_program_makes(name):
+    host, theirs = socket_pair()
+    for some in tellable([name] * 1000):
+        _send(theirs, {"op": "event", "event": "imported", "sources": some})
+        assert _receive(host)[0]["sources"] == some
+    assert [*tellable(["/a.py"] * 301)] == [["/a.py"] * 300, ["/a.py"]]
+    for end in (host, theirs):
+        end.close()
 
 
 def no_socket(host):

@@ -63,6 +63,34 @@ def test_a_file_younger_than_two_seconds_is_read_each_time(files):
         assert known.grown is kept
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o664, 0o646, 0o666])
+def test_what_others_may_write_is_read_each_time(files, mode):
+    Path(files[0]).chmod(mode)
+    told = Path(files[0]).stat()
+    for group, kept in ((told.st_uid, mode in (0o644, 0o664)), (told.st_uid + 1, mode == 0o644)):
+        if os.geteuid() == 0:
+            os.chown(files[0], -1, group)
+        elif group != told.st_gid:
+            continue
+        known = Digests(clock=lambda: LATER)
+        known.of(files[:1])
+        assert known.grown is kept
+        known = Digests(clock=lambda: LATER)
+        known.stamp(files[:1])
+        known.of(files[:1])
+        assert known.grown is kept
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: cannot give files away")
+def test_what_is_another_user_s_is_read_each_time(files, monkeypatch):
+    for owner, user, kept in ((1234, 0, False), (1234, 1234, True), (0, 1234, True), (1235, 1234, False)):
+        os.chown(files[0], owner, owner)
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        known = Digests(clock=lambda: LATER)
+        known.of(files[:1])
+        assert known.grown is kept
+
+
 def test_a_time_that_was_set_back_makes_no_file_older(files):
     os.utime(files[0], (0, 0))
     known = Digests()  # by the clock, it was changed just now

@@ -24,6 +24,7 @@ from strongroom.enclave.image_paths import resolved
 from strongroom.enclave.measure import Environment, measure
 from strongroom.enclave.oci import open_image
 from strongroom.enclave.oci_layers import measure_tree
+from strongroom.enclave.sandbox import visible
 from strongroom.errors import EnclaveError, FormatError, MeasurementError, TamperedError, UsageError
 from strongroom.sealed import create_key, open_sealed
 from tests.enclave.conftest import Job, World
@@ -155,11 +156,16 @@ def sealed_job(world: World, image: Unpacked, *words: str) -> Job:
     return Job(world, {}, config, policy, vaults)
 
 
-def test_an_image_is_all_that_a_program_sees(world: World, any_user: str, shell: bytes) -> None:
+def test_an_image_is_all_that_a_program_sees(
+    world: World, any_user: str, shell: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = world.directory / "beside"  # as an environment below /tmp
+    beside.mkdir()
+    monkeypatch.setattr(sandbox, "visible", lambda environment: [*visible(environment), beside])
     layout = image_of_shell(world.directory / "image", shell)
     image = ImageCache(world.directory / "images").unpacked(layout.path)
     here = Environment.current()
-    hidden = [here.prefix, here.stdlib, here.package, "/usr/bin", "/run/strongroom", "/program", image.tree]
+    hidden = [here.prefix, here.stdlib, here.package, "/usr/bin", "/run/strongroom", "/program", image.tree, beside]
     job = sealed_job(world, image, "given", *map(str, hidden))
     assert job.run(image=image) == (0, "")
     with world.owner() as client:

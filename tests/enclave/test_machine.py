@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from argparse import Namespace
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from strongroom.attest.appraise import AttestationResult, appraise
+from strongroom.attest.attester import Attester
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.parse.event_log import parse_event_log
 from strongroom.attest.parse.launched import PROGRAM_PCR
@@ -22,6 +24,8 @@ from strongroom.attest.verify import verify
 from strongroom.cas.policy.version import parse_reference
 from strongroom.cli.run import evidence as run_evidence
 from strongroom.enclave.digests import Digests
+from strongroom.enclave.directories import directory_in_memory
+from strongroom.enclave.image import ImageCache
 from strongroom.enclave.machine.find import find_machine
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.machine.tpm import TpmMachine
@@ -31,6 +35,7 @@ from strongroom.errors import (
     BindingError,
     EnclaveError,
     MeasurementError,
+    TamperedError,
     UnsupportedPlatformError,
     UsageError,
     VerificationError,
@@ -40,6 +45,7 @@ from strongroom.testing.swtpm import lacking
 from strongroom.testing.trust_domain import FakeTrustDomain
 from tests.attest.test_launched import ASKED, OTHER, TRAIN, firmware
 from tests.enclave.conftest import DATA
+from tests.enclave.images import Layout, commands, member, tar
 
 needs_tpm = pytest.mark.skipif(lacking() is not None, reason=f"{lacking()} is not installed: `make setup` says how")
 PROGRAM = "import os, sys; print(open('/data/patients').read(), *map(os.path.exists, sys.argv[1:]))"
@@ -226,6 +232,45 @@ def test_what_cannot_be_launched_on_a_machine(world, tmp_path, monkeypatch) -> N
     with pytest.raises(UsageError, match="without a sandbox the program could ask for evidence"):
         outside.launch(machine=machine)
     assert domain.rtmrs.values[3] == bytes(48)
+
+
+def test_what_runs_on_a_machine_is_in_its_memory(world, tmp_path, monkeypatch) -> None:
+    domain = FakeTrustDomain(world.home.vendor(), firmware())
+    machine = TrustDomain(domain.attester, tmp_path / "run", domain.system)
+    tees, *platform = machine.accepted()
+    accepts = (tees, f'allow_simulated = "{world.home.vendor().root_digest}"', *platform)
+    layout = Layout(tmp_path / "image", {"Entrypoint": ["/bin/sh", "/app/main.sh"], "Cmd": ["x"]})
+    layout.of(tar(*commands("sh", "cat"), member("app/main.sh", b"echo honest; cat /program/said\n", mode=0o755)))
+    image = ImageCache(tmp_path / "images").unpacked(layout.path)
+    said = {"said": tmp_path / "said"}
+    said["said"].write_text("as measured\n")
+    job = world.job_of((), said, image=image, accepts=accepts)
+
+    class Host:
+        """Changes all that is on its disk once it was measured."""
+
+        tee, where = machine.tee, machine.where
+
+        def start(self, program: str) -> Attester:
+            attester = machine.start(program)
+            for name in (image.tree / "app/main.sh", said["said"]):
+                name.chmod(0o755)
+                name.write_text("echo stolen\n")
+            for blob in (layout.path / "blobs/sha256").iterdir():
+                blob.write_bytes(b"stolen")
+            return attester
+
+    assert job.run(machine=Host(), image=image) == (0, "honest\nas measured\n")
+    assert not [*Path(directory_in_memory()).glob(f"strongroom-*-{os.getpid()}-*")]
+    # What is on the disk is not even read any more, but for the layers, by their digests.
+    with pytest.raises(TamperedError, match="blob sha256:"):
+        job.launch(machine=machine, image=image)
+    with pytest.raises(UsageError, match="unpacks it anew, into memory") as caught:
+        job.launch(machine=machine, image=replace(image, layout=None))
+    assert caught.value.hint == "--image LAYOUT says where it lies"
+    monkeypatch.setattr("strongroom.enclave.directories._IN_MEMORY", {"none"})
+    with pytest.raises(UnsupportedPlatformError, match="is in memory, and a host may change what is on a disk"):
+        job.launch(machine=machine, image=image)
 
 
 def test_a_machine_takes_no_file_of_the_user_s_for_a_measurement(world, monkeypatch) -> None:

@@ -111,6 +111,10 @@ def test_one_of_several_images_is_named(layout: Layout) -> None:
     inner = layout.blob(json.dumps({"manifests": [intel, arm, attestation]}).encode(), "index.v1+json")
     other = layout.manifest(tar(member("other", b""))) | {"annotations": {"org.opencontainers.image.ref.name": "v2"}}
     path = layout.index(inner | {"annotations": {"org.opencontainers.image.ref.name": "v1"}}, other)
+    assert main(["image", f"{path}:v3"]) == main(["image", str(path), "--reference", "v3"]) == 2
+    assert main(["image", f"{path}:v2"]) == main(["image", str(path), "--reference", "v2"]) == 0
+    assert main(["image", f"{path}:v2", "--reference", "v1"]) == 2
+    assert main(["image", f"{path}x"]) == 2
     assert open_image(path, reference="v1", machine="x86_64").digest == intel["digest"]
     assert open_image(path, reference="v1", machine="aarch64").digest == arm["digest"]
     assert open_image(path, digest=other["digest"], machine="x86_64").digest == other["digest"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -248,6 +250,18 @@ class Silent:
     control = property(lambda self: self)
 
 
+def test_where_there_are_no_overlays_a_mount_is_bound_to_its_place(monkeypatch, tmp_path):
+    def refused(*places):
+        raise OSError(errno.ENODEV, "No such device")
+
+    bound = []
+    monkeypatch.setattr(mounts, "_EMPTY", tmp_path / "empty")
+    monkeypatch.setattr(mounts, "overlay", refused)
+    monkeypatch.setattr(mounts, "bind", lambda *places: bound.append(places))
+    mounts._show(tmp_path / "mounted", tmp_path / "place")
+    assert bound == [(str(tmp_path / "mounted"), str(tmp_path / "place"))]
+
+
 def test_results_of_which_one_finds_no_room_are_not_committed_at_all():
     disks = {"one": MemoryDirectory(), "two": FaultyDirectory()}
     with ExitStack() as stack:
@@ -260,7 +274,8 @@ def test_results_of_which_one_finds_no_room_are_not_committed_at_all():
             vault.write_bytes("made", bytes(100_000))
             results.ready.append((name, vault, []))
         disks["two"].faults.full_from = disks["two"].writes + 1
-        with pytest.raises(OSError, match="No space"):
+        lost = "what the program left for it, 100,000 bytes, did not fit; no result of this run was sealed"
+        with pytest.raises(EnclaveError, match=f"^vault two: no space left on device: {lost}"):
             results.commit()
         assert [vault.root for vault in opened.values()] == [None, None]
         stack.pop_all()
@@ -319,3 +334,15 @@ def test_nothing_lies_in_a_directory_of_the_host_s():
     values = {"name": "a", "owner": f"sha256:{'0' * 64}", "vendor": f"sha256:{'0' * 64}", "measurement": "0" * 96}
     with pytest.raises(EnclaveError, match="/h/in lies in /h, where this launcher shows the host's"):
         check_launchable(parse_policy(POLICY.format(**values) + tables))
+
+
+def test_nothing_is_put_where_a_link_of_a_vault_leads(tmp_path):
+    vault = str(tmp_path / "vault")
+    config = replace(CONFIG, vaults=(VaultMount("out", vault, "read-write"),), ephemeral=(f"{vault}/scratch",))
+    (tmp_path / "vault/kept").mkdir(parents=True)
+    (tmp_path / "vault/scratch").symlink_to("kept")
+    booted = SimpleNamespace(config=config)
+    for path in ("scratch", "scratch/deeper"):
+        with pytest.raises(EnclaveError, match=rf"vault/{path}: leads through .*/vault/scratch, which is a link"):
+            mounts._make(booted, tmp_path / "vault" / path)
+    assert not list((tmp_path / "vault/kept").iterdir())

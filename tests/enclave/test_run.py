@@ -37,6 +37,12 @@ out.joinpath("deep/er/file").write_text("x")
 print(sorted(os.listdir(data)))
 """
 PATHS = ("{vault:data}", "{vault:out}")
+CHILDREN = """
+import subprocess, sys
+here = [sys.executable, "-c", "import sortedcontainers; print('ran')"]
+for flags, environment in ((["-I"], None), (["-E"], None), ([], {}), (["-I", "-X", "pycache_prefix="], {})):
+    subprocess.run([here[0], *flags, *here[1:]], env=environment, check=True)
+"""
 
 
 def flip(path, place):
@@ -351,6 +357,8 @@ def test_compiled_code_beside_the_sources_is_never_run(world, any_sandbox, monke
             job = world.job("import sortedcontainers; print('ran')")
             job = job if not flags else world.job_of(("python", *flags, "job.py"), job.files)
             assert job.run() == (0, "ran\n")
+        if sandbox.bubblewrap() is not None and any_sandbox != "process":
+            assert world.job(CHILDREN).run() == (0, "ran\n" * 4)
     finally:
         cached.unlink()
         if kept is not None:

@@ -94,6 +94,8 @@ def test_documents_that_are_no_object(wire):
         ({"models": {}}, "name no models"),
         ({"models": ["digits"]}, "name no models"),
         ({"models": {"digits": "12"}}, "digest of model 'digits'"),
+        ({"plan": "12"}, "got plan '12'"),
+        ({"plan": None}, "got plan None"),
         ({"more": 1}, "got the fields"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from strongroom import vault
 from strongroom.errors import MissingDependencyError, TamperedError, UnsupportedPlatformError, UsageError
 from strongroom.sealed import NO_FRESHNESS
-from strongroom.shield.files import collect, expose, mount
+from strongroom.shield.files import collect, expose, mount, take
 from strongroom.storage import MemoryDirectory
 
 KEY = bytes(range(32))
@@ -112,7 +112,7 @@ def test_tampering_is_an_input_output_error_and_is_told(mounted, opened, directo
     assert (mounted.path / "a/b/c").read_bytes() == b"hello"
 
 
-def test_a_swapped_file_cannot_be_opened(mounted, opened, directory):
+def test_a_swapped_file_cannot_be_read(mounted, opened, directory):
     one, two = data_file(opened, "big"), data_file(opened, "large")
     directory.files[one], directory.files[two] = directory.files[two], directory.files[one]
     with pytest.raises(OSError) as caught:
@@ -316,4 +316,46 @@ def test_collect_brings_results_back(tmp_path):
             "model.onnx": b"new",
             "sub/log": b"log",
             "kept": b"kept",
+        }
+
+
+def test_take_keeps_nothing_that_a_program_took_away(tmp_path):
+    with vault.open(MemoryDirectory(), "x", key=KEY, anchor=NO_FRESHNESS) as out:
+        for path in ("d/x", "d/e/y", "a", "gone", "was/z", "model", "target"):
+            out.write_bytes(path, b"old")
+        for path, target in (("stays", "target"), ("turned", "target"), ("led", "a")):
+            out.symlink(target, path)
+        expose(out, tmp_path / "plain")
+        top = tmp_path / "plain"
+        (top / "d").rename(top / "d2")
+        (top / "d").symlink_to("d2")
+        (top / "d2" / "x").write_bytes(b"new")
+        (top / "a").unlink()
+        (top / "a").symlink_to("/etc/passwd")
+        (top / "gone").unlink()
+        (top / "was" / "z").unlink()
+        (top / "was").rmdir()
+        (top / "was").write_bytes(b"a file now")
+        (top / "turned").unlink()
+        (top / "turned").write_bytes(b"no link any more")
+        (top / "led").unlink()
+        (top / "led").symlink_to("model")
+        (top / "empty" / "inner").mkdir(parents=True)
+        (top / "lost").symlink_to("nowhere")
+        (top / "empty" / "up").symlink_to("../../out")
+        (top / "chain").symlink_to("empty/up")
+        os.mkfifo(top / "pipe")
+        assert take(top, out) == ["a", "chain", "empty/up", "pipe"]
+        assert [path for path, _, _ in out.walk()] == ["", "d2", "d2/e", "empty", "empty/inner"]
+        links = {path: out.readlink(path) for path in out.files() if out.stat(path, follow=False).is_link}
+        assert links == {"stays": "target", "d": "d2", "led": "model", "lost": "nowhere"}
+        expose(out, tmp_path / "again")
+        assert take(tmp_path / "again", out) == []
+        assert {path: out.read_bytes(path) for path in out.files() if path not in links} == {
+            "d2/x": b"new",
+            "d2/e/y": b"old",
+            "model": b"old",
+            "target": b"old",
+            "turned": b"no link any more",
+            "was": b"a file now",
         }

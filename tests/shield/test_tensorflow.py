@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.posix.server import served
 
-pytest.importorskip("tensorflow", reason="TensorFlow is not installed: pip install 'strongroom[tensorflow]'")
+# Not imported: no other test of this process is to run with it.
+if find_spec("tensorflow") is None:
+    pytest.skip("TensorFlow is not installed: pip install 'strongroom[tensorflow]'", allow_module_level=True)
 
 
 def ran(code: str, point: Path) -> str:

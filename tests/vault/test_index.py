@@ -60,6 +60,42 @@ def test_without_a_key_one_gets_what_was_indexed(published, tmp_path):
         extract(index, LocalDirectory(place), tmp_path / "out")
 
 
+def test_an_index_of_some_bytes_fills_no_disk(tmp_path, monkeypatch):
+    def index(*parts):
+        one = {"path": "a", "executable": False, "blake3": "0" * 64, "parts": parts}
+        return json.dumps({"format": "strongroom-index", "version": 1, "root": "x", "files": [one]}).encode()
+
+    place = LocalDirectory(tmp_path)
+    for parts in ([["", 0, 1 << 59]], [["", 0, 1 << 35]] * 3):
+        with pytest.raises(FormatError, match="more than 64 GiB of zeros"):
+            extract(index(*parts), place, tmp_path / "out")
+    with pytest.raises(UsageError, match="and there is room for"):
+        extract(index(*[["0" * 32, 0, 1 << 50]] * 5), place, tmp_path / "out")
+    monkeypatch.setattr("strongroom.vault.index.MAX_ZEROS", 3 << 19)
+    with vault.open(tmp_path / "v", "x", key=KEY, anchor=NO_FRESHNESS, encrypted=False) as opened:
+        for path in ("a", "b"):
+            opened.write_bytes(path, b"")
+            with opened.open(path, "r+b") as file:
+                file.truncate(1 << 20)
+    with (
+        vault.open(tmp_path / "v", "r", key=KEY, anchor=NO_FRESHNESS) as opened,
+        pytest.raises(UsageError, match="of holes, which no index takes"),
+    ):
+        make_index(opened)
+
+
+def test_a_hole_takes_no_room(tmp_path):
+    with vault.open(tmp_path / "v", "x", key=KEY, anchor=NO_FRESHNESS, encrypted=False) as opened:
+        opened.write_bytes("a", b"a")
+        with opened.open("a", "r+b") as file:
+            file.truncate(1 << 24)
+    with vault.open(tmp_path / "v", "r", key=KEY, anchor=NO_FRESHNESS) as opened:
+        index = make_index(opened)
+    extract(index, LocalDirectory(tmp_path / "v"), tmp_path / "out")
+    assert (tmp_path / "out/a").read_bytes() == b"a" + bytes((1 << 24) - 1)
+    assert (tmp_path / "out/a").stat().st_blocks * 512 < 1 << 20
+
+
 def test_what_was_changed_is_not_written(published, tmp_path):
     place, index = published
     for number, each in enumerate(json.loads(index)["files"]):

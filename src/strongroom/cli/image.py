@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "type=oci,tar=false,dest=LAYOUT` write it. Nothing of it is run. Example: strongroom image LAYOUT --digest "
         "sha256:... --unpack tree"
     )
-    parser.add_argument("layout", type=Path, metavar="LAYOUT", help="a directory with index.json and blobs")
+    parser.add_argument("layout", metavar="LAYOUT[:TAG]", help="a directory with index.json and blobs")
     parser.add_argument("--reference", default="", metavar="NAME", help="which of several images, by its annotation")
     parser.add_argument("--digest", default="", metavar="sha256:...", help="refuse any other image")
     parser.add_argument("--unpack", type=Path, metavar="DIR", help="unpack it into this new directory")
@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     for name in ("max_bytes", "max_files"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')}: got {getattr(args, name)}, wanted 1 or more")
-    image = open_image(args.layout, reference=args.reference, digest=args.digest)
+    layout, tag = layout_of(args.layout, "image")
+    if tag and args.reference not in ("", tag):
+        raise UsageError(f"--reference: got {args.reference}, and LAYOUT:TAG says {tag}", hint="give one of them")
+    image = open_image(layout, reference=tag or args.reference, digest=args.digest)
     with tempfile.TemporaryDirectory(prefix="strongroom-image-") as scratch:
         tree = args.unpack or Path(scratch, "tree")
         unpack(image, tree, max_bytes=args.max_bytes, max_files=args.max_files)

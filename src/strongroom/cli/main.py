@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import signal
@@ -112,7 +113,10 @@ def _main(argv: list[str]) -> int:
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         return _fail(UsageError(_describe(error)), args)
     except OSError as error:
-        return _fail(StrongroomError(_describe(error)), args)
+        hint = None
+        if error.errno == errno.ENOSPC and not error.filename:
+            hint = "the disk of STRONGROOM_HOME, of a vault that is written, or of what the output goes to is full"
+        return _fail(StrongroomError(_describe(error), hint=hint), args)
 
 
 def _load(name: str) -> Verb:

@@ -1,22 +1,24 @@
 """What this user's home remembers of measurements: digests of files, and the last measurement that a CAS accepted.
 
-Neither is trusted by anybody else. The digests serve simulated enclaves, which protect nothing against whoever could
-change them; a listing only explains.
+Neither is trusted by anybody else. The digests and compiled code serve simulated enclaves, which protect nothing from
+whoever could change them; a listing only explains. Of a home in which somebody else may write, as under `sudo -E`, they
+are not used: compiled code is run by boot, with the rights of who launches.
 """
 
 from __future__ import annotations
 
+import errno
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from strongroom.cas.files import create_once, replace
 from strongroom.cli import output
 from strongroom.cli.workspace import Home
 from strongroom.crypto import KEY_SIZE, digest, random_key
-from strongroom.enclave.compiled import Compiled
-from strongroom.enclave.config import BootConfig
+from strongroom.enclave.compiled import Compiled, sources_of_boot
+from strongroom.enclave.config import SANDBOX, BootConfig
 from strongroom.enclave.digests import MAX_CACHE, boot_of_machine
 from strongroom.enclave.listing import MAX_LISTING, Listing
 from strongroom.enclave.measure import KNOWN, Measurement
@@ -39,6 +41,8 @@ def known_digests(home: Home) -> Iterator[None]:
 def load_digests(home: Home) -> None:
     """Take in the home's digests; says so if they were damaged, and goes on without."""
     cache = home.path / _CACHE
+    if not home.private:
+        output.note(f"{home.path} is another user's, or others may write there: no digests or compiled code from it")
     with suppress(*_NO_CACHE):
         key, boot = _key(home), boot_of_machine()
         try:
@@ -69,12 +73,33 @@ def compiled_code(home: Home) -> Path | None:
     return None
 
 
+@contextmanager
+def compiling_boot(home: Home, config: BootConfig) -> Iterator[Callable[[Measurement], None]]:
+    """Measure within, and hand the measurement over: what boot imports is compiled meanwhile, if nothing is kept."""
+    with ExitStack() as asking:
+        with suppress(*_NO_CACHE):
+            if config.isolation == SANDBOX and _compiled(home).empty:
+                KNOWN.to_compile = asking.enter_context(sources_of_boot())
+                asking.callback(setattr, KNOWN, "to_compile", tuple)
+
+        def keep(measured: Measurement) -> None:
+            if KNOWN.code:
+                with suppress(*_NO_CACHE, FormatError):
+                    _compiled(home).add(KNOWN.code, _sources(measured), seconds=_COMPILE_SECONDS, made=KNOWN.code)
+
+        yield keep
+
+
 def keep_compiled(home: Home, names: Sequence[str], measured: Measurement) -> None:
     """Compile, for the next enclave, those of these sources that were measured."""
     if names:
         with suppress(*_NO_CACHE, FormatError, EnclaveError):  # the last: files have changed since
-            digests = {entry.path: entry.sha256 for part in measured.platform for entry in part.entries}
-            _compiled(home).add(names, digests, seconds=_COMPILE_SECONDS)
+            _compiled(home).add(names, _sources(measured), seconds=_COMPILE_SECONDS)
+
+
+def _sources(measured: Measurement) -> dict[str, bytes]:
+    """SHA-256 of each measured file of the platform, by its path."""
+    return {entry.path: entry.sha256 for part in measured.platform for entry in part.entries}
 
 
 def _compiled(home: Home) -> Compiled:
@@ -83,6 +108,8 @@ def _compiled(home: Home) -> Compiled:
 
 def _key(home: Home) -> bytes:
     path = home.path / _KEY
+    if not home.private:
+        raise PermissionError(errno.EPERM, "others may write there", str(home.path))  # and so there is no cache
     if not path.exists():
         create_once(path, random_key())
     key = path.read_bytes()

@@ -60,11 +60,19 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    output.stdout.print(f"sealed {len(names)} file{'s' * (len(names) != 1)} into {target}", markup=False)
+    count = f"{len(names)} file{'s' * (len(names) != 1)}"
+    output.stdout.print(f"sealed {count} into {_shown(target)}", markup=False, soft_wrap=True)
     if args.authenticated:
         output.note("authenticated only: anybody who has the vault can read what is in the files")
     if make:
         output.note("only its key slot opens it; `strongroom vault keys add` makes another one")
         return 0
-    output.note(f"key {'written to' if new_key else 'read from'} {sealed.key_path}; nobody can unseal without it")
+    output.note(
+        f"key {'written to' if new_key else 'read from'} {_shown(sealed.key_path)}; nobody can unseal without it"
+    )
     return 0
+
+
+def _shown(path: Path) -> Path:
+    """A path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

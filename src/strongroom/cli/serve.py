@@ -67,6 +67,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--standby", action="store_true", help="of a model in parts, two enclaves for each: one may fail unnoticed"
     )
     parser.add_argument(
+        "--batch-delay",
+        type=float,
+        default=2.0,
+        metavar="MS",
+        help="by a plan for batches, how long a request waits for others (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tick",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="of a model in parts, let what goes between enclaves leave at such distances in time only",
+    )
+    parser.add_argument(
         "--require-lineage", action="store_true", help="refuse, inside the enclave, a model without a valid lineage"
     )
     parser.add_argument(
@@ -131,9 +145,12 @@ def run(args: argparse.Namespace) -> int:
 def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
     """Whether the arguments ask for a model in parts. Raises UsageError where they do not fit each other."""
     if args.plan is None and args.memory is None:
-        if args.standby:
-            raise UsageError("--standby: is for a model in parts, add --plan FILE or --memory SIZE")
+        if args.standby or args.tick:
+            raise UsageError("--standby, --tick: are for a model in parts, add --plan FILE or --memory SIZE")
         return False
+    for option, value in (("--batch-delay", args.batch_delay), ("--tick", args.tick)):
+        if not 0 <= value <= 10_000:
+            raise UsageError(f"{option}: got {value:g}, wanted 0 to 10,000 milliseconds")
     if args.require_lineage:
         raise UsageError("--require-lineage: is checked on a whole model, and this serves one in parts")
     if len(names) != 1:
@@ -166,6 +183,8 @@ def _run_pipeline(
             machine=machine,
             debug=args.debug_enclave,
             standby=args.standby,
+            delay=round(args.batch_delay * 1000),
+            tick=round(args.tick * 1000),
             reference=cas_reference.document_of(args),
         )
         _until_told(supervisor.stop)

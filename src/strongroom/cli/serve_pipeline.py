@@ -255,6 +255,8 @@ def start_pipeline(
     debug: bool = False,
     quiet: bool = False,
     standby: bool = False,
+    delay: int = 0,
+    tick: int = 0,
     reference: str = "",
 ) -> Supervisor:
     """Cut a model as a plan says, seal each part to a policy of its own, and launch front door and parts.
@@ -265,6 +267,7 @@ def start_pipeline(
         listener: the socket that the front door accepts on.
         resources: closes what this opens, once all have ended.
         standby: launch two enclaves of each part.
+        delay, tick: in microseconds, as `Pipeline` has them.
         machine, debug, quiet, reference: as `start_service` has them.
 
     Raises:
@@ -278,9 +281,8 @@ def start_pipeline(
     name = PurePosixPath(model).name.removesuffix(".onnx")
     base = policy_name("serve-" + name, [sealed.key()])
     count = len(plan.stages)
-    pipeline = pieces.pipeline(
-        name, front=f"{base}-front", policies=tuple(f"{base}-part-{number}" for number in range(1, count + 1))
-    )
+    policies = tuple(f"{base}-part-{number}" for number in range(1, count + 1))
+    pipeline = pieces.pipeline(name, front=f"{base}-front", policies=policies, delay=delay, tick=tick)
     vaults = [_sealed_part(home, pipeline, number, pieces.models[number - 1]) for number in range(1, count + 1)]
     sockets = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="strongroom-pipeline-")))
     roles: list[_Role] = []

@@ -62,6 +62,13 @@ class Home:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(path)
 
+    @property
+    def private(self) -> bool:
+        """Whether nobody but this user and root may put things there, which are believed because they lie there."""
+        from strongroom.enclave.digests import writable_by_others
+
+        return not writable_by_others(self.path.stat())
+
     def owner(self) -> SigningKey:
         """The key that signs this user's policies, made on first use."""
         path = self.path / "owner.key"

@@ -249,7 +249,9 @@ def enter(walk: Callable[[Control], int]) -> int:
         return error.exit_code
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        control.tell("failed", error=EnclaveError(f"boot: {place}{(error.strerror or str(error)).lower()}").to_wire())
+        control.tell(
+            "failed", error=EnclaveError(f"enclave: {place}{(error.strerror or str(error)).lower()}").to_wire()
+        )
         return EnclaveError.exit_code
     control.tell("exited", status=status)
     sys.stdout.flush()

@@ -10,6 +10,8 @@ Compiling what boot and a framework import takes longer than running it. Rules:
 - An enclave sees it read-only, so that nothing that ran in one is run by the next.
 - What there is to compile is said by enclaves, by names: a hint that costs time at worst, since only measured files are
   compiled.
+- Where something else lies than was measured, such as a vault over a part of the environment, an enclave's program is
+  shown no code: Python would not look at what lies there.
 - It stands for the sources only as far as this machine is trusted: as `digests`, it is for simulated enclaves.
 
 The files are unchecked hash-based ones (PEP 552): Python runs them without looking at the source again.
@@ -18,28 +20,25 @@ The files are unchecked hash-based ones (PEP 552): Python runs them without look
 from __future__ import annotations
 
 import hmac
-import importlib.util
 import json
-import marshal
 import os
 import shutil
-import stat
+import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 from strongroom.crypto import derive, digest, equal
 from strongroom.enclave.digests import Digests
+from strongroom.enclave.reader import compiled
 from strongroom.errors import FormatError
 
 MOST = 20_000
 _MAX_INDEX = 1 << 24
 _MAC = 32
-_UNCHECKED = (0b01).to_bytes(4, "little")
 _SUFFIX = f".{sys.implementation.cache_tag}.pyc"
 
 
@@ -80,13 +79,21 @@ class Compiled:
                     self._place(source).unlink(missing_ok=True)
             return self._tree if rows else None
 
-    def add(self, names: Iterable[str], measured: Mapping[str, bytes], *, seconds: float) -> int:
+    def add(
+        self,
+        names: Iterable[str],
+        measured: Mapping[str, bytes],
+        *,
+        seconds: float,
+        made: Mapping[str, tuple[bytes, bytes]] | None = None,
+    ) -> int:
         """Compile those of these sources that were measured and are not there yet; how many.
 
         Args:
             names: their absolute paths.
             measured: SHA-256 of each measured file, by its path.
             seconds: after so many, the rest is left for another time.
+            made: code that was compiled just now, and SHA-256 of the source that it is of.
         """
         end = time.monotonic() + seconds
         with self._locked():
@@ -97,13 +104,18 @@ class Compiled:
                     break
                 if name in rows or name not in measured or not name.endswith(".py"):
                     continue
-                made = _compile(name, measured[name])
-                if made is not None:
-                    self._write(name, made)
-                    rows[name] = (measured[name], sha256(made).digest())
+                source, code = (made or {}).get(name) or compiled(name) or (b"", b"")
+                if source == measured[name]:  # else it is another one by now, or no Python
+                    self._write(name, code)
+                    rows[name] = (source, sha256(code).digest())
             if len(rows) > before:
                 self._write_index(rows)
             return len(rows) - before
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was kept yet."""
+        return not self._index.exists()
 
     def _rows(self) -> dict[str, tuple[bytes, bytes]]:
         """By each source: its SHA-256, and that of its compiled code.
@@ -151,9 +163,15 @@ class Compiled:
         _replace(self._index, body + hmac.digest(self._key, body, "sha256"))
 
     def _write(self, source: str, code: bytes) -> None:
-        place = self._place(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _replace(place, code, mode=0o644)  # the program's user reads it, too
+        place = f"{self._tree}/{self._name(source)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(place, flags, 0o644)  # the program's user reads it, too
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(place), exist_ok=True)  # noqa: PTH103, PTH120  # hundreds
+            descriptor = os.open(place, flags, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(code)
 
     def _name(self, source: str) -> str:
         return source.removesuffix(".py").lstrip("/") + _SUFFIX
@@ -171,19 +189,51 @@ class Compiled:
             yield
 
 
-def link(shown: str, prefix: str) -> list[str]:
+@contextmanager
+def sources_of_boot() -> Iterator[Callable[[], list[str]]]:
+    """What a program's boot imports, when it is asked for: as a Python says that imports it, outside any enclave."""
+    told = "import sys, strongroom.enclave.program; print('\\0'.join(str(m.__file__) for m in "
+    told += "list(sys.modules.values()) if getattr(m, '__file__', None)))"
+    command = [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-c", told]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as asked:  # noqa: S603
+
+        def names() -> list[str]:
+            listed = asked.communicate()[0]
+            return [name for name in os.fsdecode(listed).strip().split("\0") if name.endswith(".py")]
+
+        try:
+            yield names
+        finally:
+            asked.kill()
+
+
+def link(shown: str, prefix: str, covered: Collection[str] = ()) -> list[str]:
     """Have a ``pycache_prefix`` that takes new code in find, besides, what the launcher shows; the directories made.
 
     Each file is a link, so that only directories and names take memory.
+
+    Args:
+        covered: paths at which something else lies than was measured there. Code of sources below is not shown.
     """
     made: list[str] = []
     for folder, _, files in os.walk(shown):
-        place = prefix + folder.removeprefix(shown)
-        os.makedirs(place, exist_ok=True)  # noqa: PTH103
-        made.append(place)
+        inside = folder.removeprefix(shown)
+        ways = {inside, os.path.realpath(inside or "/")}
+        if any(f"{way}/".startswith(f"{each}/") for way in ways for each in covered):
+            continue
+        os.makedirs(prefix + inside, exist_ok=True)  # noqa: PTH103
+        made.append(prefix + inside)
         for name in files:
-            os.symlink(f"{folder}/{name}", f"{place}/{name}")  # noqa: PTH211
+            source = f"{inside}/{name.removesuffix(_SUFFIX)}.py"
+            if not (source in covered or (os.path.islink(source) and _leads_below(source, covered))):  # noqa: PTH114
+                os.symlink(f"{folder}/{name}", f"{prefix}{inside}/{name}")  # noqa: PTH211
     return made
+
+
+def _leads_below(path: str, covered: Collection[str]) -> bool:
+    end = os.path.realpath(path)
+    return any(f"{end}/".startswith(f"{each}/") for each in covered)
 
 
 def is_kept(shown: str, source: str) -> bool:
@@ -214,28 +264,10 @@ def _files(root: Path) -> Iterator[tuple[str, bool]]:
                     yield name, entry.is_file(follow_symlinks=False)
 
 
-def _compile(path: str, measured: bytes) -> bytes | None:
-    """The compiled code of a source with that digest; None if it is another one by now, or no Python."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            source = file.read()
-        if sha256(source).digest() != measured:
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            code = compile(source, path, "exec", dont_inherit=True, optimize=0)
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return None
-    head = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(source)
-    return head + marshal.dumps(code)
-
-
-def _replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Put that file in the place of what is there. A crash before the index is written loses all: it is made again."""
     new = path.with_name(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
     new.replace(path)

@@ -204,7 +204,7 @@ def _rights(config: BootConfig, layout: Mapping[str, Any], own: Sequence[Path]) 
     if config.isolation == SANDBOX:
         # Nothing else is mounted there than what was measured and what is the enclave's.
         root = ROOT_DIRECTORY if config.image else "/"
-        return [*rights, (root, READ), *((place, CHANGE) for place in _MEMORY)]
+        return [*rights, (root, READ), *((root.rstrip("/") + place, CHANGE) for place in _MEMORY)]
     from strongroom.enclave.measure import Environment
     from strongroom.enclave.sandbox import visible
 

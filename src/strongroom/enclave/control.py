@@ -6,7 +6,7 @@ enclave, and evidence is judged by the CAS. What the host can do is refuse.
 
 - ``config`` -> the boot configuration and the host's layout (where things lie)
 - ``evidence`` {report_data} -> evidence: by a host that stands for a simulated enclave's hardware, or by the machine
-- ``dial`` {peer} -> a connection to the CAS, or to a server of a computation on shares, P0 or P1
+- ``dial`` {peer} -> a connection to the CAS, to a server of a computation on shares, P0 or P1, or to a part of a model
 - ``listener`` -> the socket that a service accepts on
 - ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
 """
@@ -30,6 +30,7 @@ from strongroom.errors import EnclaveError, StrongroomError, from_wire
 CAS = "cas"  # the name that it is dialled by
 _MAX_MESSAGE = 1 << 18
 _SEND_BUFFER = 1 << 20
+_MOST, _LONGEST, _NAME = 50, 4000, 255  # of a report that is too long otherwise; a character takes twelve bytes at most
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -63,6 +64,14 @@ def _receive(sock: socket.socket) -> tuple[dict[str, Any] | None, int | None]:
     if not isinstance(message, dict):
         raise EnclaveError("control message: not a JSON object")
     return message, descriptor
+
+
+def _shortened(value: object) -> object:
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST else value[:_LONGEST] + "..."
+    if isinstance(value, list):
+        return [each[:_NAME] if isinstance(each, str) else each for each in value[:_MOST]]
+    return value
 
 
 @dataclass
@@ -177,6 +186,9 @@ class Control:
                 return
 
     def event(self, event: str, **detail: object) -> None:
+        """Report what happens. Of what does not fit, as a program may name its files, the beginning."""
+        if len(json.dumps(detail, separators=(",", ":"))) > _MAX_MESSAGE - _LONGEST:
+            detail = {name: _shortened(value) for name, value in detail.items()}
         self.tell("event", event=event, **detail)
 
     def evidence(self, report_data: bytes) -> Evidence:

@@ -5,6 +5,8 @@ Rules:
 - A digest is remembered by what the kernel says of a file: device, inode, size, and the times of its last change. It
   stands for the content only as far as the kernel that says so is trusted: that is for simulated enclaves, whose
   measurement the same host computes anyway. Whoever measures for hardware starts with `Digests()` and loads nothing.
+- A file that another user may write, who is not root, is not remembered: one who has it mapped in memory can change it
+  later than its times say. The same holds of this user, whom nothing here is kept from, and of root.
 - A file that changed less than two seconds before it was read is not remembered: within the resolution of its times it
   may change once more and look the same.
 - A file that changes while it is read is an error, never a digest.
@@ -23,27 +25,28 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import Any, NamedTuple
 
 from strongroom.crypto import derive, equal
 from strongroom.enclave.elf import needed
+from strongroom.enclave.reader import IDENTITY, PIECE, identity, read_file
+from strongroom.enclave.readers import WORTHWHILE, Readers, batches, processors
 from strongroom.errors import EnclaveError, FormatError
 
 MAX_CACHE = 1 << 26
 _MAGIC = b"strongroom/digests/v2\n"
 _HEADER = struct.Struct("<22s16sI")  # magic, the machine's boot, number of entries
-_IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime, ctime (in nanoseconds)
-_ENTRY = _IDENTITY.size + 32
+_ENTRY = IDENTITY.size + 32
 _MAC = 32
-_WORD = (1 << 64) - 1
 _MAX_ENTRIES = 150_000
 _YOUNG = 2_000_000_000  # nanoseconds
 _BATCH = 64
-_LARGE = 1 << 20
 _MOST_PLATFORMS = 8
-_NOTHING = bytes(_IDENTITY.size)
+_NOTHING = bytes(IDENTITY.size)
 
 
 class FileDigest(NamedTuple):
@@ -53,6 +56,13 @@ class FileDigest(NamedTuple):
     size: int
 
 
+class Stamp(NamedTuple):
+    """One digest over paths and what the kernel says of each; and that, of the regular files."""
+
+    digest: bytes
+    seen: Mapping[str, bytes]
+
+
 class Digests:
     """What is known of files: made empty, filled by reading them or from what an earlier one gave."""
 
@@ -60,8 +70,14 @@ class Digests:
         self._clock = clock
         self._known: dict[bytes, bytes] = {}
         self._used: set[bytes] = set()
+        self._own: set[bytes] = set()  # of what was not known: what nobody else may write
         self._linked: dict[bytes, list[str]] = {}
         self._platforms: dict[str, Any] = {}
+        self._ahead: Thread | None = None
+        self._fresh: dict[str, FileDigest] = {}
+        self._code: dict[str, tuple[bytes, bytes]] = {}
+        self.to_compile: Callable[[], Sequence[str]] = tuple
+        """Gives the sources that are compiled, once, where other processes read files; see `code`."""
         self.grown = False
 
     def of(self, paths: Sequence[str]) -> list[FileDigest]:
@@ -70,10 +86,14 @@ class Digests:
         Raises:
             EnclaveError: one cannot be read, or changes meanwhile.
         """
+        self._await()
         found: list[FileDigest | None] = []
         unknown: dict[int, int] = {}  # and the size of each
-        known, used, pack, regular = self._known, self._used, _IDENTITY.pack, stat.S_ISREG
+        known, used, fresh, regular = self._known, self._used, self._fresh, stat.S_ISREG
         for index, path in enumerate(paths):  # tens of thousands: no call more than it takes
+            if path in fresh:
+                found.append(fresh[path])
+                continue
             try:
                 told = os.stat(path)  # noqa: PTH116
             except OSError as error:
@@ -81,73 +101,131 @@ class Digests:
             if not regular(told.st_mode):
                 found.append(_irregular(path))
                 continue
-            inode = told.st_ino & _WORD  # 128 bits on some file systems of Windows
-            identity = pack(told.st_dev, inode, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
-            digest = known.get(identity)
+            now = identity(told)
+            digest = known.get(now)
             if digest is None:
                 unknown[index] = told.st_size
+                if not writable_by_others(told):
+                    self._own.add(now)
                 found.append(None)
             else:
-                used.add(identity)
+                used.add(now)
                 found.append(FileDigest(digest, told.st_size))
+        if sum(unknown.values()) >= WORTHWHILE:
+            with suppress(OSError), Readers() as readers:  # else here
+                for index, file in self._read_apart(readers, paths, unknown).items():
+                    del unknown[index]
+                    found[index] = file
         if unknown:
-            # Large ones first, so that no thread begins one when the others are done. The rest in batches: a future for
-            # each would cost more than its digest.
-            large = sorted((i for i, size in unknown.items() if size >= _LARGE), key=lambda i: -unknown[i])
-            small = [i for i, size in unknown.items() if size < _LARGE]
-            batches = [[i] for i in large] + [small[i : i + _BATCH] for i in range(0, len(small), _BATCH)]
-            with ThreadPoolExecutor(max_workers=_processors()) as pool:
-                read = pool.map(lambda batch: [self._read(paths[index]) for index in batch], batches)
-                for batch, digests in zip(batches, read, strict=True):
+            each = batches(unknown, _BATCH)  # a future for each file would cost more than its digest
+            with ThreadPoolExecutor(max_workers=processors()) as pool:
+                read = pool.map(lambda batch: self._read_here([paths[index] for index in batch]), each)
+                for batch, digests in zip(each, read, strict=True):
                     for index, file in zip(batch, digests, strict=True):
                         found[index] = file
         return [file for file in found if file is not None]
 
-    def _read(self, path: str) -> FileDigest:
+    @contextmanager
+    def reading_ahead(self, seen: Mapping[str, bytes]) -> Iterator[None]:
+        """Read those of these files that are not known while other things are done, until `of` is asked for them.
+
+        What is `to_compile` is compiled meanwhile.
+
+        Args:
+            seen: their paths, and what the kernel says of each.
+        """
+        paths = [path for path, told in seen.items() if told not in self._known]
+        sizes = {index: IDENTITY.unpack(seen[path])[2] for index, path in enumerate(paths)}
+        if sum(sizes.values()) < WORTHWHILE:
+            yield
+            return
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            readers = Readers()
+        except OSError:  # then `of` reads
+            yield
+            return
+
+        def read() -> None:
+            self._fresh = {paths[i]: file for i, file in self._read_apart(readers, paths, sizes).items()}
+
+        ahead = self._ahead = Thread(target=read, name="reading ahead")
+        try:
+            ahead.start()
+            yield
+        finally:
+            readers.stop()
+            ahead.join()
+            readers.close()
+            self._ahead, self._fresh = None, {}
+
+    @property
+    def code(self) -> Mapping[str, tuple[bytes, bytes]]:
+        """What was compiled ahead: of each source SHA-256 and its code."""
+        self._await()
+        return self._code
+
+    def _await(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.join()
+
+    def _read_apart(self, readers: Readers, paths: Sequence[str], sizes: Mapping[int, int]) -> dict[int, FileDigest]:
+        """Read in other processes those of `paths` that have one of these sizes; without what could not be read so."""
+        now = self._clock()  # before they are: what is young by it is no older then
+        sources, self.to_compile = self.to_compile, tuple
+        digests, code = readers.read(paths, sizes, sources)
+        self._code |= code
+        return {index: self._kept(told, digest, now) for index, (told, digest) in digests.items()}
+
+    def _read_here(self, paths: Sequence[str]) -> list[FileDigest]:
+        found = []
+        buffer = bytearray(PIECE)
+        for path in paths:
+            now = self._clock()
             try:
-                before, now = _identity(descriptor), self._clock()
-                digest = _sha256(descriptor)
-                after = _identity(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if before != after:
-            raise EnclaveError(
-                f"measure: {path}: changed while it was read", hint="let what writes to it end, and measure again"
-            )
-        _, _, size, *changed = _IDENTITY.unpack(after)
-        if now - max(changed) >= _YOUNG:
-            self._known[after] = digest
-            self._used.add(after)
+                before, digest, after = read_file(path, buffer)
+            except OSError as error:
+                raise _unreadable(path, error) from None
+            if before != after:
+                raise EnclaveError(
+                    f"measure: {path}: changed while it was read", hint="let what writes to it end, and measure again"
+                )
+            found.append(self._kept(after, digest, now))
+        return found
+
+    def _kept(self, told: bytes, digest: bytes, now: int) -> FileDigest:
+        _, _, size, modified, changed = IDENTITY.unpack(told)
+        if now - modified >= _YOUNG <= now - changed and told in self._own:
+            self._known[told] = digest
+            self._used.add(told)
             self.grown = True
         return FileDigest(digest, size)
 
-    def stamp(self, paths: Sequence[str]) -> tuple[bytes, Callable[[], bool]]:
-        """One digest over these paths and what the kernel says of each; what tells whether it counts.
-
-        That is so where the digest of each file is remembered, as it was when this was called.
-        """
+    def stamp(self, paths: Sequence[str]) -> Stamp:
+        """What the kernel says of these files now."""
         told: list[bytes] = []
-        identities: list[bytes] = []
-        pack, regular = _IDENTITY.pack, stat.S_ISREG
+        seen: dict[str, bytes] = {}
+        regular = stat.S_ISREG
         for path in paths:
             try:
-                seen = os.stat(path)  # noqa: PTH116
+                now = os.stat(path)  # noqa: PTH116
             except OSError:
                 told.append(_NOTHING)
                 continue
-            if regular(seen.st_mode):
-                identity = pack(seen.st_dev, seen.st_ino & _WORD, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-                identities.append(identity)
-                told.append(identity)
+            if regular(now.st_mode):
+                seen[path] = each = identity(now)
+                told.append(each)
+                if each not in self._known and not writable_by_others(now):
+                    self._own.add(each)
             else:
                 told.append(_irregular(path).sha256)
         over = hashlib.sha256(os.fsencode("\0".join(paths)) + b"\0\0")
         over.update(b"".join(told))
-        return over.digest(), lambda: all(identity in self._known for identity in identities)
+        return Stamp(over.digest(), seen)
+
+    def counts(self, stamp: Stamp) -> bool:
+        """Whether it says something of what the files hold: the digest of each, as it was then, is remembered."""
+        return all(told in self._known for told in stamp.seen.values())
 
     def platform(self, stamp: bytes) -> Any:
         """What was remembered for that stamp, or None."""
@@ -193,7 +271,7 @@ class Digests:
             raise FormatError("digest cache: of another version")
         if booted != boot:
             return
-        split = _IDENTITY.size
+        split = IDENTITY.size
         entries = body[_HEADER.size : end]
         rows = [entries[i : i + _ENTRY] for i in range(0, len(entries), _ENTRY)]
         rest = json.loads(body[end:])
@@ -201,6 +279,17 @@ class Digests:
         self._known |= {row[:split]: row[split:] for row in rows}
         self._linked |= linked
         self._platforms |= rest["platforms"]
+
+
+def writable_by_others(told: os.stat_result) -> bool:
+    """Whether other users than this one and root may write there, as far as its owner and mode say.
+
+    A group of the owner's number is the owner's alone, as systems have it where all that one makes is its group's too.
+    """
+    if not hasattr(os, "geteuid"):
+        return False  # where modes say nothing
+    group = told.st_mode & 0o020 and told.st_gid != told.st_uid
+    return bool(group or told.st_mode & 0o002) or told.st_uid not in (0, os.geteuid())
 
 
 def boot_of_machine() -> bytes:
@@ -211,28 +300,6 @@ def boot_of_machine() -> bytes:
 
 def _mac(key: bytes, body: bytes) -> bytes:
     return hmac.digest(derive(key, "strongroom/digests/v1"), body, "sha256")
-
-
-def _identity(descriptor: int) -> bytes:
-    told = os.fstat(descriptor)
-    return _IDENTITY.pack(told.st_dev, told.st_ino & _WORD, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _sha256(descriptor: int) -> bytes:
-    """Of all that a file holds; most are small, and read at once."""
-    content = os.read(descriptor, _LARGE)
-    digest = hashlib.sha256(content)
-    if content:
-        buffer = bytearray(_LARGE if len(content) == _LARGE else 1)  # which finds the end
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            while size := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:size])
-    return digest.digest()
 
 
 def _irregular(path: str) -> FileDigest:

@@ -111,6 +111,15 @@ def bind(source: str, target: str) -> None:
         raise _error(target)
 
 
+def overlay(source: str, below: str, target: str) -> None:
+    """Show a directory at another place, to read, through an overlay that has another below it. Raises OSError."""
+    lower = ":".join("".join(f"\\{c}" if c in "\\:," else c for c in path) for path in (source, below))
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+    if libc.mount(b"strongroom", os.fsencode(target), b"overlay", flags, os.fsencode(f"lowerdir={lower}")):
+        raise _error(target)
+
+
 def enter_root(directory: str) -> None:
     """Make a directory the root, in a mount namespace of this process's own in which nothing else is mounted any more.
 

@@ -9,11 +9,15 @@ Rules:
   it has ended, whatever its exit status, and only if it is another than before.
 - A deposit is made once the program has ended with status 0 and its outputs are sealed: of what lies in
   `/run/deposits` under the name of a secret that the policy has as `deposited`.
+- A program that may write the directories above may put links in their place. So both directories are opened before it
+  starts, and what it leaves is looked up in these: boot has rights, and files, that it has not.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -56,14 +60,16 @@ class Deposits:
 
     def __init__(self, booted: Booted) -> None:
         self._booted = booted
-        self._directory = inside(booted.config, DEPOSITS_DIRECTORY)
+        self._directory = -1
         self.status: int | None = None
 
     def __enter__(self) -> Self:
         names = self._booted.provisions.deposits
         if names and self._booted.sandboxed:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            give(self._booted, self._directory)
+            place = inside(self._booted.config, DEPOSITS_DIRECTORY)
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            give(self._booted, place)
+            self._directory = _opened(place)
         elif names:
             self._booted.control.event("notice", text="no sandbox: the program can deposit nothing")
         return self
@@ -72,24 +78,29 @@ class Deposits:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Raises EnclaveError if something there cannot be deposited; what can be, is."""
-        if kind is not None or self.status != 0 or not self._booted.provisions.deposits or not self._booted.sandboxed:
+        if self._directory < 0:
             return
+        try:
+            if kind is None and self.status == 0:
+                self._deposit_all()
+        finally:
+            os.close(self._directory)
+
+    def _deposit_all(self) -> None:
         wrong: list[EnclaveError] = []
-        for path in sorted(self._directory.iterdir()):
+        for name in sorted(os.listdir(self._directory)):  # noqa: PTH208  # of a descriptor
             try:
-                self._deposit(path)
+                self._deposit(name)
             except EnclaveError as problem:
                 wrong.append(problem)
         if wrong:
             raise wrong[0]
 
-    def _deposit(self, path: Path) -> None:
-        name = path.name
+    def _deposit(self, name: str) -> None:
         if name not in self._booted.provisions.deposits:
             raise EnclaveError(f"deposit: {name[:80]!r} is no secret that the policy has as deposited")
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
+            with _left(name, self._directory) as file:
                 value = file.read(MAX_DEPOSIT + 1)
         except OSError as error:
             raise EnclaveError(f"deposit {name}: {(error.strerror or '').lower()}, wanted a regular file") from None
@@ -114,6 +125,8 @@ def _sealed_file(booted: Booted, rule: VaultMount, witness: Witness) -> Iterator
     path, writable = inside(booted.config, rule.mount), booted.access(rule.name) == "read-write"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened:
+        directory = _opened(path.parent)
+        opened.callback(os.close, directory)
         file = opened.enter_context(booted.open_file(rule.name))
         before = _decrypt(file, path, 0o600 if writable else 0o400)
         give(booted, path)
@@ -126,7 +139,14 @@ def _sealed_file(booted: Booted, rule: VaultMount, witness: Witness) -> Iterator
             opened.close()
         yield
         if writable:
-            _seal_again(booted, rule.name, file, path, before)
+            try:
+                _seal_again(booted, rule.name, file, (path.name, directory), before)
+            except OSError as error:  # a full disk of the host's
+                why = (error.strerror or str(error)).lower()
+                raise EnclaveError(
+                    f"sealed file {rule.name}: {why}: what the program left in {rule.mount} was not sealed",
+                    hint="make room where the sealed file lies, and run it again",
+                ) from None
 
 
 def _decrypt(file: SealedFile, path: Path, mode: int) -> ContentDigest:
@@ -146,13 +166,26 @@ def _pieces(file: SealedFile | BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _seal_again(booted: Booted, name: str, file: SealedFile, path: Path, before: ContentDigest) -> None:
+def _opened(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _left(name: str, directory: int) -> BinaryIO:
+    """What the program left under a name in a directory. Raises OSError if that is no regular file."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "something else", name)
+    return os.fdopen(descriptor, "rb")
+
+
+def _seal_again(booted: Booted, name: str, file: SealedFile, at: tuple[str, int], before: ContentDigest) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        left = _left(*at)
     except OSError:
         booted.control.event("notice", text=f"sealed file {name}: left as it was, the program has removed it")
         return
-    with os.fdopen(descriptor, "rb") as plain:
+    with left as plain:
         if content_digest(_pieces(plain)) == before:
             return
         plain.seek(0)

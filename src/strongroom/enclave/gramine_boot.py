@@ -123,14 +123,13 @@ def _mounted(booted: Booted, rule: VaultMount, witness: Witness, system: System)
                 return
             witness.writable(rule.name, opened, place)
             yield
-            skipped = files.collect(place, opened)
-            for path in opened.files():
-                if not (place / path).is_file():
-                    opened.remove(path)
+            skipped = files.take(place, opened)
             witness.state(rule.name, opened)
             opened.commit()
             if skipped:
-                _notice(booted, f"vault {rule.name}: not sealed, being no regular files: {', '.join(skipped)}")
+                _notice(
+                    booted, f"vault {rule.name}: not sealed, being no files or links within it: {', '.join(skipped)}"
+                )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Final
 
 from strongroom.cas.policy.templates import as_template
 from strongroom.crypto import equal
-from strongroom.enclave.config import BootConfig
+from strongroom.enclave.config import DEPOSITS_DIRECTORY, PROGRAM_DIRECTORY, BootConfig
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.measure import KNOWN, Part
 from strongroom.enclave.oci import Image, blob_path, open_image
@@ -44,10 +44,26 @@ class Unpacked:
     Attributes:
         image: its layout is the cache's own, without the layers.
         tree: what becomes the program's root.
+        layout: where its layers lie; None if that was not said.
     """
 
     image: Image
     tree: Path
+    layout: Path | None = None
+
+    def again(self, directory: Path) -> Unpacked:
+        """The same, unpacked anew below another directory: what its digest says, whatever became of this tree.
+
+        Raises:
+            UsageError: nobody said where its layers lie.
+            FormatError, TamperedError, UsageError, EnclaveError: as `open_image` and `unpack` raise them.
+        """
+        if self.layout is None:
+            raise UsageError(
+                f"image {self.image.digest[:23]}...: a machine that is one TEE unpacks it anew, into memory",
+                hint="--image LAYOUT says where it lies",
+            )
+        return ImageCache(directory).unpacked(self.layout, digest=self.image.digest)
 
     def measured(self, known: Digests = KNOWN) -> Part:
         """The tree, measured as it is now.
@@ -82,28 +98,34 @@ class ImageCache:
         place = self._place(image.digest)
         if not place.exists():
             self._unpack(image, place)
-        return self.found(image.digest)
+        return replace(self.found(image.digest), layout=layout)
 
     def found(self, digest: str) -> Unpacked:
         """One that was unpacked earlier.
 
         Raises:
             UsageError: there is none.
+            EnclaveError: others can change it.
             TamperedError: its configuration is not the one of that digest.
         """
         place = self._place(digest)
         if not place.is_dir():
             raise UsageError(f"image {digest[:23]}...: is not unpacked here", hint="--image LAYOUT says where it lies")
+        self._check()
         return Unpacked(open_image(place, digest=digest), place / _TREE)
 
     def _place(self, digest: str) -> Path:
         return self.directory / digest.replace(":", "-")
 
+    def _check(self) -> None:
+        """Raises EnclaveError if others can put things there."""
+        status = self.directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise EnclaveError(f"image cache: {self.directory} is not a directory that only this user can enter")
+
     def _unpack(self, image: Image, place: Path) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = self.directory.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise EnclaveError(f"image cache: {self.directory} is not a directory that only this user can enter")
+        self._check()
         for stale in self.directory.glob(f"{_NEW}*"):  # of a launcher that was killed
             if not Path("/proc", stale.name.removeprefix(_NEW).partition("-")[0]).exists():
                 shutil.rmtree(stale, ignore_errors=True)
@@ -129,7 +151,7 @@ def with_image(config: BootConfig, image: Image) -> BootConfig:
     """The configuration of a program whose root is that image, as container engines take its own into account.
 
     The command follows the image's entry point, in place of its arguments if there is one; variables of the
-    configuration go before the image's, and paths of the policy's before its volumes.
+    configuration go before the image's, and paths of the policy's and the enclave's before its volumes.
 
     Raises:
         UsageError: the image has no command, and the configuration neither.
@@ -142,7 +164,7 @@ def with_image(config: BootConfig, image: Image) -> BootConfig:
             "mirror: an image has no Strongroom in it, which a mirror takes", hint="run it without an image"
         )
     own = [rule.mount for rule in (*config.vaults, *config.sealed)] + [rule.path for rule in config.files]
-    own += [*config.ephemeral, *config.host]
+    own += [*config.ephemeral, *config.host, PROGRAM_DIRECTORY, DEPOSITS_DIRECTORY]
     volumes = [each for each in image.volumes if not any(_is_below(each, path) for path in own if path)]
     volumes = [each for each in volumes if not any(_is_below(each, other) for other in volumes if other != each)]
     return replace(
@@ -159,8 +181,11 @@ def _is_below(path: str, other: str) -> bool:
     return path == other or path.startswith(other.rstrip("/") + "/")
 
 
-def layout_of(text: str) -> tuple[Path, str]:
+def layout_of(text: str, what: str = "--image") -> tuple[Path, str]:
     """``LAYOUT`` or ``LAYOUT:TAG``, as `skopeo` has it after ``oci:``; the latter is empty without.
+
+    Args:
+        what: names it in an error.
 
     Raises:
         UsageError: there is no such directory.
@@ -174,7 +199,7 @@ def layout_of(text: str) -> tuple[Path, str]:
         more, colon, reference = reference.partition(":")
         place = f"{place}:{more}"
     raise UsageError(
-        f"--image: {text} is no directory", hint="an OCI image layout: skopeo copy docker://NAME oci:LAYOUT"
+        f"{what}: {text} is no directory", hint="an OCI image layout: skopeo copy docker://NAME oci:LAYOUT"
     )
 
 

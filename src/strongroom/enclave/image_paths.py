@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +58,26 @@ def resolved(image: Path, path: str) -> Parts:
     if not parts or parts[0] in KERNEL:
         raise EnclaveError(f"image: {path} leads to /{'/'.join(parts)}, where nothing can be mounted")
     return tuple(parts)
+
+
+def check_nesting(image: Path, own: Collection[str], volumes: Collection[str] = ()) -> None:
+    """Refuse paths of the enclave's that the image's links lead into one another, or apart.
+
+    What lies in which, and so who gets to see it, is decided by the paths as they are written (`nesting.py`).
+
+    Raises:
+        EnclaveError: names both.
+    """
+    where = {path: resolved(image, path) for path in (*own, *volumes)}
+    for path, outer in itertools.permutations(where, 2):
+        if path in volumes and outer in volumes:
+            continue  # the image's own, and memory either way
+        if (where[path][: len(where[outer])] == where[outer]) != path.startswith(f"{outer}/"):
+            raise EnclaveError(
+                f"image: its links lead {path} to /{'/'.join(where[path])}, and {outer} to /{'/'.join(where[outer])}: "
+                "into one another, or apart",
+                hint="name both in the policy as the image has them, without its links",
+            )
 
 
 def mode_of(path: Path) -> int:

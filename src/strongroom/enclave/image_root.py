@@ -9,7 +9,7 @@ Rules:
 - What is of the image is bound from its tree, and stays read-only. Only the directories above a path of the enclave's
   own are made anew, in memory, with their other entries bound.
 - Paths lead as they would with the image as root: a link never leads out of it, and a path of the policy's that a link
-  of the image's would lead to `/proc` or `/dev` is refused.
+  of the image's would lead to `/proc` or `/dev` is refused; as are paths that links lead into one another, or apart.
 - A volume is memory that begins with what the image has there; what the policy says of a path goes before. Where
   something of the enclave's will be, nothing of the image's is: no link of it is ever followed by boot.
 - Users are the image's, and the program's own beside them, whoever the image wants to run as.
@@ -34,11 +34,12 @@ from strongroom.enclave.config import (
 )
 from strongroom.enclave.confine import enclave_user, give
 from strongroom.enclave.drop import bind, mount_memory
-from strongroom.enclave.image_paths import KERNEL, Parts, inside, mode_of, remove, resolved
+from strongroom.enclave.image_paths import KERNEL, Parts, check_nesting, inside, mode_of, remove, resolved
 from strongroom.enclave.nesting import outer_of
 from strongroom.errors import EnclaveError
 
-_SHARED: Final = (*KERNEL, "tmp")  # boot's own, with what is mounted in them
+_TEMPORARY: Final = "tmp"  # new: in boot's own, a part of the host's environment may be mounted
+_NEVER_THE_IMAGES: Final = (*KERNEL, _TEMPORARY)
 _USERS: Final = "/etc/passwd"
 _HOSTS: Final = "/etc/hosts"
 _IDENTITIES: Final = (_USERS, "/etc/group", _HOSTS)
@@ -54,8 +55,10 @@ def make_root(booted: Booted) -> None:
         EnclaveError: the image has something in the way.
     """
     config, image, root = booted.config, Path(IMAGE_DIRECTORY), Path(ROOT_DIRECTORY)
-    own = {resolved(image, path) for path in _own_paths(booted)}
-    ends = {(name,) for name in _SHARED} | own
+    paths = list(_own_paths(booted))
+    check_nesting(image, paths, config.volumes)
+    own = {resolved(image, path) for path in (*paths, *config.volumes)}
+    ends = {(name,) for name in _NEVER_THE_IMAGES} | own
     ends |= {end for name in _IDENTITIES if (end := resolved(image, name)) not in ends}
     ends = {end for end in ends if not any(end[:length] in ends for length in range(1, len(end)))}
     above = {end[:length] for end in ends for length in range(1, len(end))}
@@ -67,9 +70,12 @@ def make_root(booted: Booted) -> None:
             above |= {start[:length] for length in range(1, len(start) + 1)}
     root.mkdir(mode=0o755, parents=True, exist_ok=True)
     _lay(image, root, (), above, ends)
-    for name in _SHARED:
+    for name in _NEVER_THE_IMAGES:
         (root / name).mkdir(exist_ok=True)
+    for name in KERNEL:
         bind(f"/{name}", str(root / name))
+    mount_memory(str(root / _TEMPORARY))
+    (root / _TEMPORARY).chmod(0o1777)
     if any(Path(PROGRAM_DIRECTORY).iterdir()):
         place = inside(config, PROGRAM_DIRECTORY)
         place.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,7 @@ def _own_paths(booted: Booted) -> Iterator[str]:
     config = booted.config
     yield from (rule.mount for rule in (*config.vaults, *config.sealed) if rule.mount)
     yield from (rule.path for rule in config.files)
-    yield from (*config.ephemeral, *config.host, *config.volumes)
+    yield from (*config.ephemeral, *config.host)
     if booted.provisions.deposits:
         yield DEPOSITS_DIRECTORY
     if any(Path(PROGRAM_DIRECTORY).iterdir()):

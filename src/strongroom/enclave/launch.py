@@ -38,6 +38,7 @@ from strongroom.enclave.config import (
 )
 from strongroom.enclave.control import CAS, HostSide, socket_pair
 from strongroom.enclave.digests import Digests
+from strongroom.enclave.directories import directory_in_memory, temporary_directory
 from strongroom.enclave.image import Unpacked
 from strongroom.enclave.limits import Group, Limits, make_group
 from strongroom.enclave.machine.kind import Machine
@@ -131,7 +132,8 @@ class Enclave:
         if starved and self._host.status != 0:
             raise EnclaveError(
                 "memory: the enclave took more than its limit, and the kernel ended the program",
-                hint="a larger --memory, or a program that needs less",
+                hint="a larger --memory, or a program that needs less"
+                + ("; what it wrote to its vaults was not sealed" if self._host.status is None else ""),
             )
         if self._host.failure is not None:
             raise self._host.failure
@@ -200,7 +202,8 @@ def launch(
     Args:
         vendor: of a simulated enclave: who signs for it.
         machine: else, the machine: the program is measured into it before it starts, from its files alone, whatever was
-            measured or compiled of them before.
+            measured or compiled of them before. Its files and its image are in memory by then, and run from there: what
+            is on a disk, a host may change once it was measured.
         files: the program's files by their names inside the enclave.
         cas: where the CAS is, if the enclave has one; which CAS it must be is in `config`.
         vaults: where the policy's vaults and sealed files lie on this host, and the directory of its mirror.
@@ -210,7 +213,7 @@ def launch(
         hosts: directories of this machine for the paths at which the configuration shows some.
         limits: what it may take of this machine.
         compiled: a directory with compiled code of measured sources (`Compiled.checked`), used in a sandbox.
-        image: the container image that the configuration names, unpacked.
+        image: the container image that the configuration names, unpacked. On a machine it is unpacked anew.
         listener: the socket that a service accepts on.
         dials: what connects to the other peers that the enclave may ask for, by name.
         knobs: more for the layout, which the enclave may use for speed and patience only.
@@ -219,7 +222,7 @@ def launch(
         stdout, stderr: descriptors for the program's streams, instead of this process's own.
 
     Raises:
-        UnsupportedPlatformError: not on Linux; the machine cannot measure programs.
+        UnsupportedPlatformError: not on Linux; the machine cannot measure programs, or has no directory in memory.
         EnclaveError: it could not be started.
         UsageError: neither vendor nor machine, or both; a machine, and no sandbox or a debug enclave.
     """
@@ -231,9 +234,11 @@ def launch(
     resources = ExitStack()
     tell = on_event or (lambda name, detail: None)
     try:
-        program = _copy_program(files, resources)
+        memory = Path(tempfile.gettempdir()) if machine is None else directory_in_memory()
+        program = _copy_program(files, memory, resources)
         if machine is not None:
             platform = compiled = None  # what files of this user's vouch for is no machine's word
+            image = image and _image_in_memory(image, memory, resources)
         known = KNOWN if machine is None else Digests()
         tree = _image_part(config, image, known)
         copied = {name: program / name for name in files}
@@ -275,7 +280,7 @@ def launch(
                 inner,
                 environment=here,
                 program=program,
-                identities=_identities(user.id if user else None, resources),
+                identities=_identities(user.id if user else None, memory, resources),
                 vaults=places,
                 mirror=mirror,
                 hosts={staged(config, path): place for path, place in shown.items()},
@@ -417,9 +422,9 @@ def _host_directories(config: BootConfig, hosts: Mapping[str, Path]) -> dict[str
     return {path: hosts[path].resolve() for path in config.host}
 
 
-def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
+def _copy_program(files: Mapping[str, Path], parent: Path, resources: ExitStack) -> Path:
     """The program's files in a directory of their own, so that what is measured is what runs."""
-    directory = _temporary_directory("strongroom-program-", Path(tempfile.gettempdir()))
+    directory = temporary_directory("strongroom-program-", parent)
     resources.callback(shutil.rmtree, directory, ignore_errors=True)
     for name, source in files.items():
         target = directory / name
@@ -427,6 +432,13 @@ def _copy_program(files: Mapping[str, Path], resources: ExitStack) -> Path:
         shutil.copyfile(source, target)
         target.chmod(0o755)  # modes are not measured, so they may not differ
     return directory
+
+
+def _image_in_memory(image: Unpacked, memory: Path, resources: ExitStack) -> Unpacked:
+    """The image, unpacked for this launch alone. Raises as `Unpacked.again`."""
+    directory = temporary_directory("strongroom-image-", memory)
+    resources.callback(shutil.rmtree, directory, ignore_errors=True)
+    return image.again(directory / "images")
 
 
 def _image_part(config: BootConfig, image: Unpacked | None, known: Digests) -> Part | None:
@@ -458,9 +470,9 @@ def _give(user: int, program: Path, streams: Sequence[int | None]) -> None:
                 os.fchown(descriptor, user, user)
 
 
-def _identities(user: int | None, resources: ExitStack) -> Path:
+def _identities(user: int | None, parent: Path, resources: ExitStack) -> Path:
     """A directory with the users, groups and names that an enclave knows: none of the host's."""
-    directory = _temporary_directory("strongroom-identities-", Path(tempfile.gettempdir()))
+    directory = temporary_directory("strongroom-identities-", parent)
     resources.callback(shutil.rmtree, directory, ignore_errors=True)
     home, shell = SANDBOX_ENVIRONMENT["HOME"], "/bin/sh"
     known = [("root", 0), ("nobody", 65534), *([("enclave", user)] if user is not None else [])]
@@ -474,18 +486,9 @@ def _identities(user: int | None, resources: ExitStack) -> Path:
 def _private_directory(resources: ExitStack) -> Path:
     """A directory in memory for an enclave without a sandbox."""
     memory = Path("/dev/shm")  # noqa: S108
-    directory = _temporary_directory(_PRIVATE, memory if memory.is_dir() else Path(tempfile.gettempdir()))
+    directory = temporary_directory(_PRIVATE, memory if memory.is_dir() else Path(tempfile.gettempdir()))
     resources.callback(shutil.rmtree, directory, ignore_errors=True)
     return directory
-
-
-def _temporary_directory(prefix: str, parent: Path) -> Path:
-    """A new directory with this process's number in its name; those of launchers that were killed are cleared away."""
-    for stale in parent.glob(f"{prefix}*"):
-        launcher = stale.name.removeprefix(prefix).partition("-")[0]
-        if launcher.isdigit() and not Path("/proc", launcher).exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
 
 
 def _read_pid(descriptor: int) -> int | None:

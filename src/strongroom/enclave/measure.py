@@ -19,6 +19,7 @@ registers is what evidence shows and a policy names.
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import os
 import shutil
@@ -26,6 +27,7 @@ import site as sitepackages
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,8 +248,9 @@ def boot_digest(raw: bytes) -> bytes:
 
 def part_digest(entries: Iterable[tuple[str, bytes]]) -> bytes:
     """The digest of a part: over its files' names and their SHA-256, in the order of the names."""
-    framed = sorted((name.encode("utf-8", "surrogateescape"), digest) for name, digest in entries)
-    return hashlib.sha384(_LABEL + b"".join([_framed(name) + digest for name, digest in framed])).digest()
+    listed = sorted([(name.encode("utf-8", "surrogateescape"), digest) for name, digest in entries])
+    framed = [b"%b%b%b" % (len(name).to_bytes(4, "little"), name, digest) for name, digest in listed]
+    return hashlib.sha384(_LABEL + b"".join(framed)).digest()
 
 
 def odd_files(measured: Measurement, environment: Environment | None = None) -> list[Oddity]:
@@ -273,30 +276,45 @@ def _platform(environment: Environment, config: BootConfig, known: Digests) -> I
 
 def _remembered(environment: Environment, known: Digests) -> list[Part]:
     """The parts of every program's platform; of files that are what they were, as they were measured then."""
+    walked = functools.cache(walk)  # of one look; what changes meanwhile is seen by the stamp, or the next
     paths = [str(path) for path in (*environment.beside, environment.executable.resolve(), _LINKER_CACHE)]
     paths = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
-    paths += [path for _, path in walk(str(environment.stdlib), skip=_NO_STDLIB)]
-    paths += [path for _, path in walk(str(environment.package))]
+    paths += [path for _, path in walked(str(environment.stdlib), skip=_NO_STDLIB)]
+    paths += [path for _, path in walked(str(environment.package))]
     for site in environment.site_packages:
-        paths += [path for _, path in walk(str(site), leave_out=str(environment.package))]
-    stamp, counts = known.stamp([repr(environment), *paths])  # which is no file's name
-    found = known.platform(stamp)
-    if found is not None and known.stamp(found["others"])[0].hex() == found["stamp"]:
+        paths += [path for _, path in walked(str(site), leave_out=str(environment.package))]
+    stamp = known.stamp([repr(environment), *paths])  # which is no file's name
+    found = known.platform(stamp.digest)
+    if found is not None and known.stamp(found["others"]).digest.hex() == found["stamp"]:
         _check_pth(environment, found["pth"])
-        fresh = functools.cache(lambda: {part.name: part for part in _measured(environment, known, {}).parts})
+        fresh = functools.cache(lambda: {part.name: part for part in _measured(environment, known).parts})
         return [
             Part(name, files, size, bytes.fromhex(digest), _Again(fresh, name, files, digest))
             for name, files, size, digest in found["parts"]
         ]
     # Also what is not measured, and has a say all the same, such as a RECORD.
-    new = _measured(environment, known, dict(zip(paths, known.of(paths), strict=True)))
-    others, others_count = known.stamp(new.others)
-    if counts() and others_count():
+    with known.reading_ahead(stamp.seen), _uncollected():
+        new = _measured(environment, known, paths, walked)
+    others = known.stamp(new.others)
+    if known.counts(stamp) and known.counts(others):
         parts = [[part.name, part.files, part.size, part.digest.hex()] for part in new.parts]
         known.remember_platform(
-            stamp, {"parts": parts, "pth": list(new.pth), "others": list(new.others), "stamp": others.hex()}
+            stamp.digest,
+            {"parts": parts, "pth": list(new.pth), "others": list(new.others), "stamp": others.digest.hex()},
         )
     return new.parts
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of cycles, which would look through hundreds of thousands of names, and find none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Again(Sequence[Entry]):
@@ -335,13 +353,16 @@ def _check_pth(environment: Environment, files: Iterable[str]) -> None:
     check_pth(files, measured, visible)
 
 
-def _measured(environment: Environment, known: Digests, digests: dict[str, FileDigest]) -> _Platform:
+def _measured(
+    environment: Environment, known: Digests, also: Sequence[str] = (), walked: Callable[..., Named] = walk
+) -> _Platform:
     """Measure it.
 
     Args:
-        digests: those that are known of its files, by their paths; the others are added.
+        also: more files whose digests are to be known.
+        walked: as `walk`.
     """
-    interpreter, startup = _interpreter(environment)
+    interpreter, startup = _interpreter(environment, walked)
     others: list[str] = []
     by_distribution: dict[str, Named] = {}
     for site in environment.site_packages:
@@ -349,7 +370,7 @@ def _measured(environment: Environment, known: Digests, digests: dict[str, FileD
         label = site.relative_to(environment.prefix) if site.is_relative_to(environment.prefix) else site
         found = distributions(site)
         owner = owners(found)
-        for name, path in walk(str(site), leave_out=str(environment.package)):
+        for name, path in walked(str(site), leave_out=str(environment.package)):
             if is_startup(name):
                 startup.append((f"{label}/{name}", path))
             elif not is_installers_own(name):
@@ -360,10 +381,12 @@ def _measured(environment: Environment, known: Digests, digests: dict[str, FileD
             by_distribution.setdefault(owner[path], []).append((name, path))
     pth = [path for name, path in startup if name.endswith(".pth")]
     _check_pth(environment, pth)
-    package = walk(str(environment.package))
+    package = [*walked(str(environment.package))]
     named = [interpreter, package, startup, *by_distribution.values()]
-    missing = sorted({path for each in named for _, path in each if path not in digests})
-    digests |= zip(missing, known.of(missing), strict=True)  # at once, for all processors
+    for each in named:
+        each.sort()  # while they are read; it is not done again for what is sorted
+    paths = [*{*also, *(path for each in named for _, path in each)}]
+    digests = dict(zip(paths, known.of(paths), strict=True))  # at once, for all processors
     parts = [_made("interpreter", interpreter, digests)]
     parts += [_made(name, by_distribution[name], digests) for name in sorted(by_distribution)]
     linking = {e.path: e.sha256 for part in parts for e in part.entries if ".so" in e.name or e.name == "python"}
@@ -373,14 +396,14 @@ def _measured(environment: Environment, known: Digests, digests: dict[str, FileD
     return _Platform(parts, pth, [*others, *map(str, libraries)])
 
 
-def _interpreter(environment: Environment) -> tuple[Named, Named]:
+def _interpreter(environment: Environment, walked: Callable[..., Named]) -> tuple[Named, Named]:
     """The files of the interpreter, and those of its standard library that it runs at every start."""
     # What `pyvenv.cfg` says is not measured but followed: the standard library that it leads to is measured, and one
     # that leads to other packages is refused. It names places of this machine.
     files = [(path.name, str(path)) for path in environment.beside if path.name != "pyvenv.cfg"]
     files.append(("python", str(environment.executable.resolve())))
     startup: Named = []
-    for name, path in walk(str(environment.stdlib), skip=_NO_STDLIB):
+    for name, path in walked(str(environment.stdlib), skip=_NO_STDLIB):
         named = (f"{environment.stdlib.name}/{name}", path)
         (startup if is_startup(name) else files).append(named)
     return files, startup
@@ -414,9 +437,11 @@ def _part(name: str, named: Named, known: Digests) -> Part:
 
 
 def _made(name: str, named: Named, digests: Mapping[str, FileDigest]) -> Part:
-    entries = tuple(Entry(file, path, *digests[path]) for file, path in sorted(set(named)))
-    total = part_digest([(e.name, e.sha256) for e in entries])
-    return Part(name, len(entries), sum(e.size for e in entries), total, entries)
+    files = sorted(dict.fromkeys(named))
+    found = [digests[path] for _, path in files]
+    entries = tuple([Entry(*file, *digest) for file, digest in zip(files, found, strict=True)])
+    total = part_digest([(file[0], digest.sha256) for file, digest in zip(files, found, strict=True)])
+    return Part(name, len(entries), sum([digest.size for digest in found]), total, entries)
 
 
 def _framed(data: bytes) -> bytes:

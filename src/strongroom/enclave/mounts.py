@@ -4,7 +4,7 @@ Rules:
 
 - They appear in the order of their paths, and are taken away in reverse. So what lies within another covers what that
   has there: of all that fit a file, the one with the longest path holds.
-- Vaults that are only read are one FUSE mount, since a process serves one, and are bound to their places from there.
+- Vaults that are only read are one FUSE mount, since a process serves one, and are shown at their places from there.
   Where there is none, and for vaults that are written, the content is in the enclave's memory.
 - What the program wrote is put into the vaults once everything within them is gone again, and is committed when that is
   done for all: a run that fails before commits none of them. Each commit is of one vault (decision 7).
@@ -15,15 +15,18 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import MOUNTED_DIRECTORY, ROOT_DIRECTORY, BootConfig, VaultMount
 from strongroom.enclave.confine import enclave_user, give
-from strongroom.enclave.drop import bind, mount_memory, protect, unmount
+from strongroom.enclave.drop import bind, mount_memory, overlay, protect, unmount
 from strongroom.enclave.image_paths import inside
 from strongroom.enclave.nesting import hosts_within, outer_of, staged
 from strongroom.enclave.witness import Witness, is_lineage
@@ -32,6 +35,7 @@ from strongroom.shield import files
 from strongroom.vault import Vault
 
 _FUSE = Path(MOUNTED_DIRECTORY)
+_EMPTY = _FUSE.with_name("empty")  # an overlay wants two directories
 
 
 @dataclass(frozen=True)
@@ -132,22 +136,41 @@ def _mount(booted: Booted, vaults: Mapping[str, Vault]) -> files.MountedVault | 
 @contextmanager
 def _bound(booted: Booted, rule: VaultMount, place: Path, opened: Vault, witness: Witness) -> Iterator[None]:
     _make(booted, place)
-    bind(str(_FUSE / rule.name), str(place))
+    _show(_FUSE / rule.name, place)
     with _held(booted, place, mounted=True):
         witness.mounted(rule.name, opened)
         _tell(booted, rule, place, f"{'decrypted' if opened.encrypted else 'verified'} on access (FUSE)")
         yield
 
 
+def _show(source: Path, place: Path) -> None:
+    """Show a directory of the FUSE mount at a place: through an overlay, where the kernel has one.
+
+    It answers what a file need not be asked for, as whether it is a terminal: of which Python asks whatever it opens,
+    and which FUSE would have boot answer each time. What is read and how it is cached stays the same.
+    """
+    _EMPTY.mkdir(exist_ok=True)
+    try:
+        overlay(str(source), str(_EMPTY), str(place))
+    except OSError:
+        bind(str(source), str(place))
+
+
 @contextmanager
 def _unpacked(booted: Booted, rule: VaultMount, place: Path, opened: Vault, witness: Witness) -> Iterator[None]:
-    with _covering(booted, rule.mount, place) as covers, files.expose(opened, place):
-        give(booted, place)
-        if covers:
-            protect(str(place))
-        witness.unpacked(rule.name, opened, place)
-        _tell(booted, rule, place, "unpacked to private memory")
-        yield
+    with _covering(booted, rule.mount, place) as covers:
+        exposed = files.expose(opened, place)
+        mark = _mark(place)
+        try:
+            give(booted, place)
+            if covers:
+                protect(str(place))
+            witness.unpacked(rule.name, opened, place)
+            _tell(booted, rule, place, "unpacked to private memory")
+            yield
+        finally:
+            _check_there(booted, place, mark)  # else what a link leads to would be deleted
+            exposed.unmount()
 
 
 @contextmanager
@@ -195,6 +218,12 @@ def _check_there(booted: Booted, place: Path, mark: tuple[int, int] | None) -> N
 
 def _make(booted: Booted, place: Path) -> None:
     """A directory, and those above it; what is made in a vault's is the program's, as the vault's own are."""
+    for link in (path for path in (place, *place.parents) if path.is_symlink()):
+        if outer_of(booted.config, seen(booted, link)) is not None:
+            raise EnclaveError(
+                f"paths: {seen(booted, place)}: leads through {seen(booted, link)}, which is a link",
+                hint="name what the link of the vault's leads to",
+            )
     missing = [path for path in (place, *place.parents) if not path.exists()]
     try:
         place.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -224,29 +253,64 @@ class _Results:
     witness: Witness
     opened: ExitStack
     ready: list[tuple[str, Vault, Sequence[str]]] = field(default_factory=list)
+    sealed: list[str] = field(default_factory=list)
 
     def open(self, name: str) -> Vault:
         return self.opened.enter_context(self.booted.open_vault(name))
 
     def collect(self, name: str, opened: Vault, place: Path) -> None:
         """Put what lies at a place into a vault, whose files are then these."""
-        skipped = files.collect(place, opened)
-        for path in opened.files():
-            if not (place / path).is_file():
-                opened.remove(path)
-        self.ready.append((name, opened, self.witness.state(name, opened)))
+        with self._named(name, lambda: _size(place)):
+            skipped = files.take(place, opened)
+            stated = self.witness.state(name, opened)
+        self.ready.append((name, opened, stated))
         if skipped:
-            text = f"vault {name}: not sealed, being no regular files: {', '.join(skipped)}"
+            text = f"vault {name}: not sealed, being no files or links within it: {', '.join(skipped)}"
             self.booted.control.event("notice", text=text)
 
     def commit(self) -> None:
         """Write everything that can fail for want of room or a sound disk, then commit one vault after the other."""
-        for _, opened, _ in self.ready:
-            opened.prepare()
+        for name, opened, _ in self.ready:
+            with self._named(name, partial(_sealed_size, opened)):
+                opened.prepare()
         for name, opened, stated in self.ready:
-            opened.commit()
+            with self._named(name, partial(_sealed_size, opened)):
+                opened.commit()
+            self.sealed.append(name)
             written = [path for path in opened.files() if not is_lineage(path)]
-            self.booted.control.event("sealed", vault=name, files=written, lineage=len(stated), root=str(opened.root))
+            told = {"files": written, "count": len(written), "lineage": len(stated), "root": str(opened.root)}
+            self.booted.control.event("sealed", vault=name, **told)
+
+    @contextmanager
+    def _named(self, name: str, size: Callable[[], int]) -> Iterator[None]:
+        """Say of which vault it is that the host's disk failed, and what of the run's results is kept."""
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            kept = f"only {', '.join(self.sealed)} was sealed" if self.sealed else "no result of this run was sealed"
+            why = (error.strerror or str(error)).lower()
+            raise EnclaveError(
+                f"vault {name}: {why}: what the program left for it, {size():,} bytes, "
+                f"{'did not fit' if full else 'could not be written'}; {kept}",
+                hint="make room where the vault lies, and run it again" if full else "look after that disk",
+            ) from None
+
+
+def _size(place: Path) -> int:
+    """Of the files below a directory, as far as they can be seen."""
+    total = 0
+    for folder, _, names in os.walk(place):
+        for name in names:
+            with suppress(OSError):
+                total += Path(folder, name).lstat().st_size
+    return total
+
+
+def _sealed_size(opened: Vault) -> int:
+    with suppress(OSError):
+        return sum(opened.stat(path, follow=False).size for path in opened.files())
+    return 0
 
 
 @contextmanager

@@ -28,20 +28,27 @@ from strongroom.enclave.lifeline import Lifeline
 from strongroom.enclave.mirrored import Keeper, check_command
 from strongroom.enclave.mounts import mounted, seen
 from strongroom.enclave.outputs import Outputs
+from strongroom.enclave.unmeasured import Hiding, hiding
 from strongroom.enclave.witness import Witness
 from strongroom.errors import EnclaveError
 
 _ENGINES_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # theirs, for an image that has none
-_NAMES, _LONGEST = 500, 400  # in one message
+_NAMES, _LONGEST = 300, 400  # in one message, in which a character of ASCII takes two bytes at most
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
 
-def run(booted: Booted) -> int:
-    """Mount, run, and seal what was written; the program's exit status, 128 + n if signal n ended it."""
+def run(booted: Booted, hidden: Hiding | None = None) -> int:
+    """Mount, run, and seal what was written; the program's exit status, 128 + n if signal n ended it.
+
+    Args:
+        hidden: what was begun before; else it is now.
+    """
     if enclave_user(booted) is not None:
         share_memory()
     if booted.config.image:
         make_root(booted)
+    elif booted.sandboxed:
+        (hidden or Hiding()).hide(booted.config.host)
     witness = Witness(booted)
     with ExitStack() as shields:
         lifeline = shields.enter_context(Lifeline(booted.session, tell=partial(_notice, booted)))
@@ -102,7 +109,10 @@ def _hand_on_compiled_code(booted: Booted) -> None:
         give(booted, Path(SANDBOX_PYCACHE))
         return
     user = enclave_user(booted)
-    for directory in link(COMPILED_DIRECTORY, SANDBOX_PYCACHE):
+    config = booted.config
+    own = [rule.mount for rule in (*config.vaults, *config.sealed) if rule.mount] + [rule.path for rule in config.files]
+    own += [*config.ephemeral, *config.host]
+    for directory in link(COMPILED_DIRECTORY, SANDBOX_PYCACHE, {*own, *map(os.path.realpath, own)}):
         if user is not None:
             os.chown(directory, user, user)
 
@@ -113,8 +123,15 @@ def _tell_imports(booted: Booted) -> None:
     names = [name for name in own if name.endswith(".py")] + sources_of(SANDBOX_PYCACHE)
     kept = os.path.isdir(COMPILED_DIRECTORY)  # noqa: PTH112
     names = [name for name in names if not (kept and is_kept(COMPILED_DIRECTORY, name))]
-    for first in range(0, min(len(names), MOST), _NAMES):
-        booted.control.event("imported", sources=[name[:_LONGEST] for name in names[first : first + _NAMES]])
+    for some in tellable(names):
+        booted.control.event("imported", sources=some)
+
+
+def tellable(names: Sequence[str]) -> Iterator[list[str]]:
+    """What of it a hint may take, in messages that fit: the program can have put any names there."""
+    names = [name for name in names[:MOST] if len(name) <= _LONGEST and name.isascii() and name.isprintable()]
+    for first in range(0, len(names), _NAMES):
+        yield names[first : first + _NAMES]
 
 
 def _notice(booted: Booted, text: str) -> None:
@@ -147,7 +164,14 @@ def _sealed_outputs(booted: Booted) -> Iterator[Outputs | None]:
         try:
             yield outputs
         finally:
-            written = outputs.seal(opened)
+            try:
+                written = outputs.seal(opened)
+            except OSError as error:  # a full disk of the host's
+                why = (error.strerror or str(error)).lower()
+                raise EnclaveError(
+                    f"vault {name}: {why}: what the program printed did not fit; no result of this run was sealed",
+                    hint="make room where the vault lies, and run it again",
+                ) from None
             booted.control.event("sealed", vault=name, files=written, lineage=0, root=str(opened.root))
 
 
@@ -245,4 +269,4 @@ def _kill(program: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run))
+    sys.exit(main(partial(run, hidden=hiding())))

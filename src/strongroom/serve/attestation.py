@@ -106,6 +106,7 @@ class AppraisedService:
         expires: seconds since 1970; from then on it must be appraised again.
         models: digest of each model served, ``sha256:<hex>``, by its name.
         policy, policy_digest: the policy that the CAS appraised it under.
+        plan: digest, ``sha256:<hex>``, of the plan by which it serves a model in parts; None for a whole model.
         result: of the client's own appraisal of the enclave.
         session: of its appraisal by `appraise_session`, if there was one.
     """
@@ -117,6 +118,7 @@ class AppraisedService:
     policy_digest: str
     result: AttestationResult
     session: AttestationResult | None = None
+    plan: str | None = None
 
 
 def appraise_service(
@@ -169,7 +171,8 @@ def appraise_service(
         models = _check_claims(claims, peer, cas_root, policy)
         _check_result(result, claims, attestation.claims, fresh, appraised)
     policy_digest = str(claims["policy_digest"])
-    return AppraisedService(peer.key.fingerprint, result.expires, models, policy, policy_digest, appraised)
+    plan = str(claims["plan"]) if "plan" in claims else None
+    return AppraisedService(peer.key.fingerprint, result.expires, models, policy, policy_digest, appraised, plan=plan)
 
 
 def session_claims(claims: bytes) -> dict[str, JSON]:
@@ -220,7 +223,7 @@ def appraise_session(
 
 def _check_claims(claims: Mapping[str, JSON], peer: Certificate, cas_root: str, policy: str) -> dict[str, str]:
     """The models that the claims name."""
-    if set(claims) != _CLAIMS:
+    if set(claims) - {"plan"} != _CLAIMS:
         raise VerificationError(f"claims: got the fields {_names(claims)}, wanted {_names(_CLAIMS)}")
     wanted = {"role": "service", "cas_root": cas_root, "policy": policy}
     for name, value in wanted.items():
@@ -236,6 +239,8 @@ def _check_claims(claims: Mapping[str, JSON], peer: Certificate, cas_root: str, 
         )
     _match(_HEX32, claims["hpke"], "hpke")
     _match(_DIGEST, claims["policy_digest"], "policy_digest")
+    if "plan" in claims:
+        _match(_DIGEST, claims["plan"], "plan")
     models = claims["models"]
     if not isinstance(models, dict) or not models:
         raise VerificationError("claims: name no models, wanted an object of at least one")

@@ -78,6 +78,7 @@ class Client:
         reference: which enclaves to accept.
         model: which of the service's models; None takes its only one.
         model_digest: ``sha256:<hex>`` of the model's bytes; None leaves the choice of model to the policy's owner.
+        plan_digest: ``sha256:<hex>`` of the plan by which the model must be served in parts; None takes any, and none.
         fresh: whether the enclave must also make evidence for this client's nonce and channel, at each appraisal. It
             takes a report's time, and shows that the enclave is there now, not only that it was within 20 minutes.
         timeout: seconds for each wait on the network.
@@ -93,6 +94,7 @@ class Client:
         reference: ReferenceValues,
         model: str | None = None,
         model_digest: str | None = None,
+        plan_digest: str | None = None,
         fresh: bool = False,
         timeout: float = _TIMEOUT,
         clock: Callable[[], float] = time.time,
@@ -102,7 +104,7 @@ class Client:
         self._policy = policy
         self._reference = reference
         self._model = model
-        self._model_digest = model_digest
+        self._model_digest, self._plan_digest = model_digest, plan_digest
         self._fresh = fresh
         self._timeout = timeout
         self._clock = clock
@@ -232,6 +234,8 @@ class Client:
         digest = service.models[self._name(service)]
         if self._model_digest not in (None, digest):
             raise MeasurementError(f"model {self._name(service)}: got {digest}, wanted {self._model_digest}")
+        if self._plan_digest not in (None, service.plan):
+            raise MeasurementError(f"plan: got {service.plan or 'none'}, wanted {self._plan_digest}")
         return service
 
     def _appraise_session(

@@ -1,8 +1,8 @@
 """A service's enclave, from boot to the last answer: models out of a sealed vault, evidence renewed, requests served.
 
 The boot configuration's command lists the models to serve: paths in the vault `model`, each served under the name of
-its file without ``.onnx``. A first word may require their lineage (`lineage.requirement`), or say that this is a part of a
-pipeline, or its front door (`pipeline.document`).
+its file without ``.onnx``. A first word may require their lineage (`lineage.requirement`), or say that this is one of
+the parts of a pipeline, or its front door (`pipeline.document`).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Attestation:
     Args:
         session: of the service's enclave.
         models: digest, ``sha256:<hex>``, of each model served, by name.
+        plan: that of the plan by which a model is served in parts.
         tell: is given a line about each renewal that failed.
         on_end: as `Renewal` has it.
         clock: seconds that only go forward.
@@ -65,12 +66,13 @@ class Attestation:
         session: EnclaveSession,
         models: Mapping[str, str],
         *,
+        plan: str | None = None,
         tell: Callable[[str], None],
         on_end: Callable[[StrongroomError], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
-        self._models = models
+        self._models, self._plan = models, plan
         self.renewal = Renewal(self._renew, lifetime=self._renew(), tell=tell, on_end=on_end, clock=clock)
 
     def document(self) -> Mapping[str, object]:
@@ -88,7 +90,7 @@ class Attestation:
         if self._session.lease_left < self._session.lease_seconds / 2:
             self._session.renew()
         lifetime = min(RESULT_LIFETIME, math.ceil(self._session.lease_left))
-        result = self._session.certify_service(self._models)
+        result = self._session.certify_service(self._models, plan=self._plan)
         leaf, root = (Certificate(der) for der in result.cas_chain)
         evidence = Evidence.from_wire(result.evidence)
         self._document = ServiceAttestation(evidence, result.claims, result.time_token, result.result, (leaf, root))
@@ -146,7 +148,7 @@ def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
 def _run_front(booted: Booted, pipeline: Pipeline) -> int:
     """Take requests through the parts until told to stop."""
     from strongroom.channel import Channel, TlsChannel, connect
-    from strongroom.serve.pipeline.link import WINDOW, Link
+    from strongroom.serve.pipeline.link import Link
     from strongroom.serve.pipeline.model import DEADLINE_SECONDS, PipelineModel
 
     become(booted.control, booted.config, booted.layout)
@@ -164,10 +166,10 @@ def _run_front(booted: Booted, pipeline: Pipeline) -> int:
     links = [Link(pipeline, number, functools.partial(dial, number), tell=tell) for number in numbers]
     model = PipelineModel(pipeline, links)
     try:
-        return _serve(booted, {pipeline.name: model}, {pipeline.name: model.digest}, workers=WINDOW * len(links) + 1)
+        digests, plan = {pipeline.name: model.digest}, f"sha256:{pipeline.plan}"
+        return _serve(booted, {pipeline.name: model}, digests, plan=plan, workers=model.at_once)
     finally:
-        for link in links:
-            link.close()
+        model.close()
 
 
 def _tell(booted: Booted, text: str) -> None:
@@ -175,11 +177,19 @@ def _tell(booted: Booted, text: str) -> None:
     booted.control.event("notice", text=text)
 
 
-def _serve(booted: Booted, served: Mapping[str, Served], digests: Mapping[str, str], *, workers: int = 1) -> int:
+def _serve(
+    booted: Booted,
+    served: Mapping[str, Served],
+    digests: Mapping[str, str],
+    *,
+    plan: str | None = None,
+    workers: int = 1,
+) -> int:
     """Answer clients until told to stop, or revoked.
 
     Args:
         digests: of the models, in hexadecimal digits.
+        plan: as `Attestation` has it.
         workers: how many requests are worked on at once.
     """
     from strongroom.serve.app import ServiceApp
@@ -194,7 +204,7 @@ def _serve(booted: Booted, served: Mapping[str, Served], digests: Mapping[str, s
             server.stop()
 
     models = {name: f"sha256:{value}" for name, value in digests.items()}
-    attestation = Attestation(booted.session, models, tell=tell, on_end=end)
+    attestation = Attestation(booted.session, models, plan=plan, tell=tell, on_end=end)
     app = ServiceApp(served, attestation.document, session=attestation.session, workers=workers)
     identity = booted.session.serving_identity()
     server = Server(app, booted.control.ask_socket("listener"), identity)

@@ -41,7 +41,7 @@ def answer(
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
-            raise pyfuse3.FUSEError(self._errno(handler.__name__, error)) from None
+            raise pyfuse3.FUSEError(self._errno(handler.__name__.partition("_")[0], error)) from None
 
     return answering
 

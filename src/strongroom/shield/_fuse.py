@@ -34,7 +34,11 @@ _CHUNK: Final = 512
 _DOTS: Final = 2
 _MAX_REQUEST: Final = 1 << 20
 _SAME_TIME: Final = 10_000_000  # ns by which the kernel and we may tell the time of one request differently
+_HELD: Final = 32  # files that are read without having been opened and whose keys and descriptors are kept
 _ROOM: Final = 1 << 50  # what a storage that cannot tell has left
+
+# Takes a name, its inode, and the position behind it; False if there is no room for it any more.
+_Add = Callable[[bytes, pyfuse3.EntryAttributes, int], bool]
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class VaultOperations(Answers):
     ) -> None:
         super().__init__(fail)
         self.places = Places(vaults, points or {})
+        self.agreed = False  # with the kernel, on what each can do
         self.enable_writeback_cache = self.places.writable
         self._owner = os.getuid(), os.getgid()
         self._began = time.time_ns()
@@ -73,16 +78,21 @@ class VaultOperations(Answers):
         self._view = memoryview(self._buffer)
         self._absent = absent(SHORTLY if self.places.writable else FOREVER)
         self._files: dict[int, tuple[Vault, Node]] = {}
+        self._read_last: dict[int, tuple[Vault, Node]] = {}  # by inode, the last one last, of files never opened
         self._directories: dict[int, _Directory] = {}
         self._handles = 0
         self.written = 0  # bytes, since somebody set it to 0
         self._usage: dict[int, tuple[object, tuple[int, int]]] = {}
 
+    def init(self) -> None:
+        self.agreed = True
+
     def close(self) -> None:
         """Give back what programs still have open. The vaults stay open."""
-        while self._files:
-            vault, node = self._files.popitem()[1]
-            vault.release(node)
+        for files in (self._files, self._read_last):
+            while files:
+                vault, node = files.popitem()[1]
+                vault.release(node)
 
     # Names.
 
@@ -127,6 +137,9 @@ class VaultOperations(Answers):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
             self.places.forget(ino, count)
+            if ino in self._read_last and self.places.get(ino) is None:
+                vault, node = self._read_last.pop(ino)
+                vault.release(node)
 
     def _make(
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext, target: bytes = b""
@@ -282,6 +295,14 @@ class VaultOperations(Answers):
 
     @answer
     def readdir(self, fh: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+        self._list(fh, start, lambda name, entry, after: pyfuse3.readdir_reply(token, name, entry, after))
+
+    @answer
+    def list_directory(self, fh: int, start: int, add: _Add) -> None:
+        """As `readdir`, for a caller of ours."""
+        self._list(fh, start, add)
+
+    def _list(self, fh: int, start: int, add: _Add) -> None:
         directory = self._directories[fh]
         if start == 0:
             directory.names, directory.complete = [], False
@@ -289,11 +310,11 @@ class VaultOperations(Answers):
         ino = pyfuse3.ROOT_INODE if place is None else place.number ^ place.shown.mask
         above = ino if place is None or ino == pyfuse3.ROOT_INODE else place.parent
         for position, (name, dot) in enumerate(((b".", ino), (b"..", above))):
-            if start <= position and not pyfuse3.readdir_reply(token, name, self._dot(dot), position + 1):
+            if start <= position and not add(name, self._dot(dot), position + 1):
                 return
         start = max(0, start - _DOTS)
         if place is None:
-            self._read_top(start, token)
+            self._read_top(start, add)
             return
         shown, names = place.shown, directory.names
         while True:
@@ -310,7 +331,7 @@ class VaultOperations(Answers):
             for name, inode in found:
                 names.append(name)
                 start += 1
-                if not pyfuse3.readdir_reply(token, name, attributes(shown, inode), start + _DOTS):
+                if not add(name, attributes(shown, inode), start + _DOTS):
                     names.pop()
                     directory.complete = False
                     return
@@ -322,11 +343,11 @@ class VaultOperations(Answers):
         except OSError:  # a directory that is removed
             return made_up_top(self._owner, self._began)
 
-    def _read_top(self, start: int, token: pyfuse3.ReaddirToken) -> None:
+    def _read_top(self, start: int, add: _Add) -> None:
         for at, (name, shown) in enumerate(self.places.tops.items()):
             if at >= start:
                 entry = attributes(shown, shown.vault.inode(1))
-                if not pyfuse3.readdir_reply(token, name, entry, at + 1 + _DOTS):
+                if not add(name, entry, at + 1 + _DOTS):
                     return
                 self.places.told(shown, 1, pyfuse3.ROOT_INODE, name)
 
@@ -361,7 +382,22 @@ class VaultOperations(Answers):
 
     @answer
     def read(self, fh: int, offset: int, size: int) -> bytes:
-        vault, node = self._files[fh]
+        return self._read(*self._files[fh], offset, size)  # type: ignore[return-value]  # it has what pyfuse3 needs
+
+    @answer
+    def read_inode(self, ino: int, offset: int, size: int) -> memoryview:
+        """As `read`, of a file that nobody has told us is open; good until the next one is read."""
+        held = self._read_last.pop(ino, None)
+        if held is None:
+            place = self.places[ino]
+            held = place.shown.vault, place.shown.vault.hold(place.number)
+        self._read_last[ino] = held
+        if len(self._read_last) > _HELD:
+            vault, node = self._read_last.pop(next(iter(self._read_last)))
+            vault.release(node)
+        return self._read(*held, offset, size)
+
+    def _read(self, vault: Vault, node: Node, offset: int, size: int) -> memoryview:
         if size > len(self._buffer):
             self._buffer = bytearray(size)
             self._view = memoryview(self._buffer)
@@ -372,7 +408,7 @@ class VaultOperations(Answers):
             except (IntegrityError, FormatError) as error:
                 raise type(error)(f"{self._name(vault, node)}: {error.message}", hint=error.hint) from None
         # The reply copies it before the next request is looked at.
-        return view[:count]  # type: ignore[return-value]
+        return view[:count]
 
     def _name(self, vault: Vault, node: Node) -> str:
         """The name by which the kernel came to a file, for a person."""

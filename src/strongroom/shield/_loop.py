@@ -23,9 +23,12 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
+
+if TYPE_CHECKING:
+    from strongroom.shield._direct import Direct
 
 _TICK = 0.1
 _SOON = 100e-6  # the longest look-out for a request
@@ -81,10 +84,12 @@ class Loop:
 
     Args:
         tick: None if there is nothing to do between requests.
+        direct: answers in place of `pyfuse3` as soon as that has agreed with the kernel on what each can do.
     """
 
-    def __init__(self, tick: Callable[[], None] | None) -> None:
+    def __init__(self, tick: Callable[[], None] | None, direct: Direct | None = None) -> None:
         self._tick = tick
+        self._direct = direct
         self._due = time.monotonic() + _TICK
         self._poll = select.poll()
         self._watched: int | None = None
@@ -114,6 +119,14 @@ class Loop:
                     raise ClosedResourceError
                 return
 
+    async def _wait_or_serve(self, fd: int) -> None:
+        """For `pyfuse3`, which is here between two requests."""
+        if self._direct is None or not self._direct.ready:
+            await self._wait_readable(fd)
+            return
+        await self._direct.serve(fd, self._wait_readable)
+        raise ClosedResourceError
+
     def _look_out(self, until: float) -> list[tuple[int, int]]:
         """What is ready by then, without sleeping; whoever else wants this processor gets it."""
         while not (ready := self._poll.poll(0)) and time.monotonic() < until:
@@ -130,7 +143,7 @@ class Loop:
             lowlevel=SimpleNamespace(
                 current_task=lambda: SimpleNamespace(name="strongroom"),
                 current_trio_token=lambda: self,
-                wait_readable=self._wait_readable,
+                wait_readable=self._wait_or_serve,
                 notify_closing=lambda fd: self.stop(),
             ),
         )

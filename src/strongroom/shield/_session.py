@@ -17,6 +17,7 @@ from typing import Final
 import pyfuse3
 
 from strongroom.errors import UnsupportedPlatformError
+from strongroom.shield._direct import Direct
 from strongroom.shield._fuse import VaultOperations
 from strongroom.shield._loop import Loop
 from strongroom.shield._places import Shown
@@ -67,7 +68,7 @@ class Session:
             ) from None
         self._committed = time.monotonic()
         self._invalid = _Invalidator()
-        self._loop = Loop(self._tick if self._shown else None)
+        self._loop = Loop(self._tick) if self._shown else Loop(None, Direct(operations))
         # Not `Thread.join`: one that a signal handler's exception interrupts takes the thread for dead.
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="strongroom-fuse", daemon=True)

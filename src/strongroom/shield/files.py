@@ -20,17 +20,18 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from strongroom.errors import MissingDependencyError, UnsupportedPlatformError, UsageError
 from strongroom.storage import LocalDirectory
 from strongroom.vault import Vault, put, unpack
-from strongroom.vault.transfer import walk_files
+from strongroom.vault.transfer import leads_out, walk_files
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -276,3 +277,52 @@ def collect(directory: str | os.PathLike[str], vault: Vault) -> list[str]:
         except UsageError:
             skipped.append(path)
     return skipped
+
+
+def take(directory: str | os.PathLike[str], vault: Vault) -> list[str]:
+    """Have a writable vault hold what is below a directory, and nothing else: files, directories, symbolic links.
+
+    Links are kept as they are, unless they lead out: `expose` would refuse the vault. Does not commit.
+
+    Returns:
+        the paths that were passed over, sorted: pipes, sockets, devices, such links, and names that no vault can hold.
+    """
+    top = Path(directory)
+    found = dict(walk_files(top))
+    links = {path: os.readlink(plain) for path, plain in found.items() if plain.is_symlink()}  # noqa: PTH115  # as it is
+    kept = {path: target for path, target in links.items() if not leads_out(path, links)}
+    regular = {path for path, plain in found.items() if path not in links and stat.S_ISREG(plain.lstat().st_mode)}
+    for above, _, names in list(vault.walk()):
+        for path in (f"{above}/{name}" if above else name for name in names):
+            if not vault.stat(path, follow=False).is_link:
+                if path in regular:
+                    continue
+            elif kept.get(path) == vault.readlink(path):
+                del kept[path]
+                del found[path]  # it stays
+                continue
+            vault.remove(path)
+    directories = {path: plain for path, plain in _directories(top) if path}
+    below = [f"{above}/{name}" if above else name for above, names, _ in vault.walk() for name in names]
+    for path in sorted(below, key=len, reverse=True):
+        if path not in directories:
+            vault.remove_dir(path, recursive=True)
+    skipped = []
+    for path, plain in sorted({**directories, **found}.items()):
+        try:
+            if path in directories:
+                vault.mkdir(path, permissions=stat.S_IMODE(plain.stat().st_mode) & 0o777 | 0o700, exist_ok=True)
+            elif path in kept:
+                vault.symlink(kept[path], path)
+            elif path in regular:
+                put(plain, vault, path)
+            else:
+                skipped.append(path)
+        except UsageError:
+            skipped.append(path)
+    return skipped
+
+
+def _directories(top: Path) -> Iterator[tuple[str, Path]]:
+    for above, _, _ in os.walk(top):
+        yield above[len(str(top)) + 1 :], Path(above)

@@ -7,6 +7,8 @@ Rules:
 
 - A copy of the vault is as hostile as whoever hands it over: what is written has the digest that the index names. So is
   an index: what it names lies below the destination, in files of their own, and nothing outside of the vault is read.
+- What an index of some bytes names may fill a disk before a digest is compared: zeros are capped and written as holes,
+  and what does not fit beside what is on the disk is refused before anything is written.
 - An index is of one commit. Later ones may move contents; what has moved is refused, never mistaken.
 """
 
@@ -14,8 +16,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -31,6 +34,8 @@ from strongroom.vault.transfer import Progress, walk_vault
 from strongroom.vault.vault import Vault
 
 MAX_INDEX: Final = 1 << 30
+MAX_ZEROS: Final = 1 << 36
+"""Bytes of holes that an index may have: they take no room in it, and time to digest."""
 _FORMAT: Final = "strongroom-index"
 _VERSION: Final = 1
 _CHUNK: Final = 1 << 20
@@ -64,7 +69,7 @@ def make_index(vault: Vault, *, progress: Progress | None = None) -> bytes:
     """The index of the version that is open for reading. Every byte of it is read.
 
     Raises:
-        UsageError: the vault is encrypted or open for writing, or a name is not UTF-8.
+        UsageError: the vault is encrypted or open for writing, a name is not UTF-8, or its holes are too large.
         IntegrityError: a content is not what was committed.
     """
     if vault.encrypted:
@@ -74,16 +79,26 @@ def make_index(vault: Vault, *, progress: Progress | None = None) -> bytes:
         )
     if vault.mode != "r" or vault.root is None:
         raise UsageError(f"{vault.name}: wanted one that is open for reading, and was committed")
-    files = []
+    files, zeros = [], 0
     for path, inode in walk_vault(vault, ROOT_INODE):
         if not inode.is_file:
             continue
         check_path(path)
         with vault.open(path) as file:
+            parts = [*map(_as_part, file.parts())]
+            zeros += sum(part.length for part in parts if not part.file)
+            if zeros > MAX_ZEROS:
+                raise UsageError(f"{vault.name}: more than {MAX_ZEROS >> 30} GiB of holes, which no index takes")
             found = content_digest(_told(file, path, progress))
-            parts = [[part.file, part.offset, part.length] for part in map(_as_part, file.parts())]
         executable = bool(inode.mode & 0o100)
-        files.append({"path": path, "executable": executable, "blake3": found.blake3.hex(), "parts": parts})
+        files.append(
+            {
+                "path": path,
+                "executable": executable,
+                "blake3": found.blake3.hex(),
+                "parts": [[*astuple(part)] for part in parts],
+            }
+        )
     document = {"format": _FORMAT, "version": _VERSION, "root": str(vault.root), "files": files}
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
@@ -110,6 +125,8 @@ def parse_index(raw: bytes) -> list[Indexed]:
         found = [_parse_file(entry) for entry in document["files"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise FormatError("index: is none", hint="`strongroom vault index VAULT` makes one") from None
+    if sum(part.length for entry in found for part in entry.parts if not part.file) > MAX_ZEROS:
+        raise FormatError(f"index: more than {MAX_ZEROS >> 30} GiB of zeros")
     paths = {entry.path for entry in found}
     if len(paths) != len(found):
         raise FormatError("index: a path appears twice")
@@ -153,6 +170,7 @@ def extract(
 
     Raises:
         FormatError: the index cannot be read. Nothing was written.
+        UsageError: there is no room for what it names. Nothing was written.
         FileExistsError: `destination` is not empty.
         TamperedError, TruncatedError: a content is not what was indexed. What was written before stays; it does not.
     """
@@ -162,6 +180,9 @@ def extract(
         raise FileExistsError(f"{top}: is not empty, and unpacking overwrites nothing")
     if os.sep == "\\" and (bad := next((each.path for each in files if set("\\:") & set(each.path)), None)):
         raise FormatError(f"index: {bad[:100]!a}, wanted no backslash or colon", hint="unpack it on Linux")
+    needed, free = sum(part.length for each in files for part in each.parts if part.file), shutil.disk_usage(top).free
+    if needed > free:
+        raise UsageError(f"{top}: the index names {needed} bytes, and there is room for {free}")
     opened: dict[str, Storage] = {}
     try:
         for each in files:
@@ -191,13 +212,17 @@ def _write(each: Indexed, plain: Path, find: Callable[[str], Storage], progress:
         with os.fdopen(descriptor, "wb") as file:
 
             def written() -> Iterator[bytes]:
-                for piece in _content(each, find):
-                    file.write(piece)
+                for piece, hole in _content(each, find):
+                    if hole:
+                        file.seek(len(piece), os.SEEK_CUR)
+                    else:
+                        file.write(piece)
                     yield piece
                     if progress:
                         progress(each.path, len(piece))
 
             found = content_digest(written())
+            file.truncate()  # of a hole at its end
         if found.blake3.hex() != each.blake3:
             raise TamperedError(f"{each.path}: is not what was indexed", hint=CHANGED_HINT)
         plain.chmod(0o755 if each.executable else 0o644)
@@ -206,7 +231,8 @@ def _write(each: Indexed, plain: Path, find: Callable[[str], Storage], progress:
         raise
 
 
-def _content(each: Indexed, find: Callable[[str], Storage]) -> Iterator[bytes]:
+def _content(each: Indexed, find: Callable[[str], Storage]) -> Iterator[tuple[bytes, bool]]:
+    """Its pieces, each with whether it is of a hole."""
     for part in each.parts:
         storage = find(part.file) if part.file else None
         if storage is not None and storage.size() < part.offset + part.length:
@@ -215,7 +241,7 @@ def _content(each: Indexed, find: Callable[[str], Storage]) -> Iterator[bytes]:
             piece = bytearray(min(_CHUNK, part.length - at))
             if storage is not None and storage.read_into(part.offset + at, piece) != len(piece):
                 raise TruncatedError(f"{each.path}: data file {part.file} is too short", hint=CUT_HINT)
-            yield bytes(piece)
+            yield bytes(piece), storage is None
 
 
 __all__ = ["MAX_INDEX", "Indexed", "Part", "extract", "make_index", "parse_index"]

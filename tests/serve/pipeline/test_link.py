@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from strongroom.channel import Channel, Identity, TlsChannel, accept, connect, expect_key
-from strongroom.errors import IntegrityError, ServeError, StrongroomError, UnansweredError
+from strongroom.errors import ChannelError, IntegrityError, ServeError, StrongroomError, UnansweredError
 from strongroom.serve.pipeline import part
 from strongroom.serve.pipeline.link import Link
 from strongroom.serve.pipeline.model import PipelineModel
+from strongroom.serve.pipeline.tick import Tick
 from strongroom.serve.stage import Stage
 from tests.serve.pipeline.world import model, pieces, pipeline
 
@@ -42,8 +43,8 @@ class Parts:
         as_part: which part answers for which.
     """
 
-    def __init__(self, stages):
-        self.pipeline, self.stages = pipeline(), stages
+    def __init__(self, stages, ours=None):
+        self.pipeline, self.stages = ours or pipeline(), stages
         self.said: list[str] = []
         self.sockets: dict[int, list[socket.socket]] = {1: [], 2: []}
         self.as_part = {1: 1, 2: 2}
@@ -195,6 +196,81 @@ def test_a_closed_link_takes_nothing(parts):
 def test_another_model_than_the_measured_one_is_not_loaded():
     with pytest.raises(IntegrityError, match="which was measured"):
         part.load(pipeline(), 1, pieces().models[1])
+
+
+def test_users_who_ask_together_run_together_and_get_their_own(stages, whole):
+    """By a plan for batches of 4: each frame is that of 4 rows."""
+    parts = Parts(stages, pipeline(batch=4, delay=10_000_000))
+    served = PipelineModel(parts.pipeline, parts.links)
+    inputs = [X[:1] * place for place in range(1, 9)]
+    answers: list[object] = [None] * len(inputs)
+
+    def ask(place):
+        answers[place] = only(served.infer({"x": inputs[place]}))
+
+    asking = [threading.Thread(target=ask, args=(place,)) for place in range(len(inputs))]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join()
+    assert all(close_to(got, only(whole.infer({"x": x}))) for got, x in zip(answers, inputs, strict=True))
+    served.close()
+
+
+class Clock:
+    """Time goes on when somebody waits, and by what `works` takes."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def tick(self, microseconds):
+        return Tick(microseconds, clock=lambda: self.now, sleep=self.sleep)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_on_a_tick_when_and_how_long_frames_are_tells_nothing_of_an_input(stages):
+    """Two inputs, of which one takes a part three times as long to compute: the traffic is the same."""
+    ours = pipeline(tick=50_000)
+
+    def traffic(x):
+        clock, seen = Clock(), []
+
+        class Works:
+            def infer(self, tensors, names):
+                clock.sleep(0.03 if tensors["x"].any() else 0.01)
+                return stages[0].infer(tensors, names)
+
+        class Seen(Channel):
+            def queue(self, parts):
+                parts = list(parts)
+                seen.append((round(clock.now, 6), sum(map(len, parts))))
+                super().queue(parts)
+
+        def dial():
+            a, b = socket.socketpair()
+
+            def run():
+                channel = Seen(b, "front door", seconds=30)
+                with closing(channel), suppress(ChannelError):
+                    part.answer(ours, 1, Works(), channel, tick=clock.tick(ours.tick))
+
+            threads.append(threading.Thread(target=run))
+            threads[-1].start()
+            return Seen(a, "part 1", seconds=30)
+
+        threads: list[threading.Thread] = []
+        link = Link(ours, 1, dial, tell=print, tick=clock.tick(ours.tick))
+        link.submit(1, [x]).result()
+        link.submit(2, [x]).result()
+        link.close()
+        threads[0].join()
+        return seen
+
+    slow, fast = traffic(np.ones((1, 64), np.float32)), traffic(np.zeros((1, 64), np.float32))
+    assert slow == fast
+    assert [when for when, _ in slow] == [0.0, 0.05, 0.1, 0.15, 0.2]
 
 
 @pytest.mark.parametrize("meddle", ["change", "repeat", "drop"])

@@ -23,7 +23,7 @@ def chain() -> Chain:
     return units(optimise(load(model())))
 
 
-def plan(parts: int = 2) -> Plan:
+def plan(parts: int = 2, batch: int = 1) -> Plan:
     """Of stages of about as many units each."""
     whole, count = chain(), len(chain())
     ends = [count * part // parts for part in range(parts + 1)]
@@ -37,7 +37,7 @@ def plan(parts: int = 2) -> Plan:
         units=count,
         change=None,
         splits=(),
-        batch=1,
+        batch=batch,
         dims={},
         objective="latency",
         enclaves=(Enclaves(1 << 30, None),),
@@ -50,10 +50,11 @@ def plan(parts: int = 2) -> Plan:
     )
 
 
-def pieces(parts: int = 2) -> Pieces:
-    return cut(model(), plan(parts))
+@functools.cache
+def pieces(parts: int = 2, batch: int = 1) -> Pieces:
+    return cut(model(), plan(parts, batch))
 
 
-def pipeline(parts: int = 2) -> Pipeline:
+def pipeline(parts: int = 2, batch: int = 1, **options: int) -> Pipeline:
     policies = tuple(f"acme/digits-part-{number}" for number in range(1, parts + 1))
-    return pieces(parts).pipeline("digits", front="acme/digits-front", policies=policies)
+    return pieces(parts, batch).pipeline("digits", front="acme/digits-front", policies=policies, **options)

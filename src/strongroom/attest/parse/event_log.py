@@ -17,7 +17,7 @@ Source: Trusted Computing Group, "TCG PC Client Platform Firmware Profile Specif
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strongroom.attest.parse.tpm import DIGESTS, MAX_EVENT_LOG
@@ -171,6 +171,14 @@ def _events(raw: bytes, end: int) -> tuple[tuple[Event, ...], int]:
         event, at = _event(raw, at, algorithms)
         events.append(event)
     return tuple(events), at
+
+
+def event_ends(raw: bytes) -> Iterator[int]:
+    """Where each event ends, one after the other. Raises FormatError where one is cut short, after those before it."""
+    algorithms, at = _begun(raw)
+    while at < len(raw):
+        _, at = _event(raw, at, algorithms)
+        yield at
 
 
 def log_banks(raw: bytes) -> tuple[str, ...]:

@@ -307,10 +307,12 @@ class AttestationApi:
             fresh = digest(token.encode("ascii"))
             expected = report_data(Kind.SERVICE, fresh=fresh, binder=NO_BINDER, claims=claims_bytes)
             result = self._appraise(evidence, policy, expected, now)
-            self._check_claims(claims, policy, key, known=_CLAIMS | {"models"})
+            self._check_claims(claims, policy, key, known=_CLAIMS | {"models"} | ({"plan"} & claims.keys()))
         models = claims["models"]
         if not isinstance(models, dict) or not all(FINGERPRINT.fullmatch(str(value)) for value in models.values()):
             raise FormatError("claims.models: wanted an object of digests, sha256:<64 hex>")
+        if "plan" in claims and not FINGERPRINT.fullmatch(str(claims["plan"])):
+            raise FormatError("claims.plan: wanted a digest, sha256:<64 hex>")
         self._store.record("service", policy.name, {"measurement": result.measurement}, now=now)
         until = max(1, min(RESULT_LIFETIME, lease.expires - now))
         signed = self._authority.result_token(

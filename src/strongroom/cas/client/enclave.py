@@ -334,15 +334,17 @@ class EnclaveSession:
         """The peer is an enclave that this CAS has appraised under that policy, and not too long ago."""
         return expect_authority(self._cas_root, uri=f"spiffe://strongroom/{policy}", now=now)
 
-    def certify_service(self, models: Mapping[str, str]) -> ServiceResult:
+    def certify_service(self, models: Mapping[str, str], *, plan: str | None = None) -> ServiceResult:
         """Make kind-2 evidence over a fresh time token and have the CAS appraise it.
 
         Args:
             models: digest, ``sha256:<hex>``, of each model served, by name.
+            plan: that of the plan by which a model is served in parts.
         """
         token = text_field(self.post("/v1/time-token", {}), "token")
         # Only now: asking may have found a new version of the policy.
-        claims = canonical(self._claims(self._provisioned().policy_digest) | {"models": dict(models)})
+        served = {"models": dict(models)} | ({} if plan is None else {"plan": plan})
+        claims = canonical(self._claims(self._provisioned().policy_digest) | served)
         bound = report_data(Kind.SERVICE, fresh=digest(token.encode("ascii")), binder=bytes(32), claims=claims)
         evidence = self._attester.evidence(bound)
         body = {"evidence": evidence.to_wire(), "claims": b64(claims), "time_token": token}

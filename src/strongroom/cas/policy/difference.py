@@ -152,6 +152,8 @@ def _platforms(old: ReferenceValues, new: ReferenceValues, path: str) -> Iterato
                 told = "programs on such a machine are not accepted any more; other evidence of it is"
             effect: Effect = "other" if tee in old.tees and tee in new.tees else "more" if before is None else "less"
             yield Change(f"{path}.{tee}", effect, told)
+            for name, values in (after or {}).items():  # what is not named is not asked for
+                yield Change(f"{path}.{tee}.{name}", "other", f"is asked for: {_and(values)}")
             continue
         for name in sorted({*before, *after}):
             yield from _asked(before.get(name), after.get(name), f"{path}.{tee}.{name}")

@@ -39,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a vault that it writes (at /out); made if it does not exist",
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable, not a secret")
-    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATH", help="a file of the program, or all below a directory"
+    )
     output.add_json(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the program and its arguments")
 
@@ -157,11 +159,20 @@ allow_simulated = {to_toml(vendor_root)}
 command = {to_toml(command)}
 # Relative to this document; the enclave sees these and no other file of yours.
 files = {to_toml(files)}
+# The program's root, if that is a container image: `strongroom image LAYOUT` prints its digest.
+# image = "sha256:..."
 
 # In the command, in variables and in files ${{secret.NAME}} is a secret of [[secrets]]; to say ${{ write $${{.
 {_environment(environment)}
 # What is sealed and the enclave gets the key of; access is read-only, read-write or mirror.
 {_vaults(vaults)}
+# Where the program finds something in another way: a vault that is authenticated only, a directory that begins empty
+# (rule = "ephemeral"), or one of this machine's, unprotected (rule = "host"). A vault has its path here or as `mount`.
+# [[paths]]
+# path = "/data"
+# rule = "authenticated"
+# vault = "data"
+
 # A secret for a variable, or without one for templates, stored with `strongroom cas secret`. With generate = 32 the CAS
 # draws it; with `deposited = true` an enclave of this policy writes it.
 # [[secrets]]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from pathlib import Path
 
 from strongroom.cas.policy.version import VaultRule
 from strongroom.cli import output
 from strongroom.cli.workspace import SealedVault
-from strongroom.errors import UsageError
+from strongroom.errors import UsageError, WrongKeyError
 
 
 def vaults_of(
@@ -33,7 +34,8 @@ def vaults_of(
             name = mount.strip("/").replace("/", "-")
             sealed[name] = SealedVault.at(path)
             if access == "read-only":
-                sealed[name].open().close()
+                with _key_beside(sealed[name]):
+                    sealed[name].open().close()
             _check_encrypted(sealed[name])
             rules.append(VaultRule(name, mount, access))
     for one, other in combinations(rules, 2):
@@ -44,8 +46,25 @@ def vaults_of(
     return sealed, tuple(rules)
 
 
+@contextmanager
+def _key_beside(vault: SealedVault) -> Iterator[None]:
+    """Say where the key has to be, to verbs that take it from beside the vault and have no option for another."""
+    if vault.path.is_dir() and not vault.key_path.exists():
+        raise UsageError(f"key file: {vault.key_path} does not exist", hint="put the vault's key back there")
+    try:
+        yield
+    except WrongKeyError as error:
+        error.hint = f"put the key that it was sealed with back as {vault.key_path}"
+        raise
+
+
 def _check_encrypted(vault: SealedVault) -> None:
-    if vault.path.exists() and not vault.as_it_is().encrypted:
+    if not vault.path.exists():
+        return
+    with _key_beside(vault):
+        kind = vault.as_it_is()
+        kind.open(any_version=True).close()  # how fresh it is, the CAS will say
+    if not kind.encrypted:
         raise UsageError(
             f"vault: {vault.path} is authenticated only, and only a policy of your own can say so",
             hint='rule = "authenticated" in it, and --policy FILE',
@@ -59,6 +78,23 @@ def make_vault(vault: SealedVault) -> None:
     with vault.create() as new:
         new.commit()
     output.note(f"made {vault.path}; its key is {vault.key_path}")
+
+
+@contextmanager
+def made_vaults(vaults: Sequence[SealedVault]) -> Iterator[Callable[[], object]]:
+    """Have these vaults. If the block raises before it calls what it gets, those that were made go again."""
+    with ExitStack() as made:
+        for vault in vaults:
+            if not vault.path.exists() and vault.anchor.read() is None:
+                made.callback(_take_away, vault, with_key=not vault.key_path.exists())
+            make_vault(vault)
+        yield made.pop_all
+        made.pop_all()
+
+
+def _take_away(vault: SealedVault, *, with_key: bool) -> None:
+    vault.remove(with_key=with_key)
+    output.note(f"removed {vault.path} again")
 
 
 def pairs(texts: Sequence[str], flag: str) -> list[tuple[str, str]]:

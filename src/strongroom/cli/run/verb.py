@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +19,18 @@ from strongroom.cli.cas import address as cas_address
 from strongroom.cli.cas import reference as cas_reference
 from strongroom.cli.image import add_image, image_of
 from strongroom.cli.mirror.directory import make_directory, mirror_key, seen_from_outside
-from strongroom.cli.remembered import compiled_code, keep_compiled, load_digests, remember_measured, save_digests
+from strongroom.cli.remembered import (
+    compiled_code,
+    compiling_boot,
+    keep_compiled,
+    load_digests,
+    remember_measured,
+    save_digests,
+)
 from strongroom.cli.run import evidence as run_evidence
 from strongroom.cli.run import words as run_words
-from strongroom.cli.run.vaults import make_vault, pairs
+from strongroom.cli.run.failed import name_vaults, tell_left_out
+from strongroom.cli.run.vaults import made_vaults, pairs
 from strongroom.cli.run.words import LOG, MIRROR
 from strongroom.cli.workspace import (
     Home,
@@ -52,8 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Without --policy, a development policy is written and applied to this user's development CAS: it names "
         "exactly the program about to run. The program finds --data at /data, read-only, and writes to /out, which is "
-        "sealed into --out when it ends, whatever its exit status. Example: strongroom seal digits, then strongroom "
-        "run --data digits.vault -- python train.py"
+        "sealed into --out when it ends, whatever its exit status; not if the enclave itself is ended (out of memory, "
+        "kill -9), or if --out has no room. Example: strongroom seal digits, then strongroom run --data digits.vault "
+        "-- python train.py"
     )
     run_words.add_measured(parser)
     parser.add_argument("--policy", type=Path, metavar="FILE", help="run what this policy says instead")
@@ -78,9 +87,11 @@ def run(args: argparse.Namespace) -> int:
     for line in isolation.notes:
         output.note(line)
     home = Home.open()
-    if args.policy:
-        return _run_policy(args, home)
-    return _run_command(args, home, command)
+    try:
+        return _run_policy(args, home) if args.policy else _run_command(args, home, command)
+    except KeyboardInterrupt:  # later it is the program's: `_pass_signals_on`
+        output.note("interrupted before the program began")
+        raise
 
 
 def _run_policy(args: argparse.Namespace, home: Home) -> int:
@@ -139,9 +150,26 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     sealed, rules = run_words.vaults(args)
     # What a policy would refuse is refused before anything is made.
     _draft(program, rules)
-    for rule in rules:
-        if rule.access == "read-write":
-            make_vault(sealed[rule.name])
+    with made_vaults([sealed[rule.name] for rule in rules if rule.access == "read-write"]) as keep_vaults:
+        return _run_approved(
+            args, home, command, program, files, sealed, rules, image=image, machine=machine, keep_vaults=keep_vaults
+        )
+
+
+def _run_approved(
+    args: argparse.Namespace,
+    home: Home,
+    command: list[str],
+    program: Program,
+    files: Mapping[str, Path],
+    sealed: Mapping[str, SealedVault],
+    rules: tuple[VaultRule, ...],
+    *,
+    image: Unpacked | None,
+    machine: Machine | None,
+    keep_vaults: Callable[[], object],
+) -> int:
+    """Run it under a development policy of its own, which names exactly this program."""
     owner, vendor = home.owner(), home.vendor()
     keys = [mirror_key(vault) if name == MIRROR else vault.key() for name, vault in sealed.items()]
     name = run_words.name(command, image, keys)
@@ -149,7 +177,10 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     with _cas_of(args, home) as address, home.owner_client(address, owner) as client:
         config = boot_config(name, address, program, rules, quiet=args.quiet, image=image, cas_reference=reference)
         load_digests(home)
-        measured = measure(config, files, image=image.measured() if image is not None else None)
+        with nullcontext() if machine else compiling_boot(home, config) as keep:
+            measured = measure(config, files, image=image.measured() if image is not None else None)
+            if keep is not None:
+                keep(measured)
         save_digests(home)
         policy = apply_development_policy(
             client,
@@ -162,6 +193,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
             vaults=rules,
             accepts=run_evidence.accepted(machine),
         )
+        keep_vaults()  # from here on the CAS knows them
         entrust(client, policy, sealed, restore=restored_here(client, policy))
         if args.mirror and make_directory(sealed[MIRROR]):  # the anchor file is where the CAS's anchor is, now
             output.note(f"made {args.mirror}; its key is {sealed[MIRROR].key_path}")
@@ -169,7 +201,10 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
         try:
             places = {n: v.path for n, v in sealed.items()}
             parts = measured.platform
-            return _launch(args, home, address, policy, program, files, places, parts, image=image, machine=machine)
+            status = _launch(args, home, address, policy, program, files, places, parts, image=image, machine=machine)
+            if status:
+                tell_left_out(files)
+            return status
         finally:
             for rule in rules:
                 if rule.access != "read-only":
@@ -243,6 +278,7 @@ def _launch(
     try:
         status = enclave.wait()
     except StrongroomError as error:
+        name_vaults(error, vaults)
         mirror = next((SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"), None)
         if mirror is None:
             raise
@@ -268,7 +304,7 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
         case "vault":
             return f"vault {detail['vault']} at {detail['mount']}: {detail['how']}"
         case "sealed":
-            count = len(detail["files"])
+            count = detail.get("count", len(detail["files"]))  # of many files the report names the first
             return f"vault {detail['vault']}: sealed {count} file{'s' * (count != 1)}"
         case "mirror":
             return _describe_mirror(detail)
@@ -392,9 +428,11 @@ def program_of(
             names = sorted({*names, script.resolve().relative_to(base.resolve()).as_posix()})
     for extra in include:
         path = Path(extra).resolve()
-        if not path.is_file() or not path.is_relative_to(base.resolve()):
-            raise UsageError(f"--include: {extra} is not a file below {base}")
-        names.append(path.relative_to(base.resolve()).as_posix())
+        if not path.exists() or not path.is_relative_to(base.resolve()):
+            raise UsageError(f"--include: {extra} is no file or directory below {base}")
+        below = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+        own = (each for each in below if "__pycache__" not in each.parts)
+        names += [name for each in own if (name := each.relative_to(base.resolve()).as_posix()) not in names]
     return command, program_files(base, names)
 
 

@@ -37,7 +37,9 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep a mirror of what the script trains, so that the same command goes on with it after a kill",
     )
-    parser.add_argument("--include", action="append", default=[], metavar="FILE", help="another file of the program")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="PATH", help="a file of the program, or all below a directory"
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
     parser.add_argument("--log", type=Path, metavar="VAULT", help="seal what the program prints into a vault, too")
     parser.add_argument("--quiet", action="store_true", help="with --log: print none of it here")

@@ -6,8 +6,9 @@ The firmware's own log is read-only, so what is measured after it is kept in a f
 Invariants:
 
 - One launcher at a time holds the file's lock, from reading the register on until it is extended or quoted.
-- An event is written before its register is extended. If a launcher dies between the two, the next one finds an event
-  more than the register has, and drops it.
+- An event is written before its register is extended. If a launcher dies between the two, or while it writes, the next
+  one finds an event more than the register has, or a part of one, and drops it.
+- Events that the register has are never written again: a full disk costs the event that finds it full.
 - A register that holds what the firmware left there was not extended since: what the file says is of an earlier boot,
   and is dropped.
 
@@ -17,13 +18,14 @@ machine must share it, and it is best in memory, as the registers are.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from strongroom.attest.parse.event_log import Event, parse_log_area
+from strongroom.attest.parse.event_log import Event, event_ends
 from strongroom.attest.parse.launched import event_bytes
 from strongroom.errors import EnclaveError, FormatError, UnsupportedPlatformError
 
@@ -55,6 +57,7 @@ class LaunchLog:
 
     path: Path
     added: bytes = field(repr=False)
+    _descriptor: int = field(repr=False)
 
     @classmethod
     @contextmanager
@@ -77,7 +80,7 @@ class LaunchLog:
             added = file.read(MAX_LOG + 1) or b""
             if len(added) > MAX_LOG:
                 raise EnclaveError(f"{path}: more than {MAX_LOG} bytes", hint="restart the machine")
-            yield cls(path, added)
+            yield cls(path, added, descriptor)
 
     def agree(self, firmware: bytes, value: bytes, replayed: Callable[[bytes], bytes]) -> None:
         """Make the events those that the register has.
@@ -91,26 +94,26 @@ class LaunchLog:
             EnclaveError: the register holds something else: somebody measured something and did not log it here.
         """
         if replayed(firmware) == value:
-            self._write(b"")
+            self._keep(0)
             return
-        try:
-            kept = self._events(firmware)
-        except FormatError:
-            kept = []
-        for count in (len(kept), len(kept) - 1):
-            added = b"".join(kept[: max(count, 0)])
-            if replayed(firmware + added) == value:
-                self._write(added)
+        ends = self._ends(firmware)
+        for end in (*ends[-1:], *ends[-2:-1]):
+            if replayed(firmware + self.added[:end]) == value:
+                self._keep(end)
                 return
         raise EnclaveError(
             f"launcher: the register for programs is not what {self.path} says",
             hint="something else was measured there, or another launcher keeps its log elsewhere: restart the machine",
         )
 
-    def _events(self, firmware: bytes) -> list[bytes]:
-        before, _ = parse_log_area(firmware)
-        after, _ = parse_log_area(firmware + self.added)
-        return [event_bytes(each) for each in after[len(before) :]]
+    def _ends(self, firmware: bytes) -> list[int]:
+        """Where each whole event ends. A part of one may follow, of a launcher that died while it wrote."""
+        ends: list[int] = []
+        before = len(firmware)
+        with suppress(FormatError):
+            for end in event_ends(firmware + self.added):
+                ends += [end - before] if end > before else []
+        return ends
 
     def add(self, event: Event) -> None:
         """Write an event that is about to be measured.
@@ -118,20 +121,31 @@ class LaunchLog:
         Raises:
             EnclaveError: there is no room, in the file system or in evidence.
         """
-        self._write(self.added + event_bytes(event))
-
-    def _write(self, added: bytes) -> None:
-        if added == self.added:
-            return
-        if len(added) > MAX_LOG:
+        raw = event_bytes(event)
+        if len(self.added) + len(raw) > MAX_LOG:
             raise EnclaveError(
                 f"launcher: too many programs for one log of {MAX_LOG} bytes since the machine started",
                 hint="registers only grow: restart the machine",
             )
         try:
-            with self.path.open("r+b") as file:
-                file.truncate(0)
-                file.write(added)
+            written = os.pwrite(self._descriptor, raw, len(self.added))
+            if written != len(raw):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise EnclaveError(f"{self.path}: {(error.strerror or str(error)).lower()}") from None
-        self.added = added
+            with suppress(OSError):  # else the next launcher drops it
+                os.ftruncate(self._descriptor, len(self.added))
+            raise self._failed(error) from None
+        self.added += raw
+
+    def _keep(self, size: int) -> None:
+        """Drop what follows."""
+        if size == len(self.added):
+            return
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            raise self._failed(error) from None
+        self.added = self.added[:size]
+
+    def _failed(self, error: OSError) -> EnclaveError:
+        return EnclaveError(f"{self.path}: {(error.strerror or str(error)).lower()}")

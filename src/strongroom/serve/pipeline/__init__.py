@@ -8,7 +8,8 @@ Read in this order:
 - `link`: the front door's end of a connection to a part: several requests under way, and what is not answered is sent
   again on the next one.
 - `part`: the other end, in an enclave of its own.
-- `model`: the pipeline as the front door serves it.
+- `model`: the pipeline as the front door serves it. `batch` has requests of few rows run together, `tick` has frames
+  leave at fixed moments.
 
 Rules:
 

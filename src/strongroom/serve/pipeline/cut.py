@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from strongroom.crypto import digest
 from strongroom.errors import FormatError, UsageError
 from strongroom.serve.graph import Chain, Tensor, load, optimise, stage_model, units
-from strongroom.serve.pipeline.document import MAX_PARTS, Part, Pipeline
+from strongroom.serve.pipeline.document import MAX_BATCH, MAX_PARTS, Part, Pipeline
 from strongroom.serve.pipeline.frames import size_of
 from strongroom.serve.plan import Plan
 from strongroom.serve.plan.make import split_as
@@ -28,12 +28,16 @@ class Pieces:
     chain: Chain
     models: tuple[bytes, ...] = field(repr=False)
 
-    def pipeline(self, name: str, *, front: str, policies: tuple[str, ...]) -> Pipeline:
+    def pipeline(self, name: str, *, front: str, policies: tuple[str, ...], delay: int = 0, tick: int = 0) -> Pipeline:
         """The pipeline of these parts.
 
         Args:
             name: by which requests name the model.
             front, policies: of the front door and of the parts.
+            delay, tick: in microseconds, as `Pipeline` has them.
+
+        Raises:
+            UsageError: the plan is for batches, and the model has no rows.
         """
         chain, sizes = self.chain, self.chain.sizes(self.plan.dims)
         last = len(chain)
@@ -47,7 +51,16 @@ class Pieces:
             taken, given = (tuple(each.name for each in tensors) for tensors in (takes, gives))
             parts.append(Part(policy, digest(model).hex(), taken, given, frame(takes), frame(gives)))
         inputs, outputs = (tuple(map(_info, chain.frontier(cut))) for cut in (0, last))
-        return Pipeline(name, chain.model.digest, self.plan.digest, front, inputs, outputs, tuple(parts))
+        batch = self.plan.batch
+        if batch > 1 and any(each.shape[:1] != (-1,) for each in (*inputs, *outputs)):
+            raise UsageError(
+                f"plan: is for batches of {batch}, and not every input and output has rows of any number",
+                hint="make it with --batch 1, or export the model with a first size that is open",
+            )
+        if batch > MAX_BATCH:
+            raise UsageError(f"plan: is for batches of {batch}, wanted at most {MAX_BATCH}")
+        of_model, of_plan = chain.model.digest, self.plan.digest
+        return Pipeline(name, of_model, of_plan, front, inputs, outputs, tuple(parts), batch, delay, tick)
 
 
 def cut(model: bytes, plan: Plan, *, external: Callable[[str], bytes] | None = None) -> Pieces:

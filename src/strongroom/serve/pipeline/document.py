@@ -23,6 +23,8 @@ VERSION: Final = 1
 FRAME_UNIT: Final = 4096
 MAX_FRAME: Final = 1 << 30
 MAX_PARTS: Final = 64
+MAX_BATCH: Final = 1024
+MAX_MICROSECONDS: Final = 10_000_000
 _MAX_DOCUMENT: Final = 1 << 18
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,6 +58,9 @@ class Pipeline:
         plan: digest of the plan that it was cut by.
         front: the front door's policy.
         inputs, outputs: of the whole model.
+        batch: rows that run together: requests of few rows wait for each other; 1 for none.
+        delay: microseconds that the first of a batch waits at most.
+        tick: microseconds between two moments at which frames leave; 0 for at once.
     """
 
     name: str
@@ -65,6 +70,9 @@ class Pipeline:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     parts: tuple[Part, ...]
+    batch: int = 1
+    delay: int = 0
+    tick: int = 0
 
     @property
     def digest(self) -> str:
@@ -82,6 +90,9 @@ class Pipeline:
             "front": self.front,
             "inputs": [each.to_wire() for each in self.inputs],
             "outputs": [each.to_wire() for each in self.outputs],
+            "batch": self.batch,
+            "delay": self.delay,
+            "tick": self.tick,
             "parts": [
                 {
                     "policy": part.policy,
@@ -121,10 +132,16 @@ class Pipeline:
             raise FormatError("pipeline: parts: do not give every output")
         name = a_name(value["name"], "pipeline: name", cap=128)
         model, plan = (_hex(value[key], key) for key in ("model", "plan"))
-        return cls(name, model, plan, _policy(value["front"]), inputs, outputs, parts)
+        batch = _number(value["batch"], "batch", 1, MAX_BATCH)
+        if batch > 1 and any(each.shape[:1] != (-1,) for each in (*inputs, *outputs)):
+            raise FormatError("pipeline: batch: not every input and output has rows of any number")
+        delay, tick = (_number(value[key], key, 0, MAX_MICROSECONDS) for key in ("delay", "tick"))
+        return cls(name, model, plan, _policy(value["front"]), inputs, outputs, parts, batch, delay, tick)
 
 
-_FIELDS: Final = ("format", "version", "name", "model", "plan", "front", "inputs", "outputs", "parts")
+_FIELDS: Final = (
+    "format", "version", "name", "model", "plan", "front", "inputs", "outputs", "parts", "batch", "delay", "tick",
+)  # fmt: skip
 _PART: Final = ("policy", "digest", "takes", "gives", "asks", "answers")
 
 
@@ -135,8 +152,8 @@ def _part(wire: object) -> Part:
         _hex(value["digest"], "digest"),
         _tensor_names(value["takes"], "takes"),
         _tensor_names(value["gives"], "gives"),
-        _frame(value["asks"], "asks"),
-        _frame(value["answers"], "answers"),
+        _number(value["asks"], "asks", FRAME_UNIT, MAX_FRAME),
+        _number(value["answers"], "answers", FRAME_UNIT, MAX_FRAME),
     )
 
 
@@ -147,9 +164,9 @@ def _tensor_names(value: object, key: str) -> tuple[str, ...]:
     return found
 
 
-def _frame(value: object, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not FRAME_UNIT <= value <= MAX_FRAME:
-        raise FormatError(f"pipeline: {key}: got {show(value)}, wanted {FRAME_UNIT} to {MAX_FRAME}")
+def _number(value: object, key: str, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise FormatError(f"pipeline: {key}: got {show(value)}, wanted {least} to {most}")
     return value
 
 

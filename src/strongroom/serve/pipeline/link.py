@@ -27,6 +27,7 @@ from strongroom.serve.pipeline.frames import (
     receive,
     tensors_frame,
 )
+from strongroom.serve.pipeline.tick import Tick
 from strongroom.serve.tensors import Array
 
 WINDOW = 2
@@ -51,6 +52,7 @@ class Link:
         dial: connects to it.
         tell: is given a line about each link that ended.
         window: how many requests may be under way.
+        tick: when frames leave; by default as the pipeline has it.
 
     Attributes:
         ended: how many connections have ended.
@@ -58,10 +60,18 @@ class Link:
     """
 
     def __init__(
-        self, pipeline: Pipeline, number: int, dial: Dial, *, tell: Callable[[str], None], window: int = WINDOW
+        self,
+        pipeline: Pipeline,
+        number: int,
+        dial: Dial,
+        *,
+        tell: Callable[[str], None],
+        window: int = WINDOW,
+        tick: Tick | None = None,
     ) -> None:
         self.ended = self.dropped = 0
         self._pipeline, self._number, self._dial, self._tell, self._window = pipeline, number, dial, tell, window
+        self._tick = tick or Tick(pipeline.tick)
         self._waiting: deque[_Job] = deque()
         self._sent: OrderedDict[int, _Job] = OrderedDict()
         self._change = threading.Condition()
@@ -116,7 +126,7 @@ class Link:
         while not self._closed:
             try:
                 channel = self._connect()
-            except StrongroomError as error:
+            except Exception as error:  # the host's doing, whatever it is
                 if isinstance(error, PeerIdentityError):
                     self._tell(f"part {self._number}: refused: {error.message}")
                 with self._change:
@@ -126,9 +136,10 @@ class Link:
             pause = _FIRST_PAUSE
             try:
                 self._work(channel)
-            except StrongroomError as error:
+            except Exception as error:  # else nobody would be answered any more
                 self.ended += 1
-                self._tell(f"part {self._number}: its link ended, and is made again: {error.message}")
+                why = error.message if isinstance(error, StrongroomError) else type(error).__name__
+                self._tell(f"part {self._number}: its link ended, and is made again: {why}")
             finally:
                 channel.close()
                 with self._change:
@@ -165,12 +176,16 @@ class Link:
                         raise ChannelError("it hung up")
                 if self._closed:
                     return
+                frames = []
                 while self._waiting and len(self._sent) < self._window:
                     job = self._waiting.popleft()
                     if job.answer.cancelled():
                         continue
                     self._sent[job.number] = job
-                    channel.queue(job.frame)
+                    frames.append(job.frame)
+            for frame in frames:
+                self._tick.wait()
+                channel.queue(frame)
             if self._sent:
                 self._answered(receive(channel, self.part.answers))
 

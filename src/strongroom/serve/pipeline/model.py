@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as LateError
 
 from strongroom.errors import ServeError, UnansweredError
+from strongroom.serve.pipeline.batch import Batches
 from strongroom.serve.pipeline.document import Pipeline
-from strongroom.serve.pipeline.link import Link
+from strongroom.serve.pipeline.link import WINDOW, Link
 from strongroom.serve.stage import Stage
 from strongroom.serve.tensors import Array, check_fits
 
 DEADLINE_SECONDS = 60.0
+_MOST_AT_ONCE = 256  # each takes a thread
 
 
 class PipelineModel:
@@ -22,6 +24,7 @@ class PipelineModel:
 
     Attributes:
         digest: SHA-256 of the model that was cut, in hexadecimal digits.
+        at_once: how many calls of `infer` are worth making at once.
     """
 
     version = Stage.version
@@ -41,6 +44,7 @@ class PipelineModel:
             clock: seconds that only go forward.
         """
         self.digest = pipeline.model
+        self.at_once = min(_MOST_AT_ONCE, (WINDOW * len(links) + 1) * pipeline.batch)
         self._pipeline, self._links, self._deadline, self._clock = pipeline, links, deadline, clock
         self._numbers, self._lock = itertools.count(1), threading.Lock()
         self._inputs = {info.name: info for info in pipeline.inputs}
@@ -50,6 +54,14 @@ class PipelineModel:
         for place, part in enumerate(pipeline.parts):
             for name in part.takes:
                 self._last[name] = max(place, self._last.get(name, place))
+        self._batches: Batches | None = None
+        if pipeline.batch > 1:
+            self._batches = Batches(
+                lambda inputs: self._through(inputs, self._clock() + self._deadline),
+                rows=pipeline.batch,
+                delay=pipeline.delay / 1e6,
+                at_once=WINDOW * len(links),
+            )
 
     def check(self) -> None:
         """Raises UnansweredError unless all parts are there."""
@@ -80,6 +92,26 @@ class PipelineModel:
             if name not in self._outputs:
                 raise ServeError(f"output {name!r}: unknown, wanted some of {', '.join(self._outputs)}")
         ends = self._clock() + self._deadline
+        if self._batches is None or not self._batches.fits(inputs):
+            outputs = self._through(inputs, ends)
+        else:
+            answer = self._batches.submit(inputs)
+            try:
+                outputs = answer.result(max(0.0, ends - self._clock()))
+            except LateError:
+                answer.cancel()
+                raise self._late("the pipeline") from None
+        return {name: outputs[name] for name in names}
+
+    def close(self) -> None:
+        """Answer what was asked, and end the links."""
+        if self._batches is not None:
+            self._batches.close()
+        for link in self._links:
+            link.close()
+
+    def _through(self, inputs: Mapping[str, Array], ends: float) -> dict[str, Array]:
+        """All outputs, of inputs that fit."""
         with self._lock:
             number = next(self._numbers)
         alive = dict(inputs)
@@ -89,12 +121,15 @@ class PipelineModel:
                 alive.update(answer.result(max(0.0, ends - self._clock())))
             except LateError:
                 answer.cancel()
-                raise UnansweredError(
-                    f"pipeline: part {place + 1} did not answer within the {self._deadline:g} s that a request has",
-                    hint="ask again: whoever asks twice gets the same answer",
-                ) from None
+                raise self._late(f"part {place + 1}") from None
             alive = {name: each for name, each in alive.items() if self._last.get(name, -1) > place}
-        return {name: alive[name] for name in names}
+        return alive
+
+    def _late(self, who: str) -> UnansweredError:
+        return UnansweredError(
+            f"pipeline: {who} did not answer within the {self._deadline:g} s that a request has",
+            hint="ask again: whoever asks twice gets the same answer",
+        )
 
     def metadata(self) -> dict[str, object]:
         """The protocol's model metadata."""

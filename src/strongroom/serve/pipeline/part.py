@@ -14,6 +14,7 @@ from strongroom.crypto import digest
 from strongroom.errors import ChannelError, FormatError, IntegrityError, StrongroomError
 from strongroom.serve.pipeline.document import Pipeline
 from strongroom.serve.pipeline.frames import HELLO, error_frame, read_tensors, receive, tensors_frame, text_frame
+from strongroom.serve.pipeline.tick import Tick
 from strongroom.serve.stage import Stage
 
 MODEL = "part.onnx"
@@ -36,13 +37,16 @@ def load(pipeline: Pipeline, number: int, model: bytes) -> Stage:
     return Stage.load(model, name=f"part-{number}", part=True)
 
 
-def answer(pipeline: Pipeline, number: int, stage: Stage, channel: Channel) -> NoReturn:
+def answer(pipeline: Pipeline, number: int, stage: Stage, channel: Channel, *, tick: Tick | None = None) -> NoReturn:
     """Say which part this is, and answer what comes, in its order, until the channel ends.
+
+    Args:
+        tick: when frames leave; by default as the pipeline has it.
 
     Raises:
         ChannelError, FormatError: it ended.
     """
-    part = pipeline.parts[number - 1]
+    part, tick = pipeline.parts[number - 1], tick or Tick(pipeline.tick)
     hello = {"pipeline": pipeline.digest, "part": number}
     channel.queue(text_frame(HELLO, 0, hello, part.answers))
     while True:
@@ -53,6 +57,7 @@ def answer(pipeline: Pipeline, number: int, stage: Stage, channel: Channel) -> N
             pieces = tensors_frame(frame.number, [results[name] for name in part.gives], part.answers)
         except StrongroomError as error:
             pieces = error_frame(frame.number, error, part.answers)
+        tick.wait()
         channel.queue(pieces)
 
 

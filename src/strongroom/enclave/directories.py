@@ -1,0 +1,52 @@
+"""Directories of a launcher's own, which it removes when the enclave ends, and where they may lie."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from strongroom.errors import UnsupportedPlatformError
+
+_IN_MEMORY = {"tmpfs", "ramfs"}
+
+
+def temporary_directory(prefix: str, parent: Path) -> Path:
+    """A new directory with this process's number in its name; those of launchers that were killed are cleared away."""
+    for stale in parent.glob(f"{prefix}*"):
+        launcher = stale.name.removeprefix(prefix).partition("-")[0]
+        if launcher.isdigit() and not Path("/proc", launcher).exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+
+
+def directory_in_memory() -> Path:
+    """That for temporary files if it is in memory, else ``/dev/shm``.
+
+    Raises:
+        UnsupportedPlatformError: neither is.
+    """
+    places = (Path(tempfile.gettempdir()), Path("/dev/shm"))  # noqa: S108
+    for place in places:
+        if _in_memory(place):
+            return place
+    raise UnsupportedPlatformError(
+        f"launcher: neither {places[0]} nor {places[1]} is in memory, and a host may change what is on a disk after it "
+        "was measured",
+        hint="mount a tmpfs and name it in TMPDIR",
+    )
+
+
+def _in_memory(directory: Path) -> bool:
+    """Whether a directory is on a file system that is nowhere but in memory, and in swap."""
+    try:
+        device = directory.stat().st_dev
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    # Device and type are the third field, and the first after a hyphen by itself (proc_pid_mountinfo(5)).
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    told = (line.partition(" - ") for line in mounts)
+    kinds = {kind.split()[0] for before, _, kind in told if before.split()[2] == wanted}
+    return bool(kinds) and kinds <= _IN_MEMORY

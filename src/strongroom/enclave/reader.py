@@ -1,0 +1,126 @@
+"""A process that reads files for who measures: digests of what they hold, or what Python compiles them to.
+
+Standard library only, so that it starts in some milliseconds; `readers.py` starts it. A thread would do the same, but
+for the interpreter's lock, which it would give and take several times for each small file.
+
+It takes jobs from its standard input, a pipe that several such processes share: a read of one takes a whole one, since
+each was written at once (pipe(7)). What it is to read, and what it has found, are in files that it was given open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import marshal
+import os
+import signal
+import stat
+import struct
+import sys
+import warnings
+
+IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime, ctime (in nanoseconds)
+RECORD = struct.Struct(f"<{IDENTITY.size}s32s")  # a file's identity, and SHA-256 of its content
+FAILED = bytes(RECORD.size)
+COMPILED = struct.Struct("<I32sI")  # the place of a source, its SHA-256, and the length of its code
+JOB = struct.Struct("<IIII")  # what is asked for, the first path, how many, and zero
+DIGESTS, CODE = 1, 2
+PIECE = 1 << 18  # stays in a processor's own cache between being read and being hashed
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_WORD = (1 << 64) - 1
+_UNCHECKED = (0b01).to_bytes(4, "little")
+
+
+def identity(told: os.stat_result) -> bytes:
+    """What the kernel says of a file. Its inode has 128 bits on some file systems of Windows."""
+    return IDENTITY.pack(told.st_dev, told.st_ino & _WORD, told.st_size, told.st_mtime_ns, told.st_ctime_ns)
+
+
+def read_file(path: str | bytes, buffer: bytearray) -> tuple[bytes, bytes, bytes]:
+    """A file's identity, SHA-256 of all that it holds, and its identity then. Raises OSError."""
+    descriptor = os.open(path, _READ)
+    try:
+        before = identity(os.fstat(descriptor))
+        digest = hashlib.sha256()
+        if hasattr(os, "readv"):  # without a copy
+            view, buffers = memoryview(buffer), [buffer]
+            while size := os.readv(descriptor, buffers):
+                digest.update(view[:size])
+        else:
+            while piece := os.read(descriptor, len(buffer)):
+                digest.update(piece)
+        return before, digest.digest(), identity(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def compiled(path: str) -> tuple[bytes, bytes] | None:
+    """Of a source: its SHA-256, and its compiled code as an unchecked file of PEP 552; None of what is no Python."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            source = file.read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = compile(source, path, "exec", dont_inherit=True, optimize=0)
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
+    head = importlib.util.MAGIC_NUMBER + _UNCHECKED + importlib.util.source_hash(source)
+    return hashlib.sha256(source).digest(), head + marshal.dumps(code)
+
+
+def _digests(paths: list[bytes]) -> bytes:
+    buffer = bytearray(PIECE)
+    records = []
+    for path in paths:
+        try:
+            before, digest, after = read_file(path, buffer)
+        except OSError:
+            records.append(FAILED)
+        else:
+            records.append(before + digest if before == after else FAILED)
+    return b"".join(records)
+
+
+def _code(paths: list[bytes], first: int) -> bytes:
+    answer = []
+    for place, path in enumerate(paths, first):
+        source, code = compiled(os.fsdecode(path)) or (bytes(32), b"")
+        answer += [COMPILED.pack(place, source, len(code)), code]
+    return b"".join(answer)
+
+
+def _lines(descriptor: int) -> list[bytes]:
+    """The paths in a file, from its beginning, wherever others have read it to."""
+    size, raw = os.fstat(descriptor).st_size, b""
+    while len(raw) < size:
+        raw += os.pread(descriptor, size - len(raw), len(raw))
+    return raw.split(b"\0")
+
+
+def main(paths: int, records: int, sources: int, codes: int) -> None:
+    """Work until there are no more jobs.
+
+    Args:
+        paths: what has the paths of files.
+        records: takes a record for each, at its place.
+        sources: what has the paths of sources, once the first job names one.
+        codes: takes their code, one after the other; this process's own.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    listed: dict[int, list[bytes]] = {}
+    while job := os.read(0, JOB.size):
+        kind, first, count, _ = JOB.unpack(job)
+        which = paths if kind == DIGESTS else sources
+        if which not in listed:
+            listed[which] = _lines(which)
+        some = listed[which][first : first + count]
+        if kind == DIGESTS:
+            os.pwrite(records, _digests(some), first * RECORD.size)
+        else:
+            os.write(codes, _code(some, first))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
