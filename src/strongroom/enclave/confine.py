@@ -38,6 +38,7 @@ from strongroom.enclave.process import keep_private
 from strongroom.enclave.seccomp import seccomp_filter
 from strongroom.enclave.users import is_enclave_user
 from strongroom.errors import EnclaveError
+from strongroom.sealed.threads import end_threads
 
 CIPHERTEXT = "/run/strongroom"  # where the launcher puts the vaults
 _EVERYBODY = ["0", "0", str((1 << 32) - 1)]  # the map of user ids where there is no user namespace
@@ -97,6 +98,7 @@ def become(control: Control, config: BootConfig, layout: Mapping[str, Any]) -> N
         EnclaveError: there is no user namespace, and no user id to take; or there are other threads, which keep theirs.
         OSError: the kernel refused.
     """
+    end_threads()
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
     if threads != 1:
         raise EnclaveError(f"privileges: {threads} threads have them, wanted one: each gives up its own alone")

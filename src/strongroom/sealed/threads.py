@@ -58,6 +58,17 @@ def _pool() -> ThreadPoolExecutor:
     return _executor
 
 
+def end_threads() -> None:
+    """End the threads that wait for the next transfer, which starts others.
+
+    For whoever gives up privileges: each thread has its own.
+    """
+    global _executor
+    pool, _executor = _executor, None
+    if pool is not None:
+        pool.shutdown()
+
+
 def _forget_pool() -> None:
     global _executor
     _executor = None  # a forked child has none of its threads

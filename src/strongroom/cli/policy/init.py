@@ -159,19 +159,17 @@ allow_simulated = {to_toml(vendor_root)}
 command = {to_toml(command)}
 # Relative to this document; the enclave sees these and no other file of yours.
 files = {to_toml(files)}
-# The program's root, if that is a container image: `strongroom image LAYOUT` prints its digest.
-# image = "sha256:..."
+# With `image = "sha256:..."`, a container image is the program's root: `strongroom image LAYOUT` prints its digest.
 
 # In the command, in variables and in files ${{secret.NAME}} is a secret of [[secrets]]; to say ${{ write $${{.
 {_environment(environment)}
 # What is sealed and the enclave gets the key of; access is read-only, read-write or mirror.
 {_vaults(vaults)}
-# Where the program finds something in another way: a vault that is authenticated only, a directory that begins empty
-# (rule = "ephemeral"), or one of this machine's, unprotected (rule = "host"). A vault has its path here or as `mount`.
+# What else the program finds where: a directory that begins empty; with rule = "host" one of this machine's, in clear;
+# with rule = "authenticated" and `vault`, instead of that vault's `mount`, one that is authenticated only.
 # [[paths]]
-# path = "/data"
-# rule = "authenticated"
-# vault = "data"
+# path = "/scratch"
+# rule = "ephemeral"
 
 # A secret for a variable, or without one for templates, stored with `strongroom cas secret`. With generate = 32 the CAS
 # draws it; with `deposited = true` an enclave of this policy writes it.

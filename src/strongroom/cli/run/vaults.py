@@ -49,7 +49,8 @@ def vaults_of(
 @contextmanager
 def _key_beside(vault: SealedVault) -> Iterator[None]:
     """Say where the key has to be, to verbs that take it from beside the vault and have no option for another."""
-    if vault.path.is_dir() and not vault.key_path.exists():
+    meant = vault.path.with_name(f"{vault.path.name}.vault")  # of a directory that was sealed, and is named itself
+    if vault.path.is_dir() and not vault.key_path.exists() and not meant.exists():
         raise UsageError(f"key file: {vault.key_path} does not exist", hint="put the vault's key back there")
     try:
         yield

@@ -76,7 +76,10 @@ def load(source: bytes | Path, *, external: Callable[[str], bytes] | None = None
         raise ModelFormatError(f"model: is no ONNX, or was cut short: {printable(error)}") from None
     notes: list[str] = []
     proto = _runnable(proto, notes)
-    put_in_form(proto)
+    try:
+        put_in_form(proto)
+    except UnicodeDecodeError:
+        raise ModelFormatError("model: a name in it is no text, wanted UTF-8") from None
     return Model(proto, digest(source).hex(), tuple(notes))
 
 
