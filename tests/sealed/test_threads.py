@@ -15,9 +15,9 @@ def test_they_end_when_told_to_and_others_begin():
     if threads._THREADS == 1:
         pytest.skip("one processor: transfers take no threads")
     for _ in range(2):
-        done: list[int] = []
-        threads.split(64, 1 << 16, lambda start, stop: done.extend(range(start, stop)))
-        assert sorted(done) == list(range(64))
+        done: set[range] = set()
+        threads.split(64, 1 << 16, lambda start, stop, done=done: done.add(range(start, stop)))
+        assert sorted(number for part in done for number in part) == list(range(64))
         assert waiting()
         threads.end_threads()
         assert not waiting()
