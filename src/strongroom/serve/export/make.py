@@ -187,4 +187,4 @@ def _write(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UsageError(f"output: cannot write {path}: {error.strerror or error}") from None
+        raise UsageError(f"output: cannot write {path}: {(error.strerror or str(error)).lower()}") from None

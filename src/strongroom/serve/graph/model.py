@@ -109,7 +109,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_MODEL + 1)
     except OSError as error:
-        raise UsageError(f"model: {printable(path)}: {error.strerror or error}") from None
+        raise UsageError(f"model: {printable(path)}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _beside(folder: Path, name: str) -> bytes:
