@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,23 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Token]:
         del os.environ["SOFTHSM2_CONF"]
     else:
         os.environ["SOFTHSM2_CONF"] = before
+
+
+@needs_softhsm
+def test_it_signs_in_a_process_that_has_loaded_tensorflow(token):
+    """Which loads another cryptographic library under the names that the token's module calls."""
+    if find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    source = """
+import sys
+import tensorflow
+from strongroom.crypto.pkcs11 import Pkcs11Key
+key = Pkcs11Key.open(sys.argv[1])
+key.public.verify(key.sign(b"text"), b"text")
+print("signed")
+"""
+    done = subprocess.run([sys.executable, "-c", source, token.uri()], capture_output=True, text=True)
+    assert done.stdout == "signed\n", done.stderr[-2000:]
 
 
 @needs_softhsm

@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes
 
 from strongroom.crypto.derive import digest
 from strongroom.crypto.keys import SIGNATURE_SIZE, PublicKey
+from strongroom.crypto.linking import keep_to_their_own
 from strongroom.errors import (
     CasError,
     FormatError,
@@ -300,6 +301,7 @@ def _library() -> Any:
 def _token(pkcs11: Any, uri: Pkcs11Uri) -> Any:
     """The one token that the URI fits."""
     try:
+        keep_to_their_own(uri.module)
         library = pkcs11.lib(uri.module)
     except Exception:
         raise MissingDependencyError(

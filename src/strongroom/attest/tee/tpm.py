@@ -13,7 +13,6 @@ STRONGROOM_TPM_LOG names the firmware's event log of another TPM than the machin
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import os
 import threading
@@ -31,6 +30,7 @@ from strongroom.attest.parse.endorsements import Endorsements
 from strongroom.attest.parse.tpm import MAX_EVENT_LOG, TpmEvidence, parse_quote
 from strongroom.attest.verify.tpm import check_event_log, check_pcrs
 from strongroom.crypto.chains import VendorCertificate
+from strongroom.crypto.linking import keep_to_their_own
 from strongroom.errors import (
     EnclaveError,
     FormatError,
@@ -353,7 +353,7 @@ def read_event_log(path: Path = EVENT_LOG) -> bytes:
 def _library() -> Any:
     # The libraries under it write to the standard error output whatever fails, beside raising it.
     os.environ.setdefault("TSS2_LOG", "all+none")
-    _bind_libraries()
+    keep_to_their_own("libtss2-mu.so.0", "libtss2-sys.so.1", "libtss2-esys.so.0")
     try:
         library = importlib.import_module("tpm2_pytss")
         importlib.import_module("tpm2_pytss.utils")
@@ -363,20 +363,6 @@ def _library() -> Any:
             hint='install libtss2-dev, or what your system calls it, then pip install "strongroom[tpm]"',
         ) from None
     return library
-
-
-def _bind_libraries() -> None:
-    """Have tpm2-tss call the OpenSSL that it was linked with, whatever else this process has loaded.
-
-    TensorFlow loads a cryptographic library of its own for the whole process, under the names of OpenSSL's functions,
-    and tpm2-tss would call those: the process crashed. Loaded first like this, it looks for names in its own first
-    (dlopen(3), RTLD_DEEPBIND).
-    """
-    if not hasattr(os, "RTLD_DEEPBIND"):
-        return
-    for name in ("libtss2-mu.so.0", "libtss2-sys.so.1", "libtss2-esys.so.0"):
-        with suppress(OSError):  # not there, or another version, which the import below says
-            ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
 
 
 def _selection(bank: str, indices: Sequence[int]) -> str:
