@@ -32,8 +32,15 @@ AREAS = {
     "mpc": "products, functions and networks on shares beside SecretFlow SPU and CrypTen",
     "mpc_accuracy": "the tf-encrypted paper's networks on MNIST: on shares what they are in the clear",
     "mpc_models": "ONNX, Keras and scikit-learn models, a language model and ResNets on shares",
+    "serve_plain": "a running service, whole and in stages, beside plain ONNX Runtime",
+    "serve_paging": "Temper's networks in 94 MiB: partitioned, and in one process that pages",
+    "serve_attest": "attestation of a service, once for all users and for each; what a naive service does",
+    "serve_links": "stages over links of 1 Gbit/s",
+    "serve_lite": "one model in an enclave by TensorFlow, LiteRT and ONNX Runtime, in 94 MiB",
     "enclave": "programs in an enclave beside the same outside: start-up, training, sealed data, classification",
     "plan": "the planner: its speed, its plans against all there are, what it predicts against what is measured",
+    "pipeline_models": "models in parts answer as the whole: trained ones, Temper's networks, a language model",
+    "pipeline_faults": "a model in parts whose enclaves are killed under load: what is lost, and how long requests wait",
     "plinius": "Plinius's networks on MNIST: trained through kills, asked in an enclave",
 }
 

@@ -87,6 +87,11 @@ class Talk:
             raise RuntimeError("the program is not ready")
         return self
 
+    @property
+    def process(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def ask(self, *words: object) -> list[float]:
         assert self._process.stdin is not None  # a pipe
         self._process.stdin.write(" ".join(map(str, words)) + "\n")

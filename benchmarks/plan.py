@@ -2,19 +2,20 @@
 
 - Fast: chains of 1,000 units, for both objectives, with and without paging, with few and with many enclaves; the
   slowest counts.
-- Good: random chains of up to 12 units against every plan there is (`benchmarks.plan_search`); plans that are worse, or
-  that take more enclaves or stages for the same, count.
+- Good: every chain of up to 3 units of small numbers, and random and misleading ones of up to 12, against every plan
+  there is (`benchmarks.plan_search`); plans that are worse, or take more enclaves or stages for the same, count.
 - Near: networks are profiled, planned for 94 MiB or, where they fit, for throughput, and the plan's stages loaded and
   run, one after another on one thread. Latency is the sum of their times beside the sum predicted; memory is each
-  stage's beside its own prediction. The whole run uses the networks of Temper's evaluation that Keras has; a quick one
-  six convolutions.
-- One process with little memory, in a run of everything that may make control groups and swap: the network in 94 MiB
-  beyond what the process held before. What paging costs changes with what else the disk does, so that this is told and
-  decides nothing.
+  stage's beside its own prediction. The whole run uses the networks of Temper's evaluation, and those under
+  `$STRONGROOM_DATA`/onnx that can be cut; a quick one six convolutions.
+- Near, paging: networks in one process with less memory than they touch. What a page costs is measured by passes over
+  memory, not by any network: they are foretold. Swap is in compressed memory, whose pace does not depend on a disk.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import statistics
 import subprocess
@@ -23,33 +24,49 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
+from benchmarks import peers
 from benchmarks.harness import Bench, Goal
-from benchmarks.plan_models import SIZES
-from benchmarks.plan_search import rank, search
-from strongroom.errors import StrongroomError
+from benchmarks.plan_search import as_good, every_small_ask, random_asks
+from benchmarks.serve_models import NETWORKS, exported
+from strongroom.errors import StrongroomError, UnsupportedPlatformError
+from strongroom.serve.graph import load, stage_model
 from strongroom.serve.plan.costs import Costs, Enclaves, Transfer
+from strongroom.serve.plan.make import Wanted, in_one, make, prepare
 from strongroom.serve.plan.paging import Paging
+from strongroom.serve.plan.paging_probe import measure as measure_paging
+from strongroom.serve.plan.paging_probe import paged_group
 from strongroom.serve.plan.planner import solve
-from strongroom.serve.plan.solution import Ask, Objective, Solution
+from strongroom.serve.plan.prober import Prober
+from strongroom.serve.plan.profile import batch_sizes, profile
+from strongroom.serve.plan.solution import Ask, Objective
+from strongroom.serve.plan.swap import swap
 
 SECONDS = "1,000 units, the slowest of 12 plans"
 WORSE = "plans unlike exhaustive search"
 LATENCY = "predicted latency, off by at most"
 MEMORY = "predicted memory, off by (median of stages)"
+PAGED = "predicted latency where it pages, off by at most"
 
 GOALS: Sequence[Goal] = (
     Goal(SECONDS, 1, "s", "at most"),
     Goal(WORSE, 0, "plans", "at most"),
     Goal(LATENCY, 15, "%", "at most"),
     Goal(MEMORY, 15, "%", "at most"),
+    Goal(PAGED, 15, "%", "at most", full_only=True),
 )
 
 LIMIT = 94 << 20
 MIB = 1 << 20
 _OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput")
-_CHAINS = 300
-_QUICK_CHAINS = 80
+_CHAINS = 3000
+_QUICK_CHAINS = 100
+_QUICK_STEP = 101  # of the small ones, one of so many
+_BUDGET_NS: Final = 10**9  # of runs of a stage
+# Networks, and in what share of the memory that they touch.
+_PAGED: Final = (("ResNet18", 0.7), ("ResNet50", 0.5), ("ResNet50", 0.75), ("DenseNet201", 0.6), ("MobileNet", 0.6))
+_PROCESSES: Final = 3
 
 
 def measure(bench: Bench) -> None:
@@ -57,11 +74,14 @@ def measure(bench: Bench) -> None:
     if bench.wants(SECONDS):
         bench.record(SECONDS, max(map(_seconds, large_asks())))
     if bench.wants(WORSE):
-        count = _QUICK_CHAINS if bench.quick else _CHAINS
-        bench.record(WORSE, sum(not as_good(ask) for ask in small_asks(count)))
-    if bench.wants(LATENCY, MEMORY):
-        with tempfile.TemporaryDirectory() as place:
-            _predict(bench, _models(bench, Path(place)))
+        count, step = (_QUICK_CHAINS, _QUICK_STEP) if bench.quick else (_CHAINS, 1)
+        asks = itertools.chain(random_asks(count), itertools.islice(every_small_ask(), 0, None, step))
+        bench.record(WORSE, sum(not as_good(ask) for ask in asks))
+    with tempfile.TemporaryDirectory() as place:
+        if bench.wants(LATENCY, MEMORY):
+            _predict(bench, _small(Path(place)) if bench.quick else _models(bench))
+        if bench.wants(PAGED):
+            _predict_paged(bench, Path(place))
 
 
 def large_asks(units: int = 1000) -> Iterator[Ask]:
@@ -81,132 +101,120 @@ def large_asks(units: int = 1000) -> Iterator[Ask]:
                 yield Ask(costs, [kind], Transfer(100_000, 1000), objective, paging)
 
 
-def small_asks(count: int) -> Iterator[Ask]:
-    """Chains of 1 to 12 units with costs of few digits, so that many plans are equal, or of several."""
-    rng = random.Random(7)  # noqa: S311  # no secret
-    for _ in range(count):
-        n = rng.randint(1, 12)
-        most = rng.choice([3, 200])
-        weights = [rng.randint(0, most) + 50 for _ in range(n)]
-        pair = sorted(rng.sample(range(n), 2)) if n > 1 and rng.random() < 0.4 else []
-        costs = Costs(
-            weights,
-            [rng.randint(0, most) for _ in range(n)],
-            [rng.randint(0, 5 * most) for _ in range(n)],
-            [rng.randint(0, most) for _ in range(n + 1)],
-            [(pair[0], pair[1], rng.randint(0, 50))] if pair else [],
-            rng.randint(0, 5),
-            rng.randint(0, 20),
-        )
-        kinds = 1 if n > 8 else rng.choice([1, 1, 2])
-        enclaves = [
-            Enclaves(
-                rng.randint(sum(weights) // 5 + 1, sum(weights) + 9), rng.randint(1, 4), rng.choice([50, 100, 300])
-            )
-            for _ in range(kinds)
-        ]
-        paging = rng.choice([None, Paging(rng.randint(1, 1000), 250, "swap")])
-        transfer = Transfer(rng.randint(0, most), rng.randint(0, 20) * 1000)
-        yield Ask(costs, enclaves, transfer, rng.choice(_OBJECTIVES), paging, rng.choice([None, None, 2]))
-
-
 def _seconds(ask: Ask) -> float:
     """Of a processor, to plan; what else the machine does is not in it."""
     began = time.process_time()
-    _solve(ask)
+    solve(ask)
     return time.process_time() - began
 
 
-def as_good(ask: Ask) -> bool:
-    """Whether the planner's plan is the best there is, or there is none."""
-    best, found = search(ask), _solve(ask)
-    if best is None or found is None:
-        return best is found is None
-    return rank(ask, best) == rank(ask, found)
+def _small(place: Path) -> Iterator[tuple[str, Path]]:
+    """What a quick run has."""
+    from benchmarks.serving import LARGE, network
+
+    path = place / "network.onnx"
+    path.write_bytes(network(LARGE))
+    yield "six convolutions", path
 
 
-def _solve(ask: Ask) -> Solution | None:
-    try:
-        return solve(ask)
-    except StrongroomError:
-        return None
+def _models(bench: Bench) -> Iterator[tuple[str, Path]]:
+    """Networks by name: those of Temper's evaluation, and the published ones under `$STRONGROOM_DATA`."""
+    for name in NETWORKS:
+        try:
+            yield name, exported(name)
+        except peers.UnavailableError as error:
+            bench.say(f"{name}: {error}")
+    for path in sorted(Path(os.environ.get("STRONGROOM_DATA", ".")).glob("onnx/*/model.onnx")):
+        yield path.parent.name, path
 
 
-def _models(bench: Bench, place: Path) -> Iterator[tuple[str, bytes]]:
-    """Networks by name."""
-    if bench.quick:
-        from benchmarks.serving import LARGE, network
-
-        yield "six convolutions", network(LARGE)
-        return
-    for name in SIZES:
-        path = place / f"{name}.onnx"
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.plan_models", name, str(path)], capture_output=True, check=False
-        )
-        if done.returncode:
-            bench.say(f"{name} could not be exported: {done.stderr.decode(errors='replace').strip()[-200:]}")
-            continue
-        yield name, path.read_bytes()
-        if bench.complete:
-            _paged(bench, name, path)
-
-
-def _predict(bench: Bench, models: Iterator[tuple[str, bytes]]) -> None:
+def _predict(bench: Bench, models: Iterator[tuple[str, Path]]) -> None:
     """Plans of these networks, and what their stages took."""
-    from strongroom.serve.graph import load
-    from strongroom.serve.plan.make import Wanted, make, prepare
-    from strongroom.serve.plan.prober import Prober
-    from strongroom.serve.plan.profile import batch_sizes, profile
-
     off_latency, off_memory = [], []
-    for name, raw in models:
-        model = load(raw)
-        prepared = prepare(model, memory=LIMIT)
+    for name, path in models:
+        prepared = prepare(load(path), memory=LIMIT)
         chain = prepared.chain
+        if len(chain) == 1:
+            bench.say(f"{name}: one unit, and so no cut to foretell")
+            continue
         taken = profile(chain, threads=1)
         if taken.whole.resident > LIMIT:
             limit, wanted = LIMIT, Wanted((Enclaves(LIMIT),), Transfer(0, 0))
-        else:  # cut where a pipeline of cores of their own would be
-            limit = 2 * taken.whole.resident
-            wanted = Wanted((Enclaves(limit),), Transfer(0, 0), "throughput")
+        else:  # cut where a pipeline of cores of their own would be, in up to four
+            limit = 2 * taken.whole.resident + MIB
+            wanted = Wanted((Enclaves(limit, 4),), Transfer(20_000, 0), "throughput")
         try:
             plan = make(prepared, taken, wanted, None)
         except StrongroomError as error:
             bench.say(f"{name}: {error}")
             continue
         with Prober.start(1) as prober:
-            prober.begin(chain, batch_sizes(chain, 1, {}))
-            took = [prober.take(chain, each.first, each.last, 10**9) for each in plan.stages]
+            stages = [(each.first, each.last) for each in plan.stages]
+            # Twice, at different times, as the profile was taken.
+            rounds = []
+            for _ in range(2):
+                prober.begin(chain, batch_sizes(chain, 1, {}))
+                rounds.append([prober.take(chain, first, last, _BUDGET_NS) for first, last in stages])
+            took = [one.fastest(other) for one, other in zip(*rounds, strict=True)]
         spent, predicted = sum(each.nanoseconds for each in took), sum(each.nanoseconds for each in plan.stages)
         off_latency.append(100 * abs(predicted - spent) / spent)
         frames = [taken.costs.frontiers[each.first] + each.sends for each in plan.stages]
         held = [each.resident + frame for each, frame in zip(took, frames, strict=True)]
         off_memory += [100 * abs(e.memory - h) / h for e, h in zip(plan.stages, held, strict=True)]
         bench.say(
-            f"{name}: {len(plan.stages)} stages in {limit / MIB:.0f} MiB, {predicted / 1e6:.1f} ms predicted, "
-            f"{spent / 1e6:.1f} ms measured; largest {max(held) / MIB:.1f} MiB"
+            f"{name}: {len(plan.stages)} stages in {limit / MIB:.0f} MiB, {predicted / 1e6:.2f} ms predicted, "
+            f"{spent / 1e6:.2f} ms measured; largest {max(held) / MIB:.1f} MiB"
         )
     if off_latency:
         bench.record(LATENCY, max(off_latency))
         bench.record(MEMORY, statistics.median(off_memory))
 
 
-def _paged(bench: Bench, name: str, path: Path) -> None:
-    """The network in one process of 94 MiB, where that can be tried."""
-    from strongroom.serve.plan.paging_probe import paged_group, swap
-
+def _predict_paged(bench: Bench, place: Path) -> None:
+    """Networks as one stage in less memory than they touch: what paging was taken to cost, and what it did."""
     try:
-        with swap(path.parent, 2 << 30), paged_group(LIMIT) as door:
+        with swap(place, 2 << 30) as medium:
+            if medium != "memory":
+                raise UnsupportedPlatformError("the swap here is on a disk, whose pace nobody can foretell")
+            costs = measure_paging(swap_beside=place)
+            bench.say(f"a page takes {costs.page_ns / 1000:.1f} us, sharpness {costs.sharpness} %")
+            off = [each for each in (_paged(bench, costs, *which) for which in _PAGED) if each is not None]
+    except StrongroomError as error:
+        bench.say(f"paging was not tried, for which it takes root, control groups and zram: {error}")
+        bench.leave_rest()
+        return
+    if off:
+        bench.record(PAGED, max(off))
+
+
+def _paged(bench: Bench, costs: Paging, name: str, share: float) -> float | None:
+    """By how many percent the time of a network is off, in that share of the memory that it touches."""
+    path = exported(name)
+    prepared = prepare(load(path), memory=1 << 40)
+    taken = profile(prepared.chain, threads=1)
+    limit = int(taken.whole.touched * share)
+    plan = in_one(prepared, taken, Wanted((Enclaves(limit),), Transfer(0, 0)), costs)
+    model = path.with_suffix(".optimised")
+    model.write_bytes(stage_model(prepared.chain, 0, len(prepared.chain)).SerializeToString())
+    times: list[float] = []
+    for _ in range(_PROCESSES):
+        with paged_group(limit) as door:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.plan_paged", str(door), str(path)],
+                [sys.executable, "-m", "benchmarks.plan_paged", str(door), str(model)],
                 capture_output=True,
                 timeout=300,
                 check=False,
             )
-    except (StrongroomError, subprocess.TimeoutExpired) as error:
-        bench.say(f"{name} in one process of 94 MiB: {error}")
-        return
-    times = [int(line) / 1e6 for line in done.stdout.split()]
-    told = f"{statistics.median(times):.0f} ms" if times else f"ended with status {done.returncode}"
-    bench.say(f"{name} in one process of 94 MiB: {told}")
+        runs = [int(line) for line in done.stdout.split()]
+        times += runs[len(runs) // 2 :]
+    model.unlink()
+    if not times:
+        bench.say(f"{name} in {limit / MIB:.0f} MiB: the kernel ended it each time")
+        return None
+    predicted, spent = plan.stages[0].nanoseconds, statistics.median(times)
+    bench.say(
+        f"{name}, {taken.whole.touched / MIB:.0f} MiB touched, in {limit / MIB:.0f} MiB: {predicted / 1e6:.0f} ms "
+        f"predicted, {spent / 1e6:.0f} ms measured ({min(times) / 1e6:.0f} to {max(times) / 1e6:.0f}), "
+        f"{taken.whole.nanoseconds / 1e6:.0f} ms without paging"
+    )
+    return 100 * abs(predicted - spent) / spent

@@ -59,16 +59,21 @@ SMALL = Load(image=32, width=176, strides=(1, 1, 2, 1, 2, 1))
 
 
 def ten_milliseconds(load: Load) -> Load:
-    """The load with a network of the width at which ONNX Runtime alone takes about 10 ms a run on all cores.
+    """`sized` for 10 ms."""
+    return sized(load, 10)
+
+
+def sized(load: Load, wanted: float) -> Load:
+    """The load with a network of the width at which ONNX Runtime alone takes about so many milliseconds on all cores.
 
     Machines differ by a factor of three, and one machine from hour to hour; overhead is a share of this time.
     """
     for _ in range(4):
         milliseconds = _run_milliseconds(load)
-        if 9.5 <= milliseconds <= 10.5:
+        if 0.95 * wanted <= milliseconds <= 1.05 * wanted:
             break
         # Time grows with the square of the width; steps of 8 keep the channels a multiple of the vector length.
-        load = dataclasses.replace(load, width=max(8, round(load.width * (10 / milliseconds) ** 0.5 / 8) * 8))
+        load = dataclasses.replace(load, width=max(8, round(load.width * (wanted / milliseconds) ** 0.5 / 8) * 8))
     return load
 
 

@@ -43,7 +43,7 @@ def run_demo(capfd, *arguments):
 
 
 def check(result):
-    assert [act["act"] for act in result["acts"]] == ["a", "b", "c", "d", "e", "f", "g"]
+    assert [act["act"] for act in result["acts"]] == list("abcdefgh")
     facts = {act["act"]: " ".join(act["facts"]) for act in result["acts"]}
     assert "none is there" in facts["b"]
     assert "the script with one byte changed: measurement: got" in facts["c"]
@@ -53,11 +53,15 @@ def check(result):
     assert "put back in its place" in facts["d"] and "(exit status 24)" in facts["d"]
     assert "appraised the service" in facts["e"]
     assert "equal to the bit" in facts["e"]
-    assert "every decision is the same" in facts["f"]
-    assert "one trust domain here" in facts["f"]
-    assert "to P0, by mpc_predict.py:" in facts["f"]
-    assert "authentication failed" in facts["g"]
+    assert "planned for enclaves in which it may take 9 MiB" in facts["f"]
+    assert "SIGKILL to part-1" in facts["f"]
+    assert "every answer is the whole model's" in facts["f"]
+    assert "every decision is the same" in facts["g"]
+    assert "one trust domain here" in facts["g"]
+    assert "to P0, by mpc_predict.py:" in facts["g"]
+    assert "authentication failed" in facts["h"]
     assert result["accuracy"]["served"] == result["accuracy"]["plain"]
+    assert result["parts"]["parts"] > 1 and result["parts"]["accuracy"] > 0.9
     assert result["shares"]["images"] > 40
     assert result["shares"]["received"]["D"] < 1000
 
@@ -67,7 +71,9 @@ def test_the_story_on_the_bundled_digits(capfd, tmp_path):
     check(result)
     assert result["accuracy"]["served"] > 0.95
     assert "protects nothing against the owner" in shown
-    assert {"digits.vault", "model.vault"} <= {path.name for path in (tmp_path / "kept").iterdir()}
+    assert {"digits.vault", "model.vault", "wide.vault", "plan.svg"} <= {
+        path.name for path in (tmp_path / "kept").iterdir()
+    }
 
 
 def test_the_story_on_mnist_without_a_sandbox(capfd, mnist, monkeypatch, tmp_path):

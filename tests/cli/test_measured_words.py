@@ -26,6 +26,7 @@ WORDS = {
     "out": ["--out", "other.vault:/results"],
     "mirror": ["--mirror", "mirror"],
     "include": ["--include", "beside.txt"],
+    "tool": ["--tool", "env"],
     "env": ["--env", "DEPTH=3"],
     "log": ["--log", "log.vault"],
     "quiet": ["--log", "log.vault", "--quiet"],

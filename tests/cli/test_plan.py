@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from strongroom import vault
 from strongroom.cli.main import main
+from strongroom.sealed import FileAnchor
 from strongroom.serve.plan import Plan
+from strongroom.vault.keys import KeyFile
 from tests.serve.plan.world import network
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process's memory is told on Linux alone")
@@ -77,3 +83,52 @@ def test_a_smaller_model_is_measured_beside_the_given_one(model: Path, capsys: p
 def test_options_that_make_no_sense(model: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", str(model), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_sealed_model_is_planned_and_stays_sealed(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = model.with_name("models")
+    (folder / "nets").mkdir(parents=True)
+    marker = np.full(4096, 0.31415927, np.float32)
+    proto = network(64, 2)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(marker, "more"))
+    proto.graph.node.append(onnx.helper.make_node("ReduceSum", ["more"], ["sum"], keepdims=0))
+    proto.graph.node.append(onnx.helper.make_node("Add", [proto.graph.output[0].name, "sum"], ["y"]))
+    proto.graph.output[0].name = "y"
+    plain = proto.SerializeToString()
+    onnx.save(proto, folder / "nets" / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    sealed, key = model.with_name("models.vault"), model.with_name("my.key")
+    assert main(["seal", str(folder), str(sealed), "--key", str(key)]) == 0
+    shutil.rmtree(folder)
+    capsys.readouterr()
+
+    options = ["--threads", "1", "--memory", "1GiB", "--key", str(key), "--json"]
+    assert main(["plan", f"{sealed}:nets/net.onnx", *options]) == 0
+    of_vault = json.loads(capsys.readouterr().out)
+    model.write_bytes(plain)
+    assert main(["plan", str(model), *options[:4], "--json"]) == 0
+    of_file = json.loads(capsys.readouterr().out)
+    assert of_file["plan"]["stages"][0]["weights"] == of_vault["plan"]["stages"][0]["weights"] > marker.nbytes
+    model.unlink()
+
+    smaller = ["--quantize", "int8", "--save-model", "small/net.onnx"]
+    assert main(["plan", str(sealed), *options, *smaller]) == 0
+    capsys.readouterr()
+    with vault.open(sealed, "r", key=KeyFile.load(key), anchor=FileAnchor(Path(f"{sealed}.anchor"))) as opened:
+        kept = onnx.load_model_from_string(opened.read_bytes("small/net.onnx"))
+    assert any(each.data_type == onnx.TensorProto.INT8 for each in kept.graph.initializer)
+    # In no file that is left, not in the cache either.
+    left = [*model.parent.rglob("*"), *Path(os.environ["XDG_CACHE_HOME"]).rglob("*")]
+    assert not [path for path in left if path.is_file() and marker[:16].tobytes() in path.read_bytes()]
+
+    for place, more, words in (
+        (sealed, [], "key file"),
+        (sealed, ["--key", str(key)], "holds 2 .onnx files, wanted one"),
+        (f"{sealed}:other.onnx", ["--key", str(key)], "other.onnx is not in"),
+        (f"{sealed}:nets/net.onnx", [*options[4:6], *smaller[:3], "/small.onnx"], "wanted a path in models.vault"),
+        (f"{sealed}:nets/net.onnx", [*options[4:6], *smaller], "has a small/net.onnx"),
+        (f"{model}:net.onnx", [], "does not exist"),
+    ):
+        assert main(["plan", str(place), *options[:4], *more]) == 2
+        assert words in capsys.readouterr().err

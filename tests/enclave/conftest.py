@@ -14,11 +14,46 @@ from strongroom.cas.policy.version import Program, VaultRule
 from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
 from strongroom.enclave import sandbox
+from strongroom.enclave.compiled import Compiled, sources_of_boot
+from strongroom.enclave.config import PROGRAM_ENTRY, SANDBOX
 from strongroom.enclave.launch import Enclave, launch
-from strongroom.enclave.measure import measure
+from strongroom.enclave.measure import KNOWN, Measurement, Platform, measure
 
 DATA = VaultRule("data", "/data", "read-only")
 OUT = VaultRule("out", "/out", "read-write")
+
+
+_platform: list[Platform] = []
+
+
+def known_platform(config) -> Platform | None:
+    """The platform as this process has measured it once, where the command adds nothing to it: looking at tens of
+    thousands of files takes as long as the rest of a launch."""
+    alone = bool(config.image) or (config.command[0] in ("python", "python3") and config.tools is None)
+    return _platform[0] if alone and _platform else None
+
+
+def measured(config, files, image=None) -> Measurement:
+    """As `measure` does it, with the known platform."""
+    found = measure(config, files, image=image, platform=known_platform(config))
+    if not _platform and not any(part.name == "command" for part in found.platform):
+        _platform.append(found.platform)
+    return found
+
+
+_code: list[Path | None] = []
+
+
+def boot_code(home: Home) -> Path | None:
+    """Compiled code of what boot imports, as it is kept after a first run: else each enclave compiles it anew."""
+    if not _code and _platform:
+        kept = Compiled(home.path / "compiled", bytes(32), KNOWN)
+        with sources_of_boot(PROGRAM_ENTRY) as told:
+            names = told()
+        sources = {entry.path: entry.sha256 for part in _platform[0] for entry in part.entries}
+        kept.add(names, sources, seconds=600)
+        _code.append(kept.checked())
+    return _code[0] if _code else None
 
 
 @dataclass
@@ -35,6 +70,8 @@ class Job:
     def launch(self, **options: Any) -> Enclave:
         options.setdefault("cas", self.world.cas)
         options.setdefault("files", self.files)
+        options.setdefault("platform", known_platform(self.config))
+        options.setdefault("compiled", boot_code(self.world.home) if self.config.isolation == SANDBOX else None)
         files = options.pop("files")
         if "machine" not in options:
             options.setdefault("vendor", self.world.home.vendor())
@@ -83,7 +120,8 @@ class World:
         """Approve a command made of these files."""
         image = options.pop("image", None)
         digest = image.image.digest if image else ""
-        program = Program(command, tuple(sorted(files)), options.pop("environment", {}), digest)
+        variables, tools = options.pop("environment", {}), options.pop("tools", None)
+        program = Program(command, tuple(sorted(files)), variables, digest, tools)
         vaults = options.pop("vaults", {})
         contents = [path.read_bytes() for path in files.values()]
         name = policy_name("job", [str(self.directory).encode(), repr(command).encode(), *contents])
@@ -92,7 +130,7 @@ class World:
             "name": name,
             "role": "program",
             "owner": self.home.owner().public.fingerprint,
-            "measurement": measure(config, files, image=image.measured() if image else None).value,
+            "measurement": measured(config, files, image.measured() if image else None).value,
             "vendor_root": self.home.vendor().root_digest,
             "program": program,
             "vaults": rules,

@@ -53,7 +53,7 @@ def environment(root: Path) -> Environment:
         "base/bin/python3.11": "interpreter",
         "base/lib/python3.11/os.py": "# os\n",
         "strongroom/__init__.py": "",
-        "strongroom/enclave/program.py": "import strongroom.errors\ndef f():\n    import strongroom.enclave.boot\n",
+        "strongroom/enclave/entry.py": "import strongroom.errors\ndef f():\n    import strongroom.enclave.boot\n",
         "strongroom/enclave/__init__.py": "",
         "strongroom/enclave/boot.py": "",
         "strongroom/errors.py": "# none\nA = 1\n",

@@ -14,7 +14,6 @@ from strongroom.cli.run.words import LOG, limits
 from strongroom.enclave.config import BootConfig
 from strongroom.enclave.gramine import gramine_config
 from strongroom.enclave.limits import Limits, make_group
-from strongroom.enclave.measure import measure
 from strongroom.errors import EnclaveError, UsageError
 from tests.enclave import conftest
 
@@ -118,7 +117,7 @@ def test_a_directory_of_the_hosts_shows_where_the_policy_says_so(world, bubblewr
     config = conftest.boot_config(draft.name, world.cas, draft.program, (), policy=draft)
     files = {"job.py": script}
     with world.owner() as client:
-        policy = client.apply(HOST.format(**values, measurement=measure(config, files).value))
+        policy = client.apply(HOST.format(**values, measurement=conftest.measured(config, files).value))
     job = conftest.Job(world, files, config, policy, {})
     for wrong in ({}, {"/shared": script}, {"/shared": shared, "/other": shared}):
         with pytest.raises(UsageError, match=r"host.path"):

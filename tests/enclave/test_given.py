@@ -17,10 +17,9 @@ from strongroom.cli.run.verb import boot_config, check_launchable
 from strongroom.cli.workspace import SealedVault, entrust
 from strongroom.enclave.config import BootConfig, FileMount, VaultMount
 from strongroom.enclave.enforce import check_enforced
-from strongroom.enclave.measure import measure
 from strongroom.errors import EnclaveError
 from strongroom.sealed import create_key, load_key, open_sealed
-from tests.enclave.conftest import Job
+from tests.enclave.conftest import Job, measured
 
 PROGRAM = """
 import hashlib, json, os, pathlib, stat, sys
@@ -129,7 +128,7 @@ def test_a_program_finds_secrets_and_sealed_files_where_its_policy_says(world, b
     values = {"owner": world.home.owner().public.fingerprint, "vendor": world.home.vendor().root_digest}
     draft = parse_policy(POLICY.format(**values, measurement="0" * 96))
     config = boot_config(draft.name, world.cas, draft.program, draft.vaults, policy=draft)
-    policy = parse_policy(POLICY.format(**values, measurement=measure(config, files).value))
+    policy = parse_policy(POLICY.format(**values, measurement=measured(config, files).value))
     things = {"model": sealed_file(world, "model", b"weights"), "state": sealed_file(world, "state", b"1")}
     things["out"] = world.seal("out")
     patients = {"patients": world.seal("patients", all=b"ann, bob")}

@@ -27,7 +27,7 @@ from strongroom.enclave.oci_layers import measure_tree
 from strongroom.enclave.sandbox import visible
 from strongroom.errors import EnclaveError, FormatError, MeasurementError, TamperedError, UsageError
 from strongroom.sealed import create_key, open_sealed
-from tests.enclave.conftest import Job, World
+from tests.enclave.conftest import Job, World, measured
 from tests.enclave.images import Layout, commands, link, member, tar
 
 SCRIPT = b"""
@@ -148,7 +148,7 @@ def sealed_job(world: World, image: Unpacked, *words: str) -> Job:
     draft = parse_policy(POLICY.format(measurement="0" * 96, **said))
     assert draft.program is not None
     config = boot_config(draft.name, world.cas, draft.program, draft.vaults, policy=draft, image=image)
-    value = measure(config, {}, image=image.measured()).value
+    value = measured(config, {}, image.measured()).value
     vaults = {"data": data, "out": out, "count": count}
     with world.owner() as client:
         policy = client.apply(POLICY.format(measurement=value, **said))

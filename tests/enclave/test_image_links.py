@@ -13,11 +13,10 @@ from strongroom.cli.workspace import SealedVault, entrust, policy_name
 from strongroom.enclave.config import BootConfig
 from strongroom.enclave.image import ImageCache, Unpacked, with_image
 from strongroom.enclave.image_paths import check_nesting
-from strongroom.enclave.measure import measure
 from strongroom.enclave.oci import open_image
 from strongroom.errors import EnclaveError
 from strongroom.sealed import create_key, load_key, open_sealed
-from tests.enclave.conftest import Job, World
+from tests.enclave.conftest import Job, World, measured
 from tests.enclave.images import Layout, commands, link, member, tar
 
 HEAD = """
@@ -45,7 +44,7 @@ def job_of(world: World, image: Unpacked, tables: str, vaults: dict[str, SealedV
     draft = parse_policy(HEAD.format(measurement="0" * 96, **said) + tables)
     assert draft.program is not None
     config = boot_config(draft.name, world.cas, draft.program, draft.vaults, policy=draft, image=image)
-    value = measure(config, given, image=image.measured()).value
+    value = measured(config, given, image.measured()).value
     with world.owner() as client:
         policy = client.apply(HEAD.format(measurement=value, **said) + tables)
         entrust(client, policy, vaults)

@@ -17,13 +17,12 @@ from strongroom.enclave import launch, mounts, sandbox
 from strongroom.enclave.config import BootConfig, VaultMount
 from strongroom.enclave.enforce import check_enforced
 from strongroom.enclave.gramine import gramine_config
-from strongroom.enclave.measure import measure
 from strongroom.errors import EnclaveError, FormatError, PolicyError, TamperedError, UsageError
 from strongroom.sealed import NO_FRESHNESS
 from strongroom.storage import MemoryDirectory
 from strongroom.testing.storage import FaultyDirectory
 from strongroom.vault.vault import Vault
-from tests.enclave.conftest import Job
+from tests.enclave.conftest import Job, measured
 
 POLICY = """
 [policy]
@@ -67,19 +66,15 @@ def job_of(world, name, tables, source, vaults, client):
     draft = parse_policy(POLICY.format(**values, measurement="0" * 96) + tables)
     check_launchable(draft)
     config = boot_config(draft.name, world.cas, draft.program, draft.vaults, policy=draft)
-    measured = measure(config, {"job.py": script}, platform=_platform[0] if _platform else None)
-    _platform[:] = [measured.platform]
-    policy = client.apply(POLICY.format(**values, measurement=measured.value) + tables)
+    value = measured(config, {"job.py": script}).value
+    policy = client.apply(POLICY.format(**values, measurement=value) + tables)
     entrust(client, policy, vaults)
     return Job(world, {"job.py": script}, config, policy, vaults)
 
 
 def run(job, **options):
-    """Exit status and standard output; the platform is not measured again."""
-    return job.run(platform=_platform[0], **options)
-
-
-_platform: list[object] = []  # measured once
+    """Exit status and standard output."""
+    return job.run(**options)
 
 
 def now(client, job, name) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import pytest
 
 from strongroom.enclave import digests, readers
 from strongroom.enclave.compiled import Compiled, sources_of_boot
+from strongroom.enclave.config import PROGRAM_ENTRY
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.readers import Readers
 from strongroom.errors import EnclaveError
@@ -125,16 +126,16 @@ def test_code_of_another_source_than_was_measured_is_not_kept(tmp_path):
     measured = hashlib.sha256(b"x = 1\n").digest()
     kept = Compiled(tmp_path / "kept", KEY, Digests())
     made = {str(path): (hashlib.sha256(b"x = 2\n").digest(), b"planted")}
-    assert kept.empty
     assert kept.add(made, {str(path): measured}, seconds=60, made=made) == 0
+    assert kept.checked() is None
     made = {str(path): (measured, b"code")}
     assert kept.add(made, {}, seconds=60, made=made) == 0
     assert kept.add(made, {str(path): measured}, seconds=60, made=made) == 1
-    assert not kept.empty
+    assert kept.checked() is not None
 
 
 def test_what_boot_imports_is_known_beforehand():
-    with sources_of_boot() as told:
+    with sources_of_boot(PROGRAM_ENTRY) as told:
         names = [Path(name) for name in told()]
     assert {"program.py", "boot.py", "argparse.py"} <= {name.name for name in names}
     assert all(name.is_absolute() for name in names)

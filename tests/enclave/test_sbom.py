@@ -112,7 +112,7 @@ def test_imports_are_followed_into_functions_and_not_for_type_checkers(here, tmp
         "__init__.py",
         "enclave/__init__.py",
         "enclave/boot.py",
-        "enclave/program.py",
+        "enclave/entry.py",
         "errors.py",
         "one.py",
     ]

@@ -108,6 +108,10 @@ class Channel:
         """Wait no longer than that from now on."""
         self._seconds = min(self._seconds, seconds)
 
+    def be_patient(self, seconds: float) -> None:
+        """Wait so long without any progress, from now on."""
+        self._seconds = seconds
+
     def close(self, *, linger: float = 0) -> None:
         """Close. Never raises.
 

@@ -23,6 +23,8 @@ from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, U
 
 _HANDSHAKE_TIMEOUT = 10.0
 _PLAIN_BUFFER = 1 << 18
+_ZEROS = memoryview(bytes(_PLAIN_BUFFER))
+_LONG_BODY = 1 << 14  # of which a copy costs more than a call
 _HEAD_SECONDS = 15.0
 _MAX_HEAD, _MAX_HEADERS = 1 << 16, 100  # bytes and lines of a request's head
 _MAX_CONNECTIONS = 512
@@ -234,6 +236,15 @@ class _Http(HttpToolsProtocol):
         self._in_head = False
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.body or cycle.response_complete or len(body) < _LONG_BODY:
+            super().on_body(body)
+            return
+        # As it is: uvicorn would copy it to a bytearray, and that to the message.
+        cycle.body = body  # type: ignore[assignment]  # what takes it asks for bytes of it
+        super().on_body(b"")
+
     def on_response_complete(self) -> None:
         self.flush()  # now, and not in the loop's next turn: the caller waits for it
         super().on_response_complete()
@@ -241,6 +252,8 @@ class _Http(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_head_deadline()
         super().connection_lost(exc)
+        # The parser holds this object, which holds it: else the last request stays until the collector comes by.
+        self.scope, self.headers, self.url, self.cycle, self.parser = {}, [], b"", None, None  # type: ignore[typeddict-item,assignment]
 
 
 class _TlsProtocol(asyncio.Protocol):
@@ -293,6 +306,7 @@ class _TlsProtocol(asyncio.Protocol):
             if filled:
                 self._http.data_received(view[:filled])  # type: ignore[arg-type]  # the parser takes any buffer
                 self._http.fed(filled)
+                view[:filled] = _ZEROS[:filled]  # it was one peer's
 
     def _shake_hands(self) -> bool:
         try:

@@ -24,6 +24,9 @@ from strongroom.errors import ChannelError, FormatError, PeerIdentityError, Stro
 CHUNK = 120 << 10
 PLAIN_RECORD = 1 << 14  # the most that one TLS record holds
 _EXPORTED = 32
+# SSL_OP_CLEANSE_PLAINTEXT, which pyOpenSSL does not name (OpenSSL 3.0, openssl/ssl.h): what was decrypted is cleared in
+# TLS's buffer once it has been handed over, and not only when more arrives.
+_CLEANSE_PLAINTEXT = 1 << 1
 
 Expect = Callable[[Sequence[Certificate]], None]
 """Decides who the peer is: given its chain, leaf first; raises PeerIdentityError unless it is the one meant."""
@@ -101,7 +104,7 @@ def _context(method: int, identity: Identity | None) -> SSL.Context:
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(SSL.OP_NO_TICKET)
+    context.set_options(SSL.OP_NO_TICKET | _CLEANSE_PLAINTEXT)
     # Accepted here, judged by an Expect or by the application: keys are pinned, not chained to a public authority. A
     # server has to ask for a certificate; a client is shown one anyway, whose key TLS 1.3 makes the server prove.
     if method == SSL.TLS_SERVER_METHOD:

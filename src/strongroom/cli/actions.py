@@ -20,13 +20,18 @@ def configure(parser: Parser, verb: str, actions: Actions) -> None:
         action = choices.add_parser(
             name,
             help=summary,
-            description=textwrap.fill(f"{summary[0].upper()}{summary[1:]}.", 78),
-            epilog=f"Example: strongroom {verb} {example}",  # never wrapped: it is for copying
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=_to_copy(f"Example: strongroom {verb} {example}"),
         )
         action.set_defaults(parser=action)
         action.module = f"strongroom.cli.{verb}.{name}"
         add_debug(action)
+
+
+def _to_copy(command: str) -> str:
+    """A command in lines that a shell takes together."""
+    lines = textwrap.wrap(command, 76, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(lines)
 
 
 def run(args: argparse.Namespace, verb: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from strongroom import __version__
-from strongroom.cli import output
+from strongroom.cli import early, output
 from strongroom.cli.parser import DEBUG, Parser
 from strongroom.errors import MissingDependencyError, StrongroomError, UsageError
 
@@ -28,6 +28,7 @@ VERBS = {
     "mirror": "look into the mirror of a training: its commits, arrays and values; verify, go back, export",
     "spot": "training on spot instances: simulate it with and without a mirror, or really kill and restart one",
     "run": "run a program in an enclave, with its data unsealed only there",
+    "ray": "run a script on a Ray cluster whose nodes are enclaves that talk through the mesh",
     "export": "make the ONNX file that `serve` runs of a PyTorch, Keras, TensorFlow or scikit-learn model",
     "serve": "serve a sealed model from an enclave",
     "plan": "cut a model into stages that fit their enclaves, and predict what they cost",
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    early.begin(argv)
     Parser.as_json = "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
     parser = Parser(
         prog="strongroom",

@@ -125,7 +125,7 @@ def measured(args: argparse.Namespace) -> Measured:
         command, files = program_of(command, args.include, image)
         digest = image.image.digest if image is not None else ""
         environment = dict(pairs(args.env, "--env"))
-        program, role = Program.literal(command, sorted(files), environment, digest), "program"
+        program, role = Program.literal(command, sorted(files), environment, digest, args.tool or None), "program"
         name, rules = _name_and_rules(args, command, image)
     address = CasAddress("", cas_root)
     config = boot_config(

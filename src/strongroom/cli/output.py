@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from argparse import ArgumentParser
 from typing import Literal
@@ -15,6 +16,8 @@ from typing import Literal
 from rich.console import Console
 
 from strongroom.errors import StrongroomError, printable
+
+_DIGEST = re.compile(r"(?<![0-9A-Za-z])([0-9a-f]{16})[0-9a-f]{24,}(?![0-9A-Za-z])")
 
 
 class _Console(Console):
@@ -83,12 +86,22 @@ def warn(message: str) -> None:
     stderr.print(f"strongroom: warning: {printable(message)}", markup=False, style="yellow", soft_wrap=True)
 
 
+def shortened(text: str) -> str:
+    """A message with the beginnings of its digests, which a person cannot compare as a whole; of two that begin alike,
+    the whole."""
+    found = {match[0]: match[1] for match in _DIGEST.finditer(text)}
+    alike = len({*found.values()}) < len(found)
+    return text if alike else _DIGEST.sub(r"\1...", text)
+
+
 def error(problem: StrongroomError, *, as_json: bool = False) -> None:
-    """One line for the error, one for the hint; as JSON it is the result."""
+    """One line for the error, with its digests `shortened`, one for the hint; as JSON it is the result, and whole."""
     if as_json:
         result(problem.to_wire() | {"exit_status": problem.exit_code})
         sys.stdout.flush()
         return
-    stderr.print(f"strongroom: error: {printable(problem.message)}", markup=False, style="red", soft_wrap=True)
+    stderr.print(
+        f"strongroom: error: {printable(shortened(problem.message))}", markup=False, style="red", soft_wrap=True
+    )
     if problem.hint:
         stderr.print(f"strongroom: hint: {printable(problem.hint)}", markup=False, soft_wrap=True)

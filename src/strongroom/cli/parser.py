@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn
 
@@ -11,6 +12,28 @@ from strongroom.cli import output
 from strongroom.errors import UsageError
 
 DEBUG = "show the stack trace of an error"
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help whose lines all fit the terminal: argparse leaves options that exclude each other on one line. A text that
+    has line breaks keeps them."""
+
+    def _format_usage(self, *arguments: Any) -> str:
+        return "".join(f"{line}\n" for line in self._fitted(super()._format_usage(*arguments)))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "\n".join(indent + line for line in self._fitted(text))
+
+    def _fitted(self, text: str) -> list[str]:
+        lines: list[str] = []
+        for line in text.splitlines():
+            further = " " * (len(line) - len(line.lstrip()) + 1)
+            lines += textwrap.wrap(
+                line, self._width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+            ) or [""]
+        return lines
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +47,9 @@ class Parser(argparse.ArgumentParser):
 
     as_json: ClassVar[bool] = False
     module: str | None = None
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": Formatter, **more})
 
     def error(self, message: str) -> NoReturn:
         if Parser.as_json:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.markup import escape
 
 from strongroom.cli import output
+from strongroom.cli.plan_model import add_model, source_of
 from strongroom.errors import FormatError, StrongroomError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "ONNX Runtime: some 45 MiB). Each part of the model is loaded and run here once, which is remembered. "
         "Example: strongroom plan resnet.onnx --memory 94MiB --draw plan.svg"
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an ONNX model")
+    add_model(parser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--memory", metavar="SIZE", help="of each enclave, or of an edge device, such as 94MiB")
     where.add_argument("--machines", type=Path, metavar="FILE", help="TOML: enclaves of several sizes and speeds")
@@ -68,7 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--calibrate", type=Path, metavar="DATA", help=".npy or .npz of inputs: activations in 8 bits too"
     )
     smaller.add_argument("--labels", type=Path, metavar="FILE", help=".npy of the classes of those inputs")
-    smaller.add_argument("--save-model", type=Path, metavar="FILE", help="write the smaller model")
+    smaller.add_argument(
+        "--save-model", metavar="FILE", help="write the smaller model: of a sealed one a path in its vault"
+    )
     parser.add_argument(
         "--compare", type=Path, action="append", default=[], metavar="PLAN", help="another plan, beside it"
     )
@@ -83,7 +86,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from strongroom.serve.graph import load
     from strongroom.serve.plan import choices
     from strongroom.serve.plan.cache import Cache
     from strongroom.serve.plan.document import Plan
@@ -99,15 +101,18 @@ def run(args: argparse.Namespace) -> int:
     cache = Cache.of_user()
     wanted = _wanted(args, threads, cache, dims)
     paging, note = _paging(args, cache)
-    model = load(args.model)
+    source = source_of(args)
+    model = source.load()
     change, measured = None, None
     if args.quantize or args.prune:
         data = choices.read_data(args.calibrate, args.labels) if args.calibrate else None
-        smaller, change = choices.smaller(model, quantize=bool(args.quantize), prune=args.prune or 0.0, data=data)
+        smaller, change = choices.smaller(
+            model, quantize=bool(args.quantize), prune=args.prune or 0.0, data=data, secret=source.sealed is not None
+        )
         if data is not None:
             measured = choices.accuracy(model, smaller, data, threads=threads)
         if args.save_model:
-            args.save_model.write_bytes(smaller.proto.SerializeToString())
+            source.save(smaller.proto.SerializeToString(), args.save_model)
     else:
         smaller = model
     largest = max(kind.memory for kind in wanted.enclaves)
@@ -130,12 +135,12 @@ def run(args: argparse.Namespace) -> int:
     if args.draw:
         from strongroom.serve.plan import draw
 
-        draw.write(draw.draw(plan, profile.costs, args.model.name), args.draw)
+        draw.write(draw.draw(plan, profile.costs, source.name), args.draw)
     notes = [*prepared.chain.model.notes, *prepared.chain.notes, note]
     if args.json:
         output.result(_result(plan, profile, compared, measured, took, notes))
     else:
-        _print(args.model.name, plan, profile, compared, measured, took, notes)
+        _print(source.name, plan, profile, compared, measured, took, notes)
     return 0
 
 
@@ -186,7 +191,7 @@ def _paging(args: argparse.Namespace, cache: Cache) -> tuple[Paging, str]:
 
     if args.paging_costs in paging.CONSTANTS:
         return paging.CONSTANTS[args.paging_costs], f"paging: documented figures for {args.paging_costs}"
-    of = {"kind": "paging", "machine": Machine.here(0).to_wire()}
+    of = {"kind": "paging", "form": 2, "machine": Machine.here(0).to_wire()}
     found = _remembered(cache, of, lambda wire: paging.Paging(wire["page_ns"], wire["sharpness"], "measured"))
     if found is None and args.paging_costs == "measured":
         found = paging_probe.measure(swap_beside=cache.directory, say=output.note)

@@ -31,6 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="the model's name (default: the only one)")
     parser.add_argument("--model-digest", metavar="sha256:...", help="accept only this model")
     parser.add_argument("--plan-digest", metavar="sha256:...", help="accept only a model in parts by this plan")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="have the enclave make a report for this connection alone, beside the one that it shows to everybody",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.npz", help="write the outputs there")
     output.add_json(parser)
     parser.add_argument(
@@ -53,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         model=args.model,
         model_digest=args.model_digest,
         plan_digest=args.plan_digest,
+        fresh=args.fresh,
     ) as client:
         service = client.appraise()
         if service.result.tee == "simulated":

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from strongroom.cas.files import create_once, replace
-from strongroom.cli import output
+from strongroom.cli import early, output
 from strongroom.cli.workspace import Home
 from strongroom.crypto import KEY_SIZE, digest, random_key
 from strongroom.enclave.compiled import Compiled, sources_of_boot
@@ -24,7 +24,7 @@ from strongroom.enclave.listing import MAX_LISTING, Listing
 from strongroom.enclave.measure import KNOWN, Measurement
 from strongroom.errors import EnclaveError, FormatError, UsageError
 
-_CACHE, _KEY, _LISTINGS, _COMPILED = "digest-cache", "digest-cache.key", "measured", "compiled"
+_CACHE, _KEY, _LISTINGS, _COMPILED = early.DIGESTS, "digest-cache.key", "measured", "compiled"
 _COMPILE_SECONDS = 10.0  # at the end of a run; the next one goes on with it
 _MAX_LISTINGS = 20
 _NO_CACHE = (OSError, ValueError)  # a home that cannot be written, a key of another length, or not Linux
@@ -40,6 +40,7 @@ def known_digests(home: Home) -> Iterator[None]:
 
 def load_digests(home: Home) -> None:
     """Take in the home's digests; says so if they were damaged, and goes on without."""
+    KNOWN.early = early.found
     cache = home.path / _CACHE
     if not home.private:
         output.note(f"{home.path} is another user's, or others may write there: no digests or compiled code from it")
@@ -75,17 +76,18 @@ def compiled_code(home: Home) -> Path | None:
 
 @contextmanager
 def compiling_boot(home: Home, config: BootConfig) -> Iterator[Callable[[Measurement], None]]:
-    """Measure within, and hand the measurement over: what boot imports is compiled meanwhile, if nothing is kept."""
+    """Measure within, and hand the measurement over: what boot imports is compiled meanwhile, if it is not kept."""
     with ExitStack() as asking:
         with suppress(*_NO_CACHE):
-            if config.isolation == SANDBOX and _compiled(home).empty:
-                KNOWN.to_compile = asking.enter_context(sources_of_boot())
+            if config.isolation == SANDBOX and not _compiled(home).holds(config.entry):
+                KNOWN.to_compile = asking.enter_context(sources_of_boot(config.entry))
                 asking.callback(setattr, KNOWN, "to_compile", tuple)
 
         def keep(measured: Measurement) -> None:
-            if KNOWN.code:
-                with suppress(*_NO_CACHE, FormatError):
-                    _compiled(home).add(KNOWN.code, _sources(measured), seconds=_COMPILE_SECONDS, made=KNOWN.code)
+            names = KNOWN.code or KNOWN.to_compile()  # which nobody has asked for, where nothing had to be read
+            if names:
+                with suppress(*_NO_CACHE, FormatError, EnclaveError):  # the last: files have changed since
+                    _compiled(home).add(names, _sources(measured), seconds=_COMPILE_SECONDS, made=KNOWN.code)
 
         yield keep
 

@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
@@ -17,9 +16,10 @@ from strongroom.cas.policy.version import Policy, Program, VaultRule
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.cas import reference as cas_reference
-from strongroom.cli.remembered import known_digests
+from strongroom.cli.remembered import compiled_code, compiling_boot, known_digests
 from strongroom.cli.run import evidence as run_evidence
-from strongroom.cli.run.verb import boot_config, describe_event
+from strongroom.cli.run.events import describe_event
+from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import (
     Home,
     SealedVault,
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "exactly this service, and keeps this user's development CAS running meanwhile. `strongroom predict` is its "
         "client."
     )
-    parser.add_argument("vault", type=Path, metavar="VAULT", help="a vault with ONNX models")
+    parser.add_argument("vault", type=Path, nargs="?", metavar="VAULT", help="a vault with ONNX models")
     parser.add_argument(
         "--model", action="append", metavar="PATH", help="a model's path in the vault (default: every .onnx file)"
     )
@@ -63,8 +63,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="the same, by a plan made now for enclaves in which the model may take that much, such as 94MiB",
     )
+    parts.add_argument(
+        "--part",
+        type=Path,
+        metavar="DIR",
+        help="serve one part of a model whose front door is on another machine: a directory that --at made there",
+    )
     parser.add_argument(
-        "--standby", action="store_true", help="of a model in parts, two enclaves for each: one may fail unnoticed"
+        "--at",
+        action="append",
+        default=[],
+        metavar="PART=HOST:PORT",
+        help="a part that is on another machine, by its number; says which directory to copy there",
+    )
+    parser.add_argument("--listen", metavar="HOST:PORT", help="with --part: where the front door dials it")
+    parser.add_argument("--cas", metavar="URL", help="with --part: where its CAS answers, seen from this machine")
+    parser.add_argument(
+        "--standby", action="store_true", help="of a model in parts, one enclave of each more than work: it takes over"
     )
     parser.add_argument(
         "--batch-delay",
@@ -101,6 +116,47 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     isolation = Isolation.here()
+    if args.part is not None:
+        from strongroom.cli.serve_parts import run_part
+
+        return run_part(args, isolation)
+    for option, value in (("--listen", args.listen), ("--cas", args.cas)):
+        if value:
+            raise UsageError(f"{option}: is for one part of a model, add --part DIR")
+    if args.vault is None:
+        raise UsageError("VAULT: wanted a vault with a model; `strongroom seal` makes one")
+    sealed, names = models_of(args)
+    machine = run_evidence.machine_of(args, None)
+    for line in isolation.notes:
+        output.note(line)
+    home = Home.open()
+    if _in_parts(args, names):
+        from strongroom.cli.serve_parts import run_pipeline
+
+        return run_pipeline(args, home, sealed, names[0], machine)
+    listener = bind(args.host, args.port)
+    with listener, home.cas() as address:
+        policy, enclave, serving = start_service(
+            home,
+            address,
+            sealed,
+            names,
+            listener=listener,
+            machine=machine,
+            debug=args.debug_enclave,
+            lineage=_requirement(args, home, address),
+            reference=cas_reference.document_of(args),
+        )
+        until_told(lambda: enclave.signal(signal.SIGTERM))
+        url = local_url(args.host, listener.getsockname()[1])
+        alive = lambda: enclave.running  # noqa: E731
+        waiter = threading.Thread(target=announce, args=(args, alive, serving, url, policy), daemon=True)
+        waiter.start()
+        return enclave.wait()
+
+
+def models_of(args: argparse.Namespace) -> tuple[SealedVault, list[str]]:
+    """The vault, and the paths of the models in it that are to be served."""
     sealed = SealedVault.at(args.vault, args.key)
     with sealed.open() as opened:
         names = args.model or [name for name in opened.files() if name.endswith(".onnx")]
@@ -115,38 +171,14 @@ def run(args: argparse.Namespace) -> int:
                 f"model: {name} has other characters than letters, digits, '.', '_' and '-' in its name",
                 hint="rename it and seal it again, or choose others with --model",
             )
-    machine = run_evidence.machine_of(args, None)
-    for line in isolation.notes:
-        output.note(line)
-    home = Home.open()
-    if _in_parts(args, names):
-        return _run_pipeline(args, home, sealed, names[0], machine)
-    listener = bind(args.host, args.port)
-    with listener, home.cas() as address:
-        policy, enclave, serving = start_service(
-            home,
-            address,
-            sealed,
-            names,
-            listener=listener,
-            machine=machine,
-            debug=args.debug_enclave,
-            lineage=_requirement(args, home, address),
-            reference=cas_reference.document_of(args),
-        )
-        _until_told(lambda: enclave.signal(signal.SIGTERM))
-        url = local_url(args.host, listener.getsockname()[1])
-        alive = lambda: enclave.running  # noqa: E731
-        waiter = threading.Thread(target=_announce, args=(args, alive, serving, url, policy), daemon=True)
-        waiter.start()
-        return enclave.wait()
+    return sealed, names
 
 
 def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
     """Whether the arguments ask for a model in parts. Raises UsageError where they do not fit each other."""
     if args.plan is None and args.memory is None:
-        if args.standby or args.tick:
-            raise UsageError("--standby, --tick: are for a model in parts, add --plan FILE or --memory SIZE")
+        if args.standby or args.tick or args.at:
+            raise UsageError("--standby, --tick, --at: are for a model in parts, add --plan FILE or --memory SIZE")
         return False
     for option, value in (("--batch-delay", args.batch_delay), ("--tick", args.tick)):
         if not 0 <= value <= 10_000:
@@ -158,41 +190,6 @@ def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
             f"model: one is served in parts, and there are {len(names)}", hint="choose it with --model PATH"
         )
     return True
-
-
-def _run_pipeline(
-    args: argparse.Namespace,
-    home: Home,
-    sealed: SealedVault,
-    model: str,
-    machine: Machine | None,
-) -> int:
-    from strongroom.cli.serve_pipeline import made_plan, read_plan, start_pipeline
-
-    plan = read_plan(args.plan) if args.plan else made_plan(sealed, model, args.memory)
-    with ExitStack() as resources:
-        listener = resources.enter_context(bind(args.host, args.port))
-        supervisor = start_pipeline(
-            home,
-            resources.enter_context(home.cas()),
-            sealed,
-            model,
-            plan,
-            listener=listener,
-            resources=resources,
-            machine=machine,
-            debug=args.debug_enclave,
-            standby=args.standby,
-            delay=round(args.batch_delay * 1000),
-            tick=round(args.tick * 1000),
-            reference=cas_reference.document_of(args),
-        )
-        _until_told(supervisor.stop)
-        url = local_url(args.host, listener.getsockname()[1])
-        alive = lambda: supervisor.running  # noqa: E731
-        told = (args, alive, supervisor.up, url, supervisor.policy)
-        threading.Thread(target=_announce, args=told, daemon=True).start()
-        return supervisor.wait()
 
 
 def _requirement(args: argparse.Namespace, home: Home, address: CasAddress) -> Requirement | None:
@@ -237,8 +234,9 @@ def start_service(
     program = Program.literal((*([lineage.to_word()] if lineage else []), *models), ())
     name = policy_name("serve-" + PurePosixPath(models[0]).stem, [sealed.key()])
     config = boot_config(name, address, program, (rule,), role="service", cas_reference=reference)
-    with known_digests(home):
+    with known_digests(home), compiling_boot(home, config) as keep:
         measured = measure(config, {})
+        keep(measured)
     with home.owner_client(address, owner) as client:
         policy = apply_development_policy(
             client,
@@ -270,13 +268,14 @@ def start_service(
         vaults={rule.name: sealed.path},
         listener=listener,
         platform=measured.platform,
+        compiled=None if machine else compiled_code(home),
         debug=debug,
         on_event=on_event,
     )
     return policy, enclave, serving
 
 
-def _announce(
+def announce(
     args: argparse.Namespace, alive: Callable[[], bool], serving: threading.Event, url: str, policy: Policy
 ) -> None:
     while not serving.wait(0.2):
@@ -296,7 +295,7 @@ def local_url(host: str, port: int) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
-def _until_told(stop: Callable[[], None]) -> None:
+def until_told(stop: Callable[[], None]) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         stop()
 

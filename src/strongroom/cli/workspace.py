@@ -7,10 +7,8 @@ owner of the machine.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +28,7 @@ from strongroom.cas.policy.restores import goes_back
 from strongroom.cas.policy.table import to_toml
 from strongroom.cas.policy.version import Policy, Program, VaultRule, parse_policy
 from strongroom.cas.service.server import running_cas
-from strongroom.cli import output
+from strongroom.cli import early, output
 from strongroom.cli.mirror.directory import mirror_key
 from strongroom.crypto import Signer, SigningKey, digest
 from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
@@ -57,8 +55,7 @@ class Home:
     @classmethod
     def open(cls, path: Path | None = None) -> Home:
         if path is None:
-            given = os.environ.get("STRONGROOM_HOME")
-            path = Path(given) if given else _data_directory() / "strongroom"
+            path = Path(early.home_path())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(path)
 
@@ -127,12 +124,6 @@ class Home:
         except (OSError, StrongroomError):
             return None
         return address
-
-
-def _data_directory() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home())
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
 
 
 @dataclass(frozen=True)
@@ -242,11 +233,19 @@ def write_policy(
     version: int = 1,
     previous: str = "",
     accepts: Sequence[str] = (),
+    also: Sequence[str] = (),
+    replicas: int | None = None,
+    tasks: Sequence[str] = (),
+    lease: int | None = None,
 ) -> str:
     """The text of a development policy.
 
     Args:
+        also: other measurements that it accepts.
         accepts: lines of its table [reference], keys before tables, in the place of this machine's simulated enclaves.
+        replicas: how many there are, of which number 0 writes, and which talk to each other; None for one alone.
+        lease: seconds for which an attestation counts, if not the longest.
+        tasks: the kind of task that each of them has, for TensorFlow.
     """
     quote = to_toml
     lines = [
@@ -258,9 +257,11 @@ def write_policy(
         f"previous = {quote(previous)}",
         f"owner = {quote(owner)}",
         f"role = {quote(role)}",
+        *([f"instances = {replicas}"] if replicas else []),
+        *([f"lease = {lease}"] if lease else []),
         "",
         "[reference]",
-        f"measurements = [{quote(measurement)}]",
+        f"measurements = {quote([measurement, *also])}",
         *(accepts or ('tees = ["simulated"]', f"allow_simulated = {quote(vendor_root)}")),
     ]
     if program is not None:
@@ -268,6 +269,7 @@ def write_policy(
         lines += [f"command = {quote(list(program.command))}"] if program.command or not program.image else []
         lines += [f"files = {quote(list(program.files))}"]
         lines += [f"image = {quote(program.image)}"] if program.image else []
+        lines += [f"tools = {quote(list(program.tools))}"] if program.tools is not None else []
         if program.environment:
             lines += [
                 "[program.environment]",
@@ -276,6 +278,9 @@ def write_policy(
     for rule in vaults:
         lines += ["", "[[vaults]]", f"name = {quote(rule.name)}"]
         lines += [f"mount = {quote(rule.mount)}", f"access = {quote(rule.access)}"]
+        lines += ["writers = [0]"] if replicas and rule.access == "read-write" else []
+    lines += ["", "[mesh]"] if replicas else []
+    lines += [f"tasks = {quote(list(tasks))}"] if tasks else []
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ The files are unchecked hash-based ones (PEP 552): Python runs them without look
 from __future__ import annotations
 
 import hmac
+import importlib.util
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from strongroom.crypto import derive, digest, equal
+from strongroom.enclave.config import PROGRAM_ENTRY
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.reader import compiled
 from strongroom.errors import FormatError
@@ -112,10 +114,10 @@ class Compiled:
                 self._write_index(rows)
             return len(rows) - before
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was kept yet."""
-        return not self._index.exists()
+    def holds(self, module: str) -> bool:
+        """Whether code of a module is kept, as far as the directory tells."""
+        spec = importlib.util.find_spec(module)
+        return spec is not None and spec.origin is not None and self._place(spec.origin).exists()
 
     def _rows(self) -> dict[str, tuple[bytes, bytes]]:
         """By each source: its SHA-256, and that of its compiled code.
@@ -190,9 +192,14 @@ class Compiled:
 
 
 @contextmanager
-def sources_of_boot() -> Iterator[Callable[[], list[str]]]:
-    """What a program's boot imports, when it is asked for: as a Python says that imports it, outside any enclave."""
-    told = "import sys, strongroom.enclave.program; print('\\0'.join(str(m.__file__) for m in "
+def sources_of_boot(entry: str) -> Iterator[Callable[[], list[str]]]:
+    """What an enclave's boot imports, when it is asked for: as a Python says that imports it, outside any enclave.
+
+    Args:
+        entry: the module that boots.
+    """
+    modules = f"{entry}, strongroom.enclave.program" if entry == PROGRAM_ENTRY else entry
+    told = f"import sys, {modules}; print('\\0'.join(str(m.__file__) for m in "
     told += "list(sys.modules.values()) if getattr(m, '__file__', None)))"
     command = [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-c", told]
     null = subprocess.DEVNULL

@@ -7,32 +7,51 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from strongroom.attest.binding import canonical, parse_canonical
+from strongroom.enclave.fixed_paths import (
+    BOOT_PYCACHE as BOOT_PYCACHE,
+)
+from strongroom.enclave.fixed_paths import (
+    COMPILED_DIRECTORY as COMPILED_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    DEPOSITS_DIRECTORY as DEPOSITS_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    HOSTS_DIRECTORY as HOSTS_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    IMAGE_DIRECTORY as IMAGE_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    MIRROR_DIRECTORY as MIRROR_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    MOUNTED_DIRECTORY as MOUNTED_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    OUTPUTS_DIRECTORY as OUTPUTS_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    PROGRAM_DIRECTORY as PROGRAM_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    ROOT_DIRECTORY as ROOT_DIRECTORY,
+)
+from strongroom.enclave.fixed_paths import (
+    SANDBOX_ENVIRONMENT as SANDBOX_ENVIRONMENT,
+)
+from strongroom.enclave.fixed_paths import (
+    SANDBOX_PYCACHE as SANDBOX_PYCACHE,
+)
+from strongroom.enclave.fixed_paths import (
+    VAULTS_DIRECTORY as VAULTS_DIRECTORY,
+)
 from strongroom.errors import FormatError
 
-PROGRAM_ENTRY = "strongroom.enclave.program"
+PROGRAM_ENTRY = "strongroom.enclave.entry"
 SERVICE_ENTRY = "strongroom.serve.inside"
 DEALER_ENTRY = "strongroom.enclave.dealer"
 SANDBOX, PROCESS = "sandbox", "process"
-
-# Where things lie in a sandboxed enclave. Constants of measured code, so that the host has no say in them.
-PROGRAM_DIRECTORY = "/program"
-VAULTS_DIRECTORY = "/run/strongroom/vaults"
-DEPOSITS_DIRECTORY = "/run/deposits"
-MIRROR_DIRECTORY = "/run/mirror"
-MOUNTED_DIRECTORY = "/run/strongroom/mounted"  # boot's own: vaults before they are where the program finds them
-HOSTS_DIRECTORY = "/run/strongroom/hosts"  # and directories of the host's
-IMAGE_DIRECTORY = "/run/strongroom/image"  # boot's own: a container image's tree
-ROOT_DIRECTORY = "/run/strongroom/root"  # and what the program of one gets as its root
-OUTPUTS_DIRECTORY = "/run/strongroom/outputs"  # boot's own, too
-SANDBOX_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",  # noqa: S108  # the enclave's own
-    "LANG": "C.UTF-8",
-    "TERM": "xterm",
-}
-SANDBOX_PYCACHE = "/tmp/.pycache"  # noqa: S108
-BOOT_PYCACHE = "/run/strongroom/pycache"  # boot's own, which the program does not see
-COMPILED_DIRECTORY = "/run/compiled"  # read-only: `compiled.py`
 
 _MAX_SIZE = 1 << 20  # a policy's document and how JSON quotes it
 
@@ -81,6 +100,8 @@ class BootConfig:
         image: the digest of the container image that is the program's root; empty for none.
         directory: where the program starts, with `image`.
         volumes: directories in memory that begin with what the image has there.
+        tools: the system's programs that the program starts, measured with it: these, and no others, can be. None if
+            any can be, and none is measured.
         isolation: ``sandbox``, or ``process`` where there is none and paths are the host's.
     """
 
@@ -101,6 +122,7 @@ class BootConfig:
     image: str = ""
     directory: str = ""
     volumes: tuple[str, ...] = ()
+    tools: tuple[str, ...] | None = None
     isolation: str = SANDBOX
     cas_reference: str = ""
 
@@ -127,6 +149,7 @@ class BootConfig:
                 "image": self.image,
                 "directory": self.directory,
                 "volumes": list(self.volumes),
+                "tools": None if self.tools is None else list(self.tools),
             },
             cap=_MAX_SIZE,
         )
@@ -156,6 +179,7 @@ class BootConfig:
                 image=value["image"],
                 directory=value["directory"],
                 volumes=tuple(value["volumes"]),
+                tools=None if value["tools"] is None else tuple(value["tools"]),
             )
         except (KeyError, TypeError) as error:
             raise FormatError(f"boot configuration: {str(error)[:100]}") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import (
     DEPOSITS_DIRECTORY,
     MIRROR_DIRECTORY,
+    PROGRAM_DIRECTORY,
     ROOT_DIRECTORY,
     SANDBOX,
     SANDBOX_ENVIRONMENT,
@@ -33,9 +35,11 @@ from strongroom.enclave.config import (
 from strongroom.enclave.control import Control
 from strongroom.enclave.drop import become_user, drop_privileges, enter_ruleset, filter_calls, keep_capabilities
 from strongroom.enclave.image_paths import inside
-from strongroom.enclave.landlock import CHANGE, DEVICE, LOOK, READ, WRITE, ruleset
+from strongroom.enclave.landlock import CHANGE, DEVICE, EXECUTE, LOOK, READ, WRITE, ruleset
 from strongroom.enclave.process import keep_private
+from strongroom.enclave.scripts import entry_of
 from strongroom.enclave.seccomp import seccomp_filter
+from strongroom.enclave.tools import found, started
 from strongroom.enclave.users import is_enclave_user
 from strongroom.errors import EnclaveError
 from strongroom.sealed.threads import end_threads
@@ -75,8 +79,16 @@ def confinement(booted: Booted, places: Mapping[str, Path]) -> Iterator[Confinem
         _notice(booted.control, _NO_FILTER)
     else:
         arguments += ["--filter", filtered.hex()]
-    rules = ruleset(_rights(booted.config, booted.layout, _own(booted, places)), tcp=booted.sandboxed)
+    rights = _rights(booted.config, booted.layout, _own(booted, places))
+    if booted.config.tools is not None:
+        rights = _startable(booted, rights)
+    rules = ruleset(rights, tcp=booted.sandboxed)
     if rules is None:
+        if booted.config.tools is not None:
+            raise EnclaveError(
+                "program.tools: this kernel has no Landlock, and the program could start any other",
+                hint="leave program.tools out, or run it where there is Landlock (Linux 5.13 and later)",
+            )
         _notice(booted.control, _NO_LANDLOCK)
     booted.control.event("confined", seccomp=filtered is not None, landlock=rules.version if rules else 0, user=user)
     if rules is None:
@@ -217,6 +229,27 @@ def _rights(config: BootConfig, layout: Mapping[str, Any], own: Sequence[Path]) 
     rights.append((str(layout.get("private_root")), CHANGE))
     mirrors = [v.name for v in config.vaults if v.access == "mirror"]
     return [*rights, *((str(layout.get("vaults", {}).get(name)), CHANGE) for name in mirrors)]
+
+
+def _startable(booted: Booted, rights: Rights) -> Rights:
+    """The same, but that nothing can be executed, except what was measured.
+
+    Scripts of the environment's ``bin`` are not among that; what its distributions hold is.
+    """
+    from strongroom.enclave.measure import Environment
+
+    config, here = booted.config, Environment.current()
+    base = Path(PROGRAM_DIRECTORY if booted.sandboxed else os.getcwd())  # noqa: PTH109
+    first = [path for name in config.tools or () for path in found(name, "program.tools")]
+    command = config.command[0]
+    if "/" in command and not command.startswith("/"):
+        first.append(str(base / command))
+    elif command not in ("python", "python3") and entry_of(command, here.site_packages) is None:
+        first += found(command)
+    executables = started([*first, sys.executable]).executables
+    measured = [*here.site_packages, here.stdlib, base]
+    allowed = [*((path, EXECUTE) for path in executables), *((str(path), EXECUTE) for path in measured)]
+    return [*((place, granted & ~EXECUTE) for place, granted in rights), *allowed]
 
 
 def _own(booted: Booted, places: Mapping[str, Path]) -> list[Path]:

@@ -7,7 +7,9 @@ enclave, and evidence is judged by the CAS. What the host can do is refuse.
 - ``config`` -> the boot configuration and the host's layout (where things lie)
 - ``evidence`` {report_data} -> evidence: by a host that stands for a simulated enclave's hardware, or by the machine
 - ``dial`` {peer} -> a connection to the CAS, to a server of a computation on shares, P0 or P1, or to a part of a model
-- ``listener`` -> the socket that a service accepts on
+- ``listener`` -> the socket that a service accepts on, or the proxy of a mesh
+- ``socket`` {family} -> an unconnected TCP socket in the host's network, for the proxy of a mesh
+- ``unchanged`` -> nothing, if the files that were measured are what they were; a host that stands for hardware says so
 - ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
 """
 
@@ -83,8 +85,10 @@ class HostSide:
         layout: where the host has put things; nothing in it is measured, so nothing in it may matter for security.
         attester: stands for the hardware of a simulated enclave, or is that of the machine.
         dials: what connects to each peer that the enclave may ask for, by its name.
-        listener: what a service accepts on.
+        listener: what a service, or the proxy of a mesh, accepts on.
+        meshed: whether it may ask for sockets of the host's network.
         on_event: called with each event, from that thread.
+        unchanged: raises MeasurementError if what was measured is not what it was.
     """
 
     sock: socket.socket
@@ -94,6 +98,8 @@ class HostSide:
     dials: Mapping[str, Callable[[], socket.socket]]
     listener: socket.socket | None
     on_event: Callable[[str, dict[str, Any]], None]
+    meshed: bool = False
+    unchanged: Callable[[], None] | None = None
     failure: StrongroomError | None = None
     status: int | None = None
     _thread: threading.Thread | None = field(default=None, repr=False)
@@ -135,6 +141,13 @@ class HostSide:
                     _send(self.sock, {}, connection.fileno())
             case "listener" if self.listener is not None:
                 _send(self.sock, {}, self.listener.fileno())
+            case "socket" if self.meshed:
+                family = socket.AF_INET6 if message.get("family") == socket.AF_INET6 else socket.AF_INET
+                with socket.socket(family, socket.SOCK_STREAM) as unconnected:
+                    _send(self.sock, {}, unconnected.fileno())
+            case "unchanged" if self.unchanged is not None:
+                self.unchanged()
+                _send(self.sock, {})
             case "event":
                 self.on_event(str(message.get("event")), message)
             case "failed":
@@ -190,6 +203,10 @@ class Control:
         if len(json.dumps(detail, separators=(",", ":"))) > _MAX_MESSAGE - _LONGEST:
             detail = {name: _shortened(value) for name, value in detail.items()}
         self.tell("event", event=event, **detail)
+
+    def check_unchanged(self) -> None:
+        """Raises MeasurementError if a file that was measured is another by now."""
+        self.ask("unchanged")
 
     def evidence(self, report_data: bytes) -> Evidence:
         """Evidence of this enclave over `report_data`."""

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from strongroom.crypto import derive, equal
 from strongroom.enclave.elf import needed
-from strongroom.enclave.reader import IDENTITY, PIECE, identity, read_file
+from strongroom.enclave.reader import IDENTITY, PIECE, RECORD, identity, read_file
 from strongroom.enclave.readers import WORTHWHILE, Readers, batches, processors
 from strongroom.errors import EnclaveError, FormatError
 
@@ -78,6 +78,8 @@ class Digests:
         self._code: dict[str, tuple[bytes, bytes]] = {}
         self.to_compile: Callable[[], Sequence[str]] = tuple
         """Gives the sources that are compiled, once, where other processes read files; see `code`."""
+        self.early: Callable[[], tuple[bytes, int]] = lambda: (b"", 0)
+        """Gives, once, what somebody has read by now, records as `reader` has them; and when that began."""
         self.grown = False
 
     def of(self, paths: Sequence[str]) -> list[FileDigest]:
@@ -134,6 +136,7 @@ class Digests:
         Args:
             seen: their paths, and what the kernel says of each.
         """
+        self._take_early(seen)
         paths = [path for path, told in seen.items() if told not in self._known]
         sizes = {index: IDENTITY.unpack(seen[path])[2] for index, path in enumerate(paths)}
         if sum(sizes.values()) < WORTHWHILE:
@@ -157,6 +160,13 @@ class Digests:
             ahead.join()
             readers.close()
             self._ahead, self._fresh = None, {}
+
+    def _take_early(self, seen: Mapping[str, bytes]) -> None:
+        raw, began = self.early()
+        told = {*seen.values()}
+        for now, digest in RECORD.iter_unpack(raw[: len(raw) // RECORD.size * RECORD.size]):
+            if now in told:
+                self._kept(now, digest, began)
 
     @property
     def code(self) -> Mapping[str, tuple[bytes, bytes]]:
@@ -222,6 +232,15 @@ class Digests:
         over = hashlib.sha256(os.fsencode("\0".join(paths)) + b"\0\0")
         over.update(b"".join(told))
         return Stamp(over.digest(), seen)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no file's digest is remembered."""
+        return not self._known
+
+    def remembered(self, told: bytes) -> bytes | None:
+        """SHA-256 of a file of which the kernel said this, if it is remembered."""
+        return self._known.get(told)
 
     def counts(self, stamp: Stamp) -> bool:
         """Whether it says something of what the files hold: the digest of each, as it was then, is remembered."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from strongroom.errors import UnsupportedPlatformError
@@ -19,6 +22,28 @@ def temporary_directory(prefix: str, parent: Path) -> Path:
         if launcher.isdigit() and not Path("/proc", launcher).exists():
             shutil.rmtree(stale, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+
+
+@contextmanager
+def cleared_away(directories: Sequence[Path]) -> Iterator[None]:
+    """Have directories removed when the block has ended, or this process has, however it is killed.
+
+    A shell waits for the end of a pipe that nobody else holds; without one they stay until `temporary_directory`.
+    """
+    wait = 'cat; for try in 1 2 3 4 5; do rm -rf -- "$@" && exit; sleep 1; done'
+    command = ["/bin/sh", "-c", wait, "sh", *map(str, directories)]
+    null = subprocess.DEVNULL
+    try:
+        shell = subprocess.Popen(  # noqa: S603  # a constant, and directories of our own
+            command, stdin=subprocess.PIPE, stdout=null, stderr=null, cwd="/", start_new_session=True
+        )
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        shell.communicate()
 
 
 def directory_in_memory() -> Path:

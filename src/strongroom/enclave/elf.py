@@ -6,16 +6,20 @@ Source of every constant: the System V ABI, chapters 4 and 5 (ELF header, progra
 from __future__ import annotations
 
 import functools
+import os
 import re
 import struct
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 _MAGIC_64_LITTLE = b"\x7fELF\x02\x01"
-_PT_LOAD, _PT_DYNAMIC = 1, 2
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
 _DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
 _MAX_TABLE = 1 << 20
+_MAX_PATH = 4096
+_NO_ELF = (OSError, struct.error, ZeroDivisionError, ValueError, OverflowError)
 _CACHE_LINE = re.compile(r"^\t(\S+) \(.*\) => (/\S.*)$", re.MULTILINE)
 
 
@@ -23,13 +27,7 @@ def needed(path: str) -> list[str]:
     """The names of the libraries that a file asks for (DT_NEEDED); none for what is not 64-bit little-endian ELF."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123  # thousands of files
-            header = file.read(64)
-            if len(header) < 64 or not header.startswith(_MAGIC_64_LITTLE):
-                return []
-            table, entry_size, count = *struct.unpack_from("<Q", header, 32), *struct.unpack_from("<HH", header, 54)
-            file.seek(table)
-            raw = file.read(entry_size * count)
-            segments = [struct.unpack_from("<IIQQQQ", raw, i * entry_size) for i in range(len(raw) // entry_size)]
+            segments = _segments(file)
             dynamic = next(((s[2], s[5]) for s in segments if s[0] == _PT_DYNAMIC), None)
             if dynamic is None or dynamic[1] > _MAX_TABLE:
                 return []
@@ -47,8 +45,32 @@ def needed(path: str) -> list[str]:
                     file.seek(loaded[2] + strings - loaded[3] + value)
                     names.append(file.read(256).split(b"\0", 1)[0].decode("ascii", "replace"))
             return names
-    except (OSError, struct.error, ZeroDivisionError, ValueError, OverflowError):
+    except _NO_ELF:
         return []
+
+
+def linker(path: str) -> str | None:
+    """The dynamic linker that the kernel starts in a file's place (PT_INTERP); None of what has none."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            place = next(((s[2], s[5]) for s in _segments(file) if s[0] == _PT_INTERP), None)
+            if place is None:
+                return None
+            file.seek(place[0])
+            return os.fsdecode(file.read(min(place[1], _MAX_PATH)).split(b"\0", 1)[0]) or None
+    except _NO_ELF:
+        return None
+
+
+def _segments(file: BinaryIO) -> list[tuple[int, ...]]:
+    """The program headers of a file; none of what is not 64-bit little-endian ELF."""
+    header = file.read(64)
+    if len(header) < 64 or not header.startswith(_MAGIC_64_LITTLE):
+        return []
+    table, entry_size, count = *struct.unpack_from("<Q", header, 32), *struct.unpack_from("<HH", header, 54)
+    file.seek(table)
+    raw = file.read(entry_size * count)
+    return [struct.unpack_from("<IIQQQQ", raw, i * entry_size) for i in range(len(raw) // entry_size)]
 
 
 def system_libraries(paths: Iterable[str], read: Callable[[str], list[str]] = needed) -> list[Path]:

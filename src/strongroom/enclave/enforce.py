@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from strongroom.enclave.config import BootConfig
+from strongroom.enclave.config import SANDBOX, BootConfig
 from strongroom.errors import EnclaveError
 
 _RULES = ("encrypted", "authenticated", "ephemeral", "host")
-_NETWORK = "an enclave of this version has no network at all: take the table out of the policy"
+_NETWORK = "take the table out of the policy, or run a program in a sandbox"
 
 PathRule = tuple[str, str, str]
 """Path, rule and vault, as a policy has them."""
 
 
-def check_enforceable(paths: Iterable[PathRule], wanted: Collection[str], *, mounts: Iterable[str] = ()) -> None:
+def check_enforceable(
+    paths: Iterable[PathRule], wanted: Collection[str], *, mounts: Iterable[str] = (), able: Collection[str] = ()
+) -> None:
     """Raises EnclaveError, with the key of the policy, unless this launcher does all of it.
 
     Args:
         wanted: keys of other tables that the policy has.
         mounts: where vaults are found for which no rule says it.
+        able: those of these keys that it does something about.
     """
-    for key in wanted:
+    for key in sorted({*wanted} - {*able}):
         raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=_NETWORK)
     rules = list(paths)
     for path, rule, _ in rules:
@@ -39,10 +42,16 @@ def check_enforceable(paths: Iterable[PathRule], wanted: Collection[str], *, mou
             )
 
 
+def able(config: BootConfig) -> tuple[str, ...]:
+    """What an enclave that is launched so enforces of a policy's tables for the network."""
+    return ("mesh",) if (config.role, config.isolation) == ("program", SANDBOX) else ()
+
+
 def check_enforced(config: BootConfig, paths: Iterable[PathRule], wanted: Collection[str]) -> None:
     """The same within the enclave; and what it was measured with does all of it, and shows no more of the host's."""
     rules = list(paths)
-    check_enforceable(rules, wanted, mounts=[rule.mount for rule in config.vaults if rule.mount])
+    mounted = [rule.mount for rule in config.vaults if rule.mount]
+    check_enforceable(rules, wanted, mounts=mounted, able=able(config))
     mounts = {(rule.mount, rule.name) for rule in config.vaults}
     if stray := set(config.host) - {path for path, rule, _ in rules if rule == "host"}:
         raise EnclaveError(f"paths: {min(stray)}: shows the host's files, and the policy does not say so")

@@ -30,6 +30,7 @@ from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import DEPOSITS_DIRECTORY, ROOT_DIRECTORY, FileMount, VaultMount
 from strongroom.enclave.confine import give, give_alone
 from strongroom.enclave.image_paths import inside
+from strongroom.enclave.room import until_room
 from strongroom.enclave.witness import Witness
 from strongroom.errors import EnclaveError
 from strongroom.sealed import SealedFile
@@ -140,7 +141,12 @@ def _sealed_file(booted: Booted, rule: VaultMount, witness: Witness) -> Iterator
         yield
         if writable:
             try:
-                _seal_again(booted, rule.name, file, (path.name, directory), before)
+                until_room(
+                    booted,
+                    rule.name,
+                    lambda: _seal_again(booted, rule.name, file, (path.name, directory), before),
+                    lambda: path.stat().st_size,
+                )
             except OSError as error:  # a full disk of the host's
                 why = (error.strerror or str(error)).lower()
                 raise EnclaveError(

@@ -76,6 +76,8 @@ def gramine_config(config: BootConfig) -> BootConfig:
         raise UsageError(
             f"gramine: {nested}: vaults within others are not supported there", hint="put them side by side"
         )
+    if config.tools is not None:
+        raise UsageError("gramine: program.tools: programs of the system are not supported there", hint="leave it out")
     if config.log:
         raise UsageError("gramine: a sealed log is not supported there", hint="let the program write to a vault")
     return replace(config, entry=GRAMINE_ENTRY, isolation=SANDBOX)

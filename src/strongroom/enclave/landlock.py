@@ -35,7 +35,9 @@ READ: Final = _EXECUTE | _READ_FILE | _READ_DIR
 WRITE: Final = _WRITE_FILE | _TRUNCATE
 DEVICE: Final = _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
 CHANGE: Final = (1 << 16) - 1 - _IOCTL_DEV
-"""Rights to grant: see names; read and execute; write to a file; use a device; do anything below a directory."""
+EXECUTE: Final = _EXECUTE
+"""Rights to grant: see names; read and execute; write to a file; use a device; do anything below a directory; of all
+that, execute."""
 
 
 @dataclass(frozen=True)

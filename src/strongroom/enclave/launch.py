@@ -28,27 +28,31 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.tee.simulated import SimulatedVendor
 from strongroom.cas.client.address import CasAddress, dial_cas, split_address
 from strongroom.enclave import sandbox
+from strongroom.enclave.cleared import CLEARING, ISOLATED, ISOLATED_BY_HAND
 from strongroom.enclave.config import (
     BOOT_PYCACHE,
     COMPILED_DIRECTORY,
     PROCESS,
     SANDBOX,
     SANDBOX_ENVIRONMENT,
+    SERVICE_ENTRY,
     BootConfig,
 )
 from strongroom.enclave.control import CAS, HostSide, socket_pair
-from strongroom.enclave.digests import Digests
-from strongroom.enclave.directories import directory_in_memory, temporary_directory
+from strongroom.enclave.digests import Digests, walk
+from strongroom.enclave.directories import cleared_away, directory_in_memory, temporary_directory
 from strongroom.enclave.image import Unpacked
 from strongroom.enclave.limits import Group, Limits, make_group
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import KNOWN, Environment, Measurement, Part, measure
 from strongroom.enclave.nesting import outer_of, staged
+from strongroom.enclave.unchanged import Seen, check_unchanged
 from strongroom.enclave.users import allocate
 from strongroom.errors import EnclaveError, UsageError
 
 EventHandler = Callable[[str, dict[str, Any]], None]
 _STOP_SECONDS = 15
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # bubblewrap passes on that of what it ran as an exit status
 SAME_USER = (
     "any other process of the user who launches an enclave can read its memory and environment, unless root launches it"
 )
@@ -153,6 +157,11 @@ class Enclave:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was ended by SIGKILL, of which it could say nothing."""
+        return self._process.poll() in _KILLED and self._host.failure is None and self._host.status is None
+
     def signal(self, number: int) -> None:
         """Pass a signal to the program."""
         if self.running:
@@ -161,13 +170,17 @@ class Enclave:
             except ProcessLookupError:
                 return
 
-    def stop(self) -> int | None:
-        """Ask the program to end, then make it; its exit status if it had one."""
+    def end(self) -> None:
+        """Ask the program to end, then make it, while somebody else waits."""
         self.signal(signal.SIGTERM)
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+    def stop(self) -> int | None:
+        """Ask the program to end, then make it; its exit status if it had one."""
+        self.end()
         try:
             return self.wait()
         except EnclaveError:
@@ -183,6 +196,7 @@ def launch(
     machine: Machine | None = None,
     vaults: Mapping[str, Path],
     listener: socket.socket | None = None,
+    endpoint: str = "",
     dials: Mapping[str, Callable[[], socket.socket]] | None = None,
     knobs: Mapping[str, Any] | None = None,
     every: str = "auto",
@@ -214,7 +228,9 @@ def launch(
         limits: what it may take of this machine.
         compiled: a directory with compiled code of measured sources (`Compiled.checked`), used in a sandbox.
         image: the container image that the configuration names, unpacked. On a machine it is unpacked anew.
-        listener: the socket that a service accepts on.
+        listener: the socket that a service accepts on, or the proxy of a mesh.
+        endpoint: where that proxy is reached, ``ADDRESS:PORT``; empty without a mesh. With one, the listener is closed
+            with the enclave.
         dials: what connects to the other peers that the enclave may ask for, by name.
         knobs: more for the layout, which the enclave may use for speed and patience only.
         debug: launch as a debug enclave, which every policy refuses.
@@ -233,6 +249,8 @@ def launch(
     shown = _host_directories(config, hosts or {})
     resources = ExitStack()
     tell = on_event or (lambda name, detail: None)
+    if endpoint and listener is not None:
+        resources.callback(listener.close)
     try:
         memory = Path(tempfile.gettempdir()) if machine is None else directory_in_memory()
         program = _copy_program(files, memory, resources)
@@ -242,6 +260,7 @@ def launch(
         known = KNOWN if machine is None else Digests()
         tree = _image_part(config, image, known)
         copied = {name: program / name for name in files}
+        own = _seen_program(program, known)
         measured = measure(config, copied, here, known=known, platform=platform, image=tree)
         attester = _attester(measured, vendor, machine, debug=debug)
         ours, theirs = socket_pair()
@@ -251,12 +270,15 @@ def launch(
         mirror = next((vaults[v.name].resolve() for v in config.vaults if v.access == "mirror"), None)
         mirrors = {v.name for v in config.vaults if v.access == "mirror"}
         places = {n: (path.resolve(), n in writable) for n, path in vaults.items() if n not in mirrors}
-        inner = [str(here.executable), "-I", "-X", f"pycache_prefix={BOOT_PYCACHE}", "-m", config.entry]
+        clearing = config.entry == SERVICE_ENTRY
+        isolated = ISOLATED_BY_HAND if clearing else ISOLATED
+        inner = [str(here.executable), isolated, "-X", f"pycache_prefix={BOOT_PYCACHE}", "-m", config.entry]
         if compiled is not None and isolation.sandbox == "bubblewrap":
             inner[3] = f"pycache_prefix={COMPILED_DIRECTORY}"
         inner += ["--control", str(theirs.fileno())]
         layout: dict[str, Any] = {**(knobs or {}), "fuse": isolation.fuse, "every": every, "replica": replica}
-        environment = dict(SANDBOX_ENVIRONMENT)
+        layout |= {"mesh": {"endpoint": endpoint}} if endpoint else {}
+        environment = {**SANDBOX_ENVIRONMENT, **(CLEARING if clearing else {})}
         descriptors = [theirs.fileno()]
         info_read = None
         if isolation.sandbox == "bubblewrap":
@@ -275,12 +297,13 @@ def launch(
                     descriptors.append(user.descriptor)
                     layout["user"] = user.id
                     _give(user.id, program, (stdout, stderr))
+            directory = _identities(user.id if user else None, memory, resources)
             command = sandbox.bubblewrap_command(
                 bwrap,
                 inner,
                 environment=here,
                 program=program,
-                identities=_identities(user.id if user else None, memory, resources),
+                identities=directory,
                 vaults=places,
                 mirror=mirror,
                 hosts={staged(config, path): place for path, place in shown.items()},
@@ -289,10 +312,11 @@ def launch(
                 separate=user is not None,
                 compiled=compiled,
                 image=image.tree.resolve() if image is not None else None,
+                meshed=bool(endpoint),
             )
             workdir = None
         else:
-            private = _private_directory(resources)
+            private = directory = _private_directory(resources)
             layout |= {
                 "vaults": {name: str(path.resolve()) for name, path in vaults.items()},
                 "private_root": str(private),
@@ -306,8 +330,12 @@ def launch(
             attester=attester,
             dials={**(dials or {}), **_cas_dial(cas)},
             listener=listener,
+            meshed=bool(endpoint),
             on_event=tell,
+            unchanged=lambda: _check_unchanged([*measured.seen, own], image, known),
         )
+        unpacked = [image.tree] if machine is not None and image is not None else []
+        resources.enter_context(cleared_away([program, directory, *unpacked]))
         group = make_group(limits or Limits())
         resources.callback(group.close)
         for note in group.notes:
@@ -432,6 +460,23 @@ def _copy_program(files: Mapping[str, Path], parent: Path, resources: ExitStack)
         shutil.copyfile(source, target)
         target.chmod(0o755)  # modes are not measured, so they may not differ
     return directory
+
+
+def _check_unchanged(seen: Sequence[Seen], image: Unpacked | None, known: Digests) -> None:
+    """Raises MeasurementError if files are not what was measured, or TamperedError, if the image is not."""
+    check_unchanged(seen)
+    if image is not None:
+        image.measured(known)
+
+
+def _seen_program(directory: Path, known: Digests) -> Seen:
+    """The copies of the program's files, as they are now."""
+
+    def now() -> list[str]:
+        return [path for _, path in walk(str(directory))]
+
+    paths = now()
+    return Seen(now, frozenset(paths), known.stamp(paths).seen, known)
 
 
 def _image_in_memory(image: Unpacked, memory: Path, resources: ExitStack) -> Unpacked:

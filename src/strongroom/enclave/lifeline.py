@@ -24,9 +24,16 @@ class Lifeline:
     Args:
         session: of an enclave that has attested.
         tell: is given a line about each failure.
+        on_revoked: called with the policy and key of each other enclave that is revoked.
     """
 
-    def __init__(self, session: EnclaveSession, *, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        session: EnclaveSession,
+        *,
+        tell: Callable[[str], None],
+        on_revoked: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._tell = tell
         self._lock = threading.Lock()
         self._over: StrongroomError | None = None
@@ -38,7 +45,7 @@ class Lifeline:
             tell=tell,
             on_end=self._end,
         )
-        self._watch = session.watch(self._renewal.revoke)
+        self._watch = session.watch(self._renewal.revoke, on_revoked=on_revoked)
 
     def __enter__(self) -> Self:
         self._renewal.start()

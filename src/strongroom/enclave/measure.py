@@ -22,7 +22,6 @@ import functools
 import gc
 import hashlib
 import os
-import shutil
 import site as sitepackages
 import sys
 import sysconfig
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 
 import strongroom
 from strongroom.attest.claims import registers_measurement
-from strongroom.enclave.config import SANDBOX_ENVIRONMENT, BootConfig
+from strongroom.enclave.config import BootConfig
 from strongroom.enclave.digests import Digests, FileDigest, walk
 from strongroom.enclave.distributions import (
     STARTUP,
@@ -50,6 +49,9 @@ from strongroom.enclave.distributions import (
 )
 from strongroom.enclave.elf import system_libraries
 from strongroom.enclave.paths import check_interpreter, check_pth
+from strongroom.enclave.scripts import entry_of
+from strongroom.enclave.tools import found, started
+from strongroom.enclave.unchanged import Seen
 from strongroom.errors import EnclaveError, UsageError
 
 _LABEL = b"strongroom/measured-part/v1\0"
@@ -90,12 +92,23 @@ class Part:
         return {"part": self.name, "files": self.files, "bytes": self.size, "digest": self.digest.hex()}
 
 
+class Platform(tuple[Part, ...]):
+    """The parts that are there at launch, before the program's, and the files of which they were made."""
+
+    seen: tuple[Seen, ...] = ()
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """The parts, and the registers that they come to."""
+    """The parts, and the registers that they come to.
+
+    Attributes:
+        seen: the files of the platform, as they were then.
+    """
 
     parts: tuple[Part, ...]
     registers: Mapping[str, bytes]
+    seen: tuple[Seen, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def value(self) -> str:
@@ -103,9 +116,11 @@ class Measurement:
         return registers_measurement(self.registers)
 
     @property
-    def platform(self) -> tuple[Part, ...]:
+    def platform(self) -> Platform:
         """The parts that are there at launch, before the program's."""
-        return self.parts[: -len(PROGRAM_PARTS)]
+        platform = Platform(self.parts[: -len(PROGRAM_PARTS)])
+        platform.seen = self.seen
+        return platform
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,8 @@ def measure(
         name = config.command[0].removeprefix("./")
         if config.role == "program" and name not in files:
             raise UsageError(f"command: {config.command[0]} is not one of the program's files", hint="--include it")
-    parts = list(_platform(environment, config, known) if platform is None else platform)
+    if platform is None:
+        platform = _platform(environment, config, files, known)
     raw = config.to_bytes()
     program = _part("program", [(name, os.fspath(path)) for name, path in files.items()], known)
     if image is not None:
@@ -232,7 +248,8 @@ def measure(
         digest = part_digest([(e.name, e.sha256) for e in entries])
         program = Part("program", len(entries), image.size + program.size, digest, entries)
     boot = Part("boot configuration", 0, len(raw), boot_digest(raw))
-    return Measurement((*parts, program, boot), registers_of([(p.name, p.digest) for p in parts], program.digest, raw))
+    registers = registers_of([(part.name, part.digest) for part in platform], program.digest, raw)
+    return Measurement((*platform, program, boot), registers, platform.seen if isinstance(platform, Platform) else ())
 
 
 def registers_of(platform: Iterable[tuple[str, bytes]], program: bytes, boot: bytes) -> dict[str, bytes]:
@@ -267,31 +284,43 @@ def _extend(register: bytes, value: bytes) -> bytes:
     return hashlib.sha384(register + value).digest()
 
 
-def _platform(environment: Environment, config: BootConfig, known: Digests) -> Iterator[Part]:
-    yield from _remembered(environment, known)
-    command = _system_command(config)
-    if command is not None:
-        yield _part("command", [(str(command), str(command))], known)
+def _platform(environment: Environment, config: BootConfig, program: Mapping[str, Path], known: Digests) -> Platform:
+    parts, seen = _remembered(environment, known)
+    files = _system_programs(config, program, environment)
+    if files:
+        stamp = known.stamp(files)
+        parts = [*parts, _part("command", [(path, path) for path in files], known)]
+        seen = (*seen, Seen.of(files, stamp, known))
+    platform = Platform(parts)
+    platform.seen = seen
+    return platform
 
 
-def _remembered(environment: Environment, known: Digests) -> list[Part]:
-    """The parts of every program's platform; of files that are what they were, as they were measured then."""
-    walked = functools.cache(walk)  # of one look; what changes meanwhile is seen by the stamp, or the next
+def _files(environment: Environment, walked: Callable[..., Named] = walk) -> list[str]:
+    """The files of an environment's directories, and those that lie by themselves."""
     paths = [str(path) for path in (*environment.beside, environment.executable.resolve(), _LINKER_CACHE)]
     paths = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
     paths += [path for _, path in walked(str(environment.stdlib), skip=_NO_STDLIB)]
     paths += [path for _, path in walked(str(environment.package))]
     for site in environment.site_packages:
         paths += [path for _, path in walked(str(site), leave_out=str(environment.package))]
+    return paths
+
+
+def _remembered(environment: Environment, known: Digests) -> tuple[list[Part], tuple[Seen, ...]]:
+    """The parts of every program's platform; of files that are what they were, as they were measured then."""
+    walked = functools.cache(walk)  # of one look; what changes meanwhile is seen by the stamp, or the next
+    paths = _files(environment, walked)
     stamp = known.stamp([repr(environment), *paths])  # which is no file's name
+    seen = Seen(lambda: _files(environment), frozenset(paths), stamp.seen, known)
     found = known.platform(stamp.digest)
-    if found is not None and known.stamp(found["others"]).digest.hex() == found["stamp"]:
+    if found is not None and (others := known.stamp(found["others"])).digest.hex() == found["stamp"]:
         _check_pth(environment, found["pth"])
         fresh = functools.cache(lambda: {part.name: part for part in _measured(environment, known).parts})
         return [
             Part(name, files, size, bytes.fromhex(digest), _Again(fresh, name, files, digest))
             for name, files, size, digest in found["parts"]
-        ]
+        ], (seen, Seen.of(found["others"], others, known))
     # Also what is not measured, and has a say all the same, such as a RECORD.
     with known.reading_ahead(stamp.seen), _uncollected():
         new = _measured(environment, known, paths, walked)
@@ -302,7 +331,7 @@ def _remembered(environment: Environment, known: Digests) -> list[Part]:
             stamp.digest,
             {"parts": parts, "pth": list(new.pth), "others": list(new.others), "stamp": others.digest.hex()},
         )
-    return new.parts
+    return new.parts, (seen, Seen.of(new.others, others, known))
 
 
 @contextmanager
@@ -409,26 +438,25 @@ def _interpreter(environment: Environment, walked: Callable[..., Named]) -> tupl
     return files, startup
 
 
-def _system_command(config: BootConfig) -> Path | None:
-    """The executable of a command that is no Python: measured too, though not what it loads.
-
-    It is looked up as it will be in the enclave; a name with a slash is a path there.
+def _system_programs(config: BootConfig, program: Mapping[str, Path], environment: Environment) -> list[str]:
+    """The files of the system's that a command starts which is no Python, and those of the policy's tools.
 
     Raises:
-        UsageError: the enclave would not find it.
+        UsageError: the enclave would not find one.
     """
-    if not config.command or config.role != "program" or config.command[0] in ("python", "python3") or config.image:
-        return None
-    name = config.command[0]
-    if "/" in name and not name.startswith("/"):
-        return None  # one of the program's own files, or nothing
-    found = shutil.which(name, path=SANDBOX_ENVIRONMENT["PATH"])
-    if found is None:
-        raise UsageError(
-            f"command: {name} is not an executable on the enclave's path, {SANDBOX_ENVIRONMENT['PATH']}",
-            hint="name it by its absolute path, or make it one of the program's files: --include FILE and ./FILE",
-        )
-    return Path(found).resolve()
+    if config.role != "program" or config.image:
+        return []
+    first = [path for name in config.tools or () for path in found(name, "program.tools")]
+    own: list[str] = []
+    if config.command and config.command[0] not in ("python", "python3"):
+        name = config.command[0]
+        if "/" in name and not name.startswith("/"):  # one of the program's own files, which are measured
+            copy = program.get(name.removeprefix("./"))
+            own = [os.path.realpath(copy)] if copy is not None else []
+        elif entry_of(name, environment.site_packages) is None:  # else a measured package's
+            first += found(name)
+    executables, libraries = started([*first, *own])
+    return sorted({*executables, *libraries} - {*own})
 
 
 def _part(name: str, named: Named, known: Digests) -> Part:

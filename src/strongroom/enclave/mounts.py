@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,8 @@ from strongroom.enclave.confine import enclave_user, give
 from strongroom.enclave.drop import bind, mount_memory, overlay, protect, unmount
 from strongroom.enclave.image_paths import inside
 from strongroom.enclave.nesting import hosts_within, outer_of, staged
-from strongroom.enclave.witness import Witness, is_lineage
+from strongroom.enclave.room import Result, until_room
+from strongroom.enclave.witness import Witness, Written, is_lineage
 from strongroom.errors import EnclaveError, MissingDependencyError, UnsupportedPlatformError, UsageError
 from strongroom.shield import files
 from strongroom.vault import Vault
@@ -252,7 +253,7 @@ class _Results:
     booted: Booted
     witness: Witness
     opened: ExitStack
-    ready: list[tuple[str, Vault, Sequence[str]]] = field(default_factory=list)
+    ready: list[tuple[str, Vault, Written]] = field(default_factory=list)
     sealed: list[str] = field(default_factory=list)
 
     def open(self, name: str) -> Vault:
@@ -260,10 +261,12 @@ class _Results:
 
     def collect(self, name: str, opened: Vault, place: Path) -> None:
         """Put what lies at a place into a vault, whose files are then these."""
-        with self._named(name, lambda: _size(place)):
-            skipped = files.take(place, opened)
-            stated = self.witness.state(name, opened)
-        self.ready.append((name, opened, stated))
+
+        def take() -> tuple[list[str], Written]:
+            return files.take(place, opened), self.witness.state(name, opened)
+
+        skipped, written = self._sealed(name, take, lambda: _size(place))
+        self.ready.append((name, opened, written))
         if skipped:
             text = f"vault {name}: not sealed, being no files or links within it: {', '.join(skipped)}"
             self.booted.control.event("notice", text=text)
@@ -271,21 +274,18 @@ class _Results:
     def commit(self) -> None:
         """Write everything that can fail for want of room or a sound disk, then commit one vault after the other."""
         for name, opened, _ in self.ready:
-            with self._named(name, partial(_sealed_size, opened)):
-                opened.prepare()
-        for name, opened, stated in self.ready:
-            with self._named(name, partial(_sealed_size, opened)):
-                opened.commit()
+            self._sealed(name, opened.prepare, partial(_sealed_size, opened))
+        for name, opened, written in self.ready:
+            self._sealed(name, opened.commit, partial(_sealed_size, opened))
             self.sealed.append(name)
-            written = [path for path in opened.files() if not is_lineage(path)]
-            told = {"files": written, "count": len(written), "lineage": len(stated), "root": str(opened.root)}
-            self.booted.control.event("sealed", vault=name, **told)
+            held = [path for path in opened.files() if not is_lineage(path)]
+            told = {"files": held, "count": len(held), "written": written.files, "removed": written.removed}
+            self.booted.control.event("sealed", vault=name, **told, lineage=written.stated, root=str(opened.root))
 
-    @contextmanager
-    def _named(self, name: str, size: Callable[[], int]) -> Iterator[None]:
-        """Say of which vault it is that the host's disk failed, and what of the run's results is kept."""
+    def _sealed(self, name: str, seal: Callable[[], Result], size: Callable[[], int]) -> Result:
+        """Wait for room, or say of which vault it is that the host's disk failed, and what of the results is kept."""
         try:
-            yield
+            return until_room(self.booted, name, seal, size)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             kept = f"only {', '.join(self.sealed)} was sealed" if self.sealed else "no result of this run was sealed"

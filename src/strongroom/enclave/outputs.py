@@ -36,6 +36,7 @@ class Outputs:
         self._directory = directory
         self._threads: list[threading.Thread] = []
         self._theirs: list[int] = []
+        self._folder = ""
         for number, name in enumerate(STREAMS, 1):
             ours, theirs = os.pipe()
             if user is not None:
@@ -53,13 +54,18 @@ class Outputs:
         while self._theirs:
             os.close(self._theirs.pop())
 
+    @property
+    def size(self) -> int:
+        """Bytes that they have said by now."""
+        return sum((self._directory / name).stat().st_size for name in STREAMS)
+
     def seal(self, vault: Vault) -> list[str]:
-        """Put what they said into a vault and commit; the paths there."""
+        """Put what they said into a vault and commit; the paths there. What a full disk prevented can be done again."""
         self.started()
         for thread in self._threads:
             thread.join()
         runs = [int(name) for name in vault.listdir("") if name.isascii() and name.isdigit()]
-        folder = f"{max(runs, default=0) + 1:06}"
+        folder = self._folder = self._folder or f"{max(runs, default=0) + 1:06}"
         for name in STREAMS:
             put(self._directory / name, vault, f"{folder}/{name}")
         vault.commit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from strongroom.enclave.boot import Booted, main
+from strongroom.enclave.boot import Booted
 from strongroom.enclave.compiled import MOST, is_kept, link, sources_of
 from strongroom.enclave.config import (
     BOOT_PYCACHE,
@@ -25,12 +26,16 @@ from strongroom.enclave.confine import Confinement, confinement, enclave_user, g
 from strongroom.enclave.given import Deposits, given_files
 from strongroom.enclave.image_root import make_root
 from strongroom.enclave.lifeline import Lifeline
+from strongroom.enclave.meshed import Meshed
 from strongroom.enclave.mirrored import Keeper, check_command
 from strongroom.enclave.mounts import mounted, seen
 from strongroom.enclave.outputs import Outputs
-from strongroom.enclave.unmeasured import Hiding, hiding
+from strongroom.enclave.room import until_room
+from strongroom.enclave.scripts import calling, entry_of
+from strongroom.enclave.unmeasured import Hiding
 from strongroom.enclave.witness import Witness
-from strongroom.errors import EnclaveError
+from strongroom.errors import EnclaveError, MeasurementError
+from strongroom.vault import Vault
 
 _ENGINES_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # theirs, for an image that has none
 _NAMES, _LONGEST = 300, 400  # in one message, in which a character of ASCII takes two bytes at most
@@ -51,7 +56,10 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
         (hidden or Hiding()).hide(booted.config.host)
     witness = Witness(booted)
     with ExitStack() as shields:
-        lifeline = shields.enter_context(Lifeline(booted.session, tell=partial(_notice, booted)))
+        mesh = Meshed(booted)
+        lifeline = shields.enter_context(
+            Lifeline(booted.session, tell=partial(_notice, booted), on_revoked=mesh.on_revoked)
+        )
         deposits = shields.enter_context(Deposits(booted))  # before the vaults: they are sealed before it ends
         found = shields.enter_context(mounted(booted, witness))
         shields.enter_context(given_files(booted, witness))
@@ -67,11 +75,14 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
             check_command(booted.config.command)
             keeper = shields.enter_context(Keeper(booted, mirror))
             command[1:] = keeper.wrapped(command[1:])
+        if not booted.config.image:
+            command = _by_python(command)
         if command[0] in ("python", "python3") and not booted.config.image:
             # As an option too: `-I` and `-E` turn the variable off.
             command[:1] = [sys.executable, "-X", f"pycache_prefix={_pycache(booted)}"]
         if booted.sandboxed and not booted.config.image:
             _hand_on_compiled_code(booted)
+        shields.enter_context(mesh)
         confined = shields.enter_context(confinement(booted, found.places))
         outputs = shields.enter_context(_sealed_outputs(booted))
         booted.control.event("running", command=list(booted.config.command))
@@ -79,7 +90,7 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
         lifeline.check()
         status = _supervise(
             command,
-            _environment(booted),
+            _environment(booted, mesh.variables),
             BOOT_PYCACHE if booted.config.image else _pycache(booted),
             lifeline=lifeline,
             confined=confined,
@@ -89,6 +100,7 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
         )
         lifeline.check()
         booted.control.event("ended", status=status)
+        booted.control.check_unchanged()
         if booted.sandboxed and not booted.config.image and not booted.config.quiet:
             _tell_imports(booted)
         if keeper is not None:
@@ -100,6 +112,13 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
         witness.ended(status)
         deposits.status = status
     return status
+
+
+def _by_python(command: list[str]) -> list[str]:
+    """A command that a measured package brings, as Python's; another as it is."""
+    name, *arguments = command
+    entry = entry_of(name, site.getsitepackages())
+    return command if entry is None else ["python", *calling(name, entry), *arguments]
 
 
 def _hand_on_compiled_code(booted: Booted) -> None:
@@ -163,23 +182,31 @@ def _sealed_outputs(booted: Booted) -> Iterator[Outputs | None]:
         outputs = Outputs(quiet=booted.config.quiet, user=enclave_user(booted))
         try:
             yield outputs
-        finally:
-            try:
-                written = outputs.seal(opened)
-            except OSError as error:  # a full disk of the host's
-                why = (error.strerror or str(error)).lower()
-                raise EnclaveError(
-                    f"vault {name}: {why}: what the program printed did not fit; no result of this run was sealed",
-                    hint="make room where the vault lies, and run it again",
-                ) from None
-            booted.control.event("sealed", vault=name, files=written, lineage=0, root=str(opened.root))
+        except MeasurementError:
+            raise  # what it said may be of code that was not measured
+        except BaseException:
+            _seal_outputs(booted, name, opened, outputs)
+            raise
+        _seal_outputs(booted, name, opened, outputs)
 
 
-def _environment(booted: Booted) -> dict[str, str]:
+def _seal_outputs(booted: Booted, name: str, opened: Vault, outputs: Outputs) -> None:
+    try:
+        written = until_room(booted, name, lambda: outputs.seal(opened), lambda: outputs.size)
+    except OSError as error:  # a full disk of the host's
+        why = (error.strerror or str(error)).lower()
+        raise EnclaveError(
+            f"vault {name}: {why}: what the program printed did not fit; no result of this run was sealed",
+            hint="make room where the vault lies, and run it again",
+        ) from None
+    booted.control.event("sealed", vault=name, files=written, lineage=0, root=str(opened.root))
+
+
+def _environment(booted: Booted, told: Mapping[str, str]) -> dict[str, str]:
     """The program's variables: constants, what was measured, and its secrets; nothing that the host has set."""
     if booted.config.image:
         own = {name: booted.render(value) for name, value in booted.config.environment.items()}
-        return {**SANDBOX_ENVIRONMENT, "PATH": _ENGINES_PATH, **own, **booted.provisions.environment}
+        return {**SANDBOX_ENVIRONMENT, "PATH": _ENGINES_PATH, **told, **own, **booted.provisions.environment}
     if booted.sandboxed:
         base = dict(SANDBOX_ENVIRONMENT)
     else:
@@ -187,6 +214,7 @@ def _environment(booted: Booted) -> dict[str, str]:
         base = SANDBOX_ENVIRONMENT | {"HOME": private, "TMPDIR": private}
     return {
         **base,
+        **told,
         "PYTHONPYCACHEPREFIX": _pycache(booted),
         **{name: booted.render(value) for name, value in booted.config.environment.items()},
         **booted.provisions.environment,
@@ -266,7 +294,3 @@ def _kill(program: int) -> None:
     """End a program, and all that it started where this is process 1."""
     with suppress(ProcessLookupError):
         os.kill(-1 if os.getpid() == 1 else program, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    sys.exit(main(partial(run, hidden=hiding())))

@@ -48,6 +48,7 @@ _ROOTS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "-
 # For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the program,
 # which gets no capability at all.
 _USERS_CAPABILITIES = ("CAP_SYS_ADMIN",)
+_NETWORK_CAPABILITIES = ("CAP_NET_ADMIN",)  # to make a network for the program
 # And without one: to give the program what is its own, take it back, become its user, and end it.
 _ROOTS_CAPABILITIES = (*("CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"),)
 
@@ -117,6 +118,7 @@ def bubblewrap_command(
     separate: bool = False,
     compiled: Path | None = None,
     image: Path | None = None,
+    meshed: bool = False,
 ) -> list[str]:
     """The command that runs `inner` in a sandbox.
 
@@ -131,11 +133,13 @@ def bubblewrap_command(
         separate: the program will have a user id of its own: no user namespace.
         compiled: a directory with compiled code of what was measured.
         image: the tree of a container image, which will be the program's root.
+        meshed: its boot makes a network of its own.
     """
     command = [bwrap, *(_ROOTS if separate else _USERS), "--die-with-parent", "--new-session", "--as-pid-1"]
     if not separate and can_disable_user_namespaces(bwrap):
         command.append("--disable-userns")
-    command += _capabilities(_ROOTS_CAPABILITIES if separate else _USERS_CAPABILITIES)
+    capabilities = _ROOTS_CAPABILITIES if separate else _USERS_CAPABILITIES
+    command += _capabilities((*capabilities, *(_NETWORK_CAPABILITIES if meshed else ())))
     command += ["--hostname", "enclave", "--info-fd", str(info_fd)]
     command += ["--ro-bind", "/usr", "/usr"]
     for path in _SYSTEM:

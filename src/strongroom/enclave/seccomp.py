@@ -94,8 +94,8 @@ _PERSONALITIES: Final = (0, 0x8, 0xFFFFFFFF)  # PER_LINUX, PER_LINUX32, the ques
 _TERMINAL: Final = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX put words into the mouth of a terminal's reader
 _UNIX, _INET, _INET6, _NETLINK = 1, 2, 10, 16
 
-BOOT_NEEDS: Final = frozenset({"mount", "umount2", "unshare", "pivot_root"})
-"""What boot does before the program starts: it mounts vaults, and gives the program a root."""
+BOOT_NEEDS: Final = frozenset({"mount", "umount2", "unshare", "pivot_root", "sethostname"})
+"""What boot does before the program starts: it mounts vaults, and gives the program a root and a network."""
 
 # linux/audit.h: EM_X86_64 and EM_AARCH64, 64 bits, little-endian.
 _MACHINES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import strongroom
-from strongroom.enclave.config import IMAGE_DIRECTORY, VAULTS_DIRECTORY
 from strongroom.enclave.drop import bind, overlay
+from strongroom.enclave.fixed_paths import IMAGE_DIRECTORY, VAULTS_DIRECTORY
 from strongroom.errors import EnclaveError
 
 CACHE = "__pycache__"
@@ -31,7 +31,8 @@ _TOLD = "roots"
 class Hiding:
     """What hides the compiled code beside the modules of this interpreter's environment, made while boot attests.
 
-    By a process of its own, started with this object: it takes a quarter of a second.
+    By a process of its own, started with this object: it takes a quarter of a second. So this module imports little,
+    for `entry` to start it before all that boot imports.
     """
 
     def __init__(self, masks: str = _MASKS) -> None:

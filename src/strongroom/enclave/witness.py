@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from strongroom import __version__
 from strongroom.attest.binding import parse_canonical
@@ -52,6 +52,14 @@ class _Before:
         """Whether the program has not written that file, whose content is now of this digest."""
         mark = _mark(self.place / path)
         return mark is not None and mark == self.marks.get(path) and self.tree.contents.get(path) == digest
+
+
+class Written(NamedTuple):
+    """How many files of a vault the program wrote and removed, and of how many that is stated."""
+
+    files: int
+    removed: int
+    stated: int = 0
 
 
 _Mark = tuple[int, int]
@@ -121,8 +129,8 @@ class Witness:
                     self._notice(f"vault {name}: is read once more for the lineage, {size >> 30} GiB")
                 self._note(name, opened, vault_tree(opened), "mounted")
 
-    def state(self, name: str, opened: Vault) -> list[str]:
-        """Put statements into a vault with the program's outputs, before it is committed; of which there are new ones.
+    def state(self, name: str, opened: Vault) -> Written:
+        """Put statements into a vault with the program's outputs, before it is committed; what is new there.
 
         Whatever the program left there, this does not fail for it.
         """
@@ -137,17 +145,18 @@ class Witness:
             if path.removesuffix(SUFFIX) in same:
                 self._write(name, opened, path, raw)
         made = sorted(path for path in after if path not in same and not opened.stat(path, follow=False).is_link)
+        written = Written(len(after.keys() - same), len(before.tree.contents.keys() - after.keys()))
         if self.status != 0 or not made:
-            return []
+            return written
         stated = self._statable(name, made)
         try:
             envelopes = self.booted.session.sign_lineage(self._run(), [_output(opened, path) for path in stated])
         except (FormatError, UsageError) as error:
             self._notice(f"vault {name}: no lineage: {error.message}")
-            return []
+            return written
         for path, envelope in zip(stated, envelopes, strict=True):
             self._write(name, opened, path + SUFFIX, envelope)
-        return stated
+        return written._replace(stated=len(stated))
 
     def _write(self, name: str, opened: Vault, path: str, raw: bytes) -> None:
         """Put a statement into a vault, unless its name is too long there, or a directory's."""

@@ -25,6 +25,7 @@ from strongroom import __version__, channel
 from strongroom.attest.binding import EXPORTER_LABEL
 from strongroom.errors import FormatError, ServeError, StrongroomError, UnansweredError
 from strongroom.serve.attestation import ATTESTATION_PATH, SESSION_ROLE, VERSION
+from strongroom.serve.residue import clear, replace_numbers
 from strongroom.serve.tensors import HEADER, Array, InferResponse, header_length, parse_request, write_response
 from strongroom.serve.wire import an_object, read_json, show
 
@@ -272,6 +273,8 @@ class ServiceApp:
         finally:
             hung_up.cancel()
             answer.cancel()
+            # Else an error holds this frame, which holds the error and all that it has of the request.
+            del answer, running, job
 
     def _release(self, done: Future[_Answer] | None = None) -> None:
         with self._admission:
@@ -296,7 +299,11 @@ def _infer(name: str, stage: Served, body: bytes, json_length: int | None) -> _A
     except UnansweredError as error:
         raise _RefusedError(503, error, retry_after="1") from None
     binary = request.outputs or dict.fromkeys(outputs, request.binary)
-    message = write_response(InferResponse(outputs, name, stage.version, request.id), binary)
+    try:
+        message = write_response(InferResponse(outputs, name, stage.version, request.id), binary)
+    finally:
+        clear((*request.inputs.values(), *outputs.values()))
+        replace_numbers()
     return _Answer(200, message.pieces, message.headers)
 
 

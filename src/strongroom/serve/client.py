@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from strongroom.channel import HttpClient, Response, expect_key
 from strongroom.crypto import Certificate, random_bytes
 from strongroom.errors import (
     AttestationError,
+    ChannelError,
     FormatError,
     MeasurementError,
     PeerIdentityError,
@@ -68,14 +70,16 @@ _PORT = 443
 class Client:
     """Predicts with a model in an enclave that it has appraised. May be used from several threads at once.
 
-    Nothing is sent before the first call. Two minutes before the appraisal expires the service is appraised again, and
+    Nothing is sent before the first call. A request whose connection breaks is made once more: it may be computed
+    twice, and is answered once. Two minutes before the appraisal expires the service is appraised again, and
     inputs of other threads go on. Inputs wait where it has expired, or the service came back with another key.
 
     Args:
         url: ``https://host:port`` of the service.
         cas_root: ``sha256:<hex>``, the fingerprint of the root key of the CAS that the service must belong to.
         policy: ``namespace/name`` of the policy that the service must run under.
-        reference: which enclaves to accept.
+        reference: which enclaves to accept; or what gives that, asked at each appraisal, as where the policy may have
+            a new version when the service is updated.
         model: which of the service's models; None takes its only one.
         model_digest: ``sha256:<hex>`` of the model's bytes; None leaves the choice of model to the policy's owner.
         plan_digest: ``sha256:<hex>`` of the plan by which the model must be served in parts; None takes any, and none.
@@ -91,7 +95,7 @@ class Client:
         *,
         cas_root: str,
         policy: str,
-        reference: ReferenceValues,
+        reference: ReferenceValues | Callable[[], ReferenceValues],
         model: str | None = None,
         model_digest: str | None = None,
         plan_digest: str | None = None,
@@ -102,7 +106,7 @@ class Client:
         self._host, self._port = _address(url)
         self._cas_root = cas_root
         self._policy = policy
-        self._reference = reference
+        self._reference = _asked(reference)
         self._model = model
         self._model_digest, self._plan_digest = model_digest, plan_digest
         self._fresh = fresh
@@ -113,6 +117,7 @@ class Client:
         self._renew_at = 0.0
         self._renewing = threading.Lock()
         self._idle: list[tuple[str, HttpClient]] = []
+        self._numbers = itertools.count(1)
         # By the model's digest, which the appraisal vouches for.
         self._infos: dict[str, dict[str, TensorInfo]] = {}
 
@@ -191,11 +196,17 @@ class Client:
         Raises:
             AttestationError: the service does not convince; no input was sent.
             ServeError: inputs or outputs do not fit the model, or the service is busy or fails.
-            ChannelError: the connection failed.
+            ChannelError: the connection failed, and again when the request was made once more.
         """
-        request = InferRequest(self._fit(inputs), dict.fromkeys(outputs or (), True), binary=True)
+        number = str(next(self._numbers))
+        request = InferRequest(self._fit(inputs), dict.fromkeys(outputs or (), True), binary=True, id=number)
         answer = self._ask("POST", "/infer", write_request(request)).expect_ok()
-        return dict(parse_response(answer.body, header_length(answer.headers.get(HEADER))).outputs)
+        response = parse_response(answer.body, header_length(answer.headers.get(HEADER)))
+        if response.id != request.id:
+            raise ChannelError(
+                "answer: is to another request", hint="the service, or what stands before it, mixes them up"
+            )
+        return dict(response.outputs)
 
     def metadata(self) -> dict[str, object]:
         """What the service says of the model: the protocol's model metadata."""
@@ -215,6 +226,7 @@ class Client:
         def note(chain: Sequence[Certificate]) -> None:
             shown.append(chain[0])
 
+        reference = self._reference()
         # Any key may show a document; over this connection goes nothing but the request for it. `fresh` keeps both on
         # one connection: the document must name the key of the very connection that it came over.
         with HttpClient.to(self._host, self._port, expect=note, max_body=_MAX_DOCUMENT, timeout=self._timeout) as http:
@@ -226,11 +238,11 @@ class Client:
                 peer=shown[-1],
                 cas_root=self._cas_root,
                 policy=self._policy,
-                reference=self._reference,
+                reference=reference,
                 now=int(self._clock()),
             )
             if self._fresh:
-                service = self._appraise_session(http, service, document)
+                service = self._appraise_session(http, service, document, reference)
         digest = service.models[self._name(service)]
         if self._model_digest not in (None, digest):
             raise MeasurementError(f"model {self._name(service)}: got {digest}, wanted {self._model_digest}")
@@ -239,7 +251,7 @@ class Client:
         return service
 
     def _appraise_session(
-        self, http: HttpClient, service: AppraisedService, document: ServiceAttestation
+        self, http: HttpClient, service: AppraisedService, document: ServiceAttestation, reference: ReferenceValues
     ) -> AppraisedService:
         nonce = random_bytes(FRESH_SIZE)
         answer = http.post(ATTESTATION_PATH, {"nonce": nonce.hex()}, fresh=True)
@@ -252,7 +264,7 @@ class Client:
             Evidence.from_wire(wire["evidence"]),
             nonce=nonce,
             binder=http.connect().export(EXPORTER_LABEL, SESSION_ROLE.encode()),
-            reference=self._reference,
+            reference=reference,
             now=int(self._clock()),
         )
 
@@ -268,8 +280,21 @@ class Client:
         return self._model
 
     def _ask(self, method: str, action: str, message: Message | None = None) -> Response:
-        """One request about the model, over a connection that is pinned to the key of the service as last appraised."""
-        for last in (False, True):
+        """One request about the model, which changes nothing there: if the connection breaks, it is made once more."""
+        began = time.monotonic()
+        try:
+            return self._ask_once(method, action, message)
+        except PeerIdentityError:
+            raise
+        except ChannelError:
+            # What was silent for so long would be so again.
+            if time.monotonic() - began >= self._timeout:
+                raise
+        return self._ask_once(method, action, message)
+
+    def _ask_once(self, method: str, action: str, message: Message | None) -> Response:
+        """Over a connection that is pinned to the key of the service as last appraised."""
+        for last in (False, False, True):
             service = self.appraise()
             http = self._take(service.key)
             body, headers = (message.pieces, message.headers) if message else ((), {})
@@ -278,7 +303,8 @@ class Client:
                     method, f"/v2/models/{quote(self._name(service))}{action}", body=body, headers=headers
                 )
             except PeerIdentityError:
-                # The service has another key now, as after a restart. Nothing was sent to it; ask who it is, once.
+                # The service has another key now, as after a restart. Nothing was sent to it; ask who it is. It may be
+                # about to get another one just then, as in an update.
                 with self._lock:
                     if self._service is service:
                         self._service = None
@@ -333,6 +359,10 @@ class Client:
             listed = a_list(self.metadata().get("inputs"), "model metadata inputs")
             known = self._infos[digest] = {info.name: info for info in map(TensorInfo.from_wire, listed)}
         return known
+
+
+def _asked(reference: ReferenceValues | Callable[[], ReferenceValues]) -> Callable[[], ReferenceValues]:
+    return (lambda: reference) if isinstance(reference, ReferenceValues) else reference
 
 
 def _convert(value: npt.ArrayLike, info: TensorInfo) -> Array:

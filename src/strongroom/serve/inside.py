@@ -27,6 +27,7 @@ from strongroom.cas.wire import RESULT_LIFETIME
 from strongroom.channel import Server
 from strongroom.crypto import Certificate
 from strongroom.enclave.boot import Booted, main
+from strongroom.enclave.cleared import clears
 from strongroom.enclave.confine import become
 from strongroom.enclave.lifeline import Lifeline
 from strongroom.errors import RevokedError, StrongroomError, UsageError
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 MODEL_VAULT = "model"
 _HANDSHAKE_SECONDS = 10.0
+_DRAIN_SECONDS = 10
+_TURN_SECONDS = 0.5  # between two looks whether it was revoked while it waits
 _IDLE_SECONDS = 7 * 86400.0  # that a part waits for requests on one link; the front door hangs up long before
 _log = logging.getLogger("strongroom.serve")
 
@@ -103,6 +106,8 @@ def run(booted: Booted) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     from strongroom.serve.pipeline.document import of_command
 
+    if not clears():
+        _tell(booted, "memory: what is freed here stays as it was until it is used again, which glibc could prevent")
     found = of_command(booted.command)
     if found is not None:
         pipeline, number = found
@@ -113,13 +118,14 @@ def run(booted: Booted) -> int:
     from strongroom.serve.stage import Stage
 
     stages = {name: Stage.load(models.pop(name), name=name) for name in list(models)}
-    return _serve(booted, stages, {name: stage.digest for name, stage in stages.items()})
+    return _serve(booted, lambda: stages, {name: stage.digest for name, stage in stages.items()})
 
 
 def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
     """Answer the front door until told to stop."""
     from strongroom.channel import Channel, TlsChannel, accept
     from strongroom.serve.pipeline import part
+    from strongroom.serve.pipeline.place import watch
 
     with booted.open_vault(MODEL_VAULT) as vault:
         model = vault.read_bytes(part.MODEL)
@@ -129,8 +135,10 @@ def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
     session, listener = booted.session, booted.control.ask_socket("listener")
 
     def greet(sock: socket.socket) -> Channel:
+        watch(sock)
         sock.settimeout(_HANDSHAKE_SECONDS)
         stream = accept(sock, expect=session.expect_policy(pipeline.front), identity=session.linking_identity())
+        booted.control.event("linked")
         return TlsChannel(stream, "front door", seconds=_IDLE_SECONDS)
 
     def end() -> None:
@@ -139,7 +147,8 @@ def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
     with Lifeline(session, tell=functools.partial(_tell, booted)) as lifeline:
         booted.control.event("part", number=number, digest=stage.digest)
         lifeline.hold(end)
-        part.serve(pipeline, number, stage, listener, greet, tell=functools.partial(_tell, booted))
+        left = functools.partial(booted.control.event, "unlinked")
+        part.serve(pipeline, number, stage, listener, greet, tell=functools.partial(_tell, booted), left=left)
         lifeline.release()
         lifeline.check()
     return 0
@@ -149,7 +158,7 @@ def _run_front(booted: Booted, pipeline: Pipeline) -> int:
     """Take requests through the parts until told to stop."""
     from strongroom.channel import Channel, TlsChannel, connect
     from strongroom.serve.pipeline.link import Link
-    from strongroom.serve.pipeline.model import DEADLINE_SECONDS, PipelineModel
+    from strongroom.serve.pipeline.model import DEADLINE_SECONDS, PipelineModel, at_once
 
     become(booted.control, booted.config, booted.layout)
     session = booted.session
@@ -159,17 +168,25 @@ def _run_front(booted: Booted, pipeline: Pipeline) -> int:
         sock.settimeout(_HANDSHAKE_SECONDS)
         expect = session.expect_policy(pipeline.parts[number - 1].policy)
         stream = connect(sock, expect=expect, identity=session.linking_identity())
-        return TlsChannel(stream, f"part {number}", seconds=DEADLINE_SECONDS)
+        return TlsChannel(stream, f"part {number}", seconds=_HANDSHAKE_SECONDS)  # then as long as `Patience` has it
 
-    tell = functools.partial(_tell, booted)
-    numbers = range(1, len(pipeline.parts) + 1)
-    links = [Link(pipeline, number, functools.partial(dial, number), tell=tell) for number in numbers]
-    model = PipelineModel(pipeline, links)
+    def serving() -> Mapping[str, Served]:
+        # Not before its turn: a part has one link for each enclave, and it is the present front door's.
+        tell = functools.partial(_tell, booted)
+        numbers = range(1, len(pipeline.parts) + 1)
+        links = [Link(pipeline, number, functools.partial(dial, number), tell=tell) for number in numbers]
+        made.append(PipelineModel(pipeline, links))
+        return {pipeline.name: made[0]}
+
+    made: list[PipelineModel] = []
     try:
-        digests, plan = {pipeline.name: model.digest}, f"sha256:{pipeline.plan}"
-        return _serve(booted, {pipeline.name: model}, digests, plan=plan, workers=model.at_once)
+        digests, plan = {pipeline.name: pipeline.model}, f"sha256:{pipeline.plan}"
+        return _serve(
+            booted, serving, digests, plan=plan, workers=at_once(pipeline), in_turn=True, drain=round(DEADLINE_SECONDS)
+        )
     finally:
-        model.close()
+        for model in made:
+            model.close()
 
 
 def _tell(booted: Booted, text: str) -> None:
@@ -179,18 +196,23 @@ def _tell(booted: Booted, text: str) -> None:
 
 def _serve(
     booted: Booted,
-    served: Mapping[str, Served],
+    serving: Callable[[], Mapping[str, Served]],
     digests: Mapping[str, str],
     *,
     plan: str | None = None,
     workers: int = 1,
+    in_turn: bool = False,
+    drain: int = _DRAIN_SECONDS,
 ) -> int:
     """Answer clients until told to stop, or revoked.
 
     Args:
+        serving: gives the models, once they are to be served.
         digests: of the models, in hexadecimal digits.
         plan: as `Attestation` has it.
         workers: how many requests are worked on at once.
+        in_turn: be attested and wait for the host to say that it is this service's turn to accept; end if it never is.
+        drain: seconds for which requests under way are waited for at the end.
     """
     from strongroom.serve.app import ServiceApp
 
@@ -201,26 +223,59 @@ def _serve(
         """Once it is revoked, whoever has appraised this service is answered no more: its connections are closed."""
         if isinstance(error, RevokedError):
             revoked.append(error)
-            server.stop()
+            for each in servers:
+                each.stop()
 
     models = {name: f"sha256:{value}" for name, value in digests.items()}
+    servers: list[Server] = []
     attestation = Attestation(booted.session, models, plan=plan, tell=tell, on_end=end)
-    app = ServiceApp(served, attestation.document, session=attestation.session, workers=workers)
     identity = booted.session.serving_identity()
-    server = Server(app, booted.control.ask_socket("listener"), identity)
     watch = booted.session.watch(attestation.renewal.revoke)
-    booted.control.event("serving", models=sorted(served), key=identity.key.public.fingerprint)
     attestation.renewal.start()
     watch.start()
+    turn = booted.control.ask_socket("dial", peer="turn") if in_turn else None
     try:
-        server.run()
+        if turn is None or _has_turn(booted, turn, revoked):
+            served = serving()
+            app = ServiceApp(served, attestation.document, session=attestation.session, workers=workers)
+            listener = booted.control.ask_socket("listener")
+            server = Server(
+                app, listener, identity, drain_seconds=drain, ending=lambda: booted.control.event("draining")
+            )
+            servers.append(server)
+            booted.control.event("serving", models=sorted(served), key=identity.key.public.fingerprint)
+            if revoked:
+                server.stop()
+            try:
+                server.run()
+            finally:
+                app.close()
     finally:
         watch.close()
         attestation.renewal.close()
-        app.close()
+        if turn is not None:
+            turn.close()
     if revoked:
         raise revoked[0]
     return 0
+
+
+def _has_turn(booted: Booted, turn: socket.socket, revoked: list[StrongroomError]) -> bool:
+    """Wait until the host says that this service shall accept; whether it is so, and nothing revoked it meanwhile.
+
+    Args:
+        turn: stays open as long as it accepts: by its end the host knows that another one may.
+    """
+    booted.control.event("standby")
+    turn.settimeout(_TURN_SECONDS)
+    while not revoked:
+        try:
+            return bool(turn.recv(1))
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    return False
 
 
 def read_models(booted: Booted) -> dict[str, bytes]:

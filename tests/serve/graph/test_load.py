@@ -227,3 +227,11 @@ SERIAL["tied"] = model(
     [info("x")],
     [info("y")],
 ).SerializeToString()
+
+
+def test_operators_that_nobody_has_are_named():
+    proto = model([node("Mine", "x", "y", domain="example.ops")], [info("x")], [info("y")])
+    proto.opset_import.append(onnx.helper.make_opsetid("example.ops", 1))
+    with pytest.raises(ModelFormatError, match=r"example\.ops:Mine") as caught:
+        units(load(proto.SerializeToString()))
+    assert "those of ONNX alone" in str(caught.value.hint)

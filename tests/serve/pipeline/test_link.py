@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import socket
 import threading
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing, suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from strongroom.channel import Channel, Identity, TlsChannel, accept, connect, expect_key
 from strongroom.errors import ChannelError, IntegrityError, ServeError, StrongroomError, UnansweredError
-from strongroom.serve.pipeline import part
+from strongroom.serve.pipeline import part, patience
 from strongroom.serve.pipeline.link import Link
 from strongroom.serve.pipeline.model import PipelineModel
 from strongroom.serve.pipeline.tick import Tick
@@ -347,3 +349,71 @@ class Host:
     def meddled(self, record):
         changed = record[:-1] + bytes([record[-1] ^ 1])
         return {"change": changed, "drop": b"", "repeat": 2 * record}.get(self.meddle, record)
+
+
+def test_replicas_share_the_requests_and_one_takes_over_what_the_other_had(stages, whole):
+    """Two enclaves of a part: the first takes requests and answers none until it is gone."""
+    doubled = replace(pipeline(), parts=tuple(replace(each, replicas=2) for each in pipeline().parts))
+    taken = threading.Semaphore(0)
+    over = threading.Event()
+    first = threading.Lock()
+
+    class Stuck:
+        def infer(self, tensors, names):
+            if first.acquire(blocking=False):
+                taken.release()
+                over.wait()
+                raise ServeError("never read")
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Stuck()], doubled)
+    try:
+        assert all(link.wait() for link in parts.links)
+        link, rows = parts.links[1], stages[0].infer({"x": X})
+        asked = [link.submit(900 + place, [rows[name] for name in link.part.takes]) for place in range(8)]
+        assert taken.acquire()
+        answered = wait(asked, return_when=FIRST_COMPLETED).done  # by the other one
+        assert answered
+        for sock in parts.sockets[2][:2]:
+            sock.shutdown(socket.SHUT_RDWR)
+        wanted = only(whole.infer({"x": X}))
+        assert all(close_to(only(answer.result()), wanted) for answer in asked)
+    finally:
+        over.set()
+        parts.close()
+
+
+def test_a_part_that_says_nothing_for_much_longer_than_it_ever_took_is_left(stages, whole, monkeypatch):
+    """As an enclave that hangs, or a host that is gone without a word: its standby answers."""
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.05)
+    silent, over = threading.Event(), threading.Event()
+
+    class Hangs:
+        def infer(self, tensors, names):
+            if not silent.is_set():
+                silent.set()
+                over.wait()
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Hangs()])
+    try:
+        served = PipelineModel(parts.pipeline, parts.links)
+        assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+        assert silent.is_set() and "nothing for 0.05 s" in parts.said[0]
+    finally:
+        over.set()
+        parts.close()
+
+
+def test_patience_is_ten_times_what_answers_took_and_doubles_while_there_is_none():
+    now = [0.0]
+    ours = patience.Patience(lambda: now[0])
+    assert ours.seconds == 20
+    for took, wanted in ((0.01, 2), (1, 10), (0.01, 9)):
+        ours.asked()
+        now[0] += took
+        ours.answered()
+        assert ours.seconds == pytest.approx(wanted)
+    ours.ended()
+    ours.ended()
+    assert ours.seconds == pytest.approx(36)

@@ -15,7 +15,7 @@ from tests.serve.plan.world import network
 
 @functools.cache
 def model() -> bytes:
-    return network(64, 6).SerializeToString()
+    return bytes(network(64, 6).SerializeToString())
 
 
 @functools.cache

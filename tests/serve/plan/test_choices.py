@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import FormatError, UnsupportedPlatformError, UsageError
 from strongroom.serve.graph import Model, load
+from strongroom.serve.plan import choices
 from strongroom.serve.plan.choices import Data, accuracy, read_data, smaller
 from strongroom.serve.stage import Stage
 from tests.serve.plan.world import convolutions, network
@@ -66,3 +67,12 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="wanted x"):
         model = load(network().SerializeToString())
         accuracy(model, model, Data({"z": X}, None), threads=1)
+
+
+def test_a_sealed_model_is_quantised_in_memory_or_not_at_all(monkeypatch: pytest.MonkeyPatch):
+    model = load(network().SerializeToString())
+    if choices._in_memory() is not None:
+        assert smaller(model, quantize=True, prune=0, data=None, secret=True)[0].digest != model.digest
+    monkeypatch.setattr(choices, "_in_memory", lambda: None)
+    with pytest.raises(UnsupportedPlatformError, match="the model is sealed"):
+        smaller(model, quantize=True, prune=0, data=None, secret=True)

@@ -6,28 +6,47 @@ import numpy as np
 import pytest
 
 from strongroom.errors import UsageError
-from strongroom.serve.plan.paging import CONSTANTS, PAGE, Paging, fit
+from strongroom.serve.plan.paging import CONSTANTS, PAGE, Paging, Point, fit
 
 LIMIT = 64 << 20
 
 
-def test_the_fit_finds_what_made_the_points():
+def points(true: Paging, *shares: float) -> list[Point]:
+    """Passes over so many times the limit, a tenth of it written again and again, as they would be seen."""
+    found = []
+    for share in shares:
+        touched = int(LIMIT * share)
+        weights = touched * 9 // 10
+        spent = float(true.nanoseconds(np.array([touched]), np.array([weights]), LIMIT)[0])
+        found.append(Point(touched, weights, spent / true.page_ns, spent))
+    return found
+
+
+def test_the_fit_finds_what_made_the_points_and_foretells_others():
     true = Paging(30_000, 300, "test")
-    sizes = [int(LIMIT * share) for share in (1.05, 1.1, 1.2, 1.5, 2, 3)]
-    times = true.nanoseconds(np.array(sizes), np.array(sizes), LIMIT)
-    found = fit(LIMIT, list(zip(sizes, map(float, times), strict=True)))
+    found = fit(LIMIT, points(true, 0.9, 1.05, 1.1, 1.2, 2, 3))
     assert found.page_ns == pytest.approx(30_000, rel=0.03)
     assert found.sharpness == pytest.approx(300, rel=0.05)
+    for other in points(true, 1.15, 1.5, 5):
+        at = np.array([other.touched]), np.array([other.weights])
+        assert found.nanoseconds(*at, LIMIT)[0] == pytest.approx(other.nanoseconds, rel=0.05)
 
 
 def test_too_few_points_are_no_fit():
-    with pytest.raises(UsageError, match="1 arrays over the limit"):
-        fit(LIMIT, [(LIMIT // 2, 5.0), (2 * LIMIT, 1e9)])
+    with pytest.raises(UsageError, match="1 sizes over the limit"):
+        fit(LIMIT, points(Paging(30_000, 300, "test"), 0.5, 0.9, 2))
 
 
 @pytest.mark.parametrize("paging", CONSTANTS.values(), ids=CONSTANTS)
-def test_paging_begins_at_the_limit_and_ends_with_what_is_touched(paging: Paging):
-    sizes = np.array([1, LIMIT, LIMIT + PAGE, 2 * LIMIT, 100 * LIMIT])
-    added = paging.nanoseconds(sizes, sizes // 2, LIMIT)
+def test_paging_begins_where_what_is_touched_outgrows_the_limit_and_ends_with_the_weights(paging: Paging):
+    touched = np.array([1, LIMIT, LIMIT + PAGE, LIMIT + 20 * PAGE, 2 * LIMIT])
+    added = paging.nanoseconds(touched, np.full(5, LIMIT * 3 // 2), LIMIT)
     assert added[0] == added[1] == 0 < added[2] < added[3] < added[4]
-    assert added[4] == pytest.approx(50 * LIMIT / PAGE * paging.page_ns, rel=0.01) or added[4] == 10**11
+    assert added[4] == pytest.approx(1.5 * LIMIT / PAGE * paging.page_ns, rel=0.01) or added[4] == 10**11
+
+
+def test_working_memory_that_is_too_large_comes_back_too():
+    paging = Paging(1000, 100, "test")
+    none = np.array([0])
+    assert paging.nanoseconds(np.array([LIMIT + 3 * PAGE]), none, LIMIT)[0] == 3000
+    assert paging.nanoseconds(np.array([LIMIT]), none, LIMIT)[0] == 0

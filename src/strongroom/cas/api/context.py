@@ -14,6 +14,7 @@ from strongroom.cas.api.peers import PeerWatch
 from strongroom.cas.api.waiting import Waiting
 from strongroom.cas.enclaves.completion import Completion
 from strongroom.cas.enclaves.leases import Leases
+from strongroom.cas.enclaves.mesh import Mesh
 from strongroom.cas.enclaves.revocations import Revocations
 from strongroom.cas.log.note import WitnessKey
 from strongroom.cas.start.authority import Authority
@@ -74,8 +75,12 @@ class Context:
         return Revocations(self.store, self.leases)
 
     @cached_property
+    def mesh(self) -> Mesh:
+        return Mesh(self.store, self.leases)
+
+    @cached_property
     def watchers(self) -> Waiting:
-        """Those who wait for revocations."""
+        """Those who wait for revocations, or for news of the mesh."""
         return Waiting()
 
     def now(self) -> int:

@@ -19,6 +19,7 @@ from strongroom.attest.reference import ReferenceValues
 from strongroom.cas.client.address import MAX_ANSWER, TIMEOUT, cas_expectation
 from strongroom.cas.client.anchor import CasAnchor, policy_path
 from strongroom.cas.client.appraisal import greetings
+from strongroom.cas.client.mesh import MeshWatch
 from strongroom.cas.client.watch import RevocationWatch
 from strongroom.cas.log.head import CasHttp, MemoryHead
 from strongroom.cas.wire import (
@@ -255,6 +256,27 @@ class EnclaveSession:
             key=self._identity.key.public.fingerprint,
             on_own=on_own,
             on_revoked=on_revoked,
+        )
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of this enclave's key."""
+        return self._identity.key.public.fingerprint
+
+    def join_mesh(self, endpoint: str) -> dict[str, Any]:
+        """Have peers told that this enclave's proxy listens there; its address, and who else is there."""
+        return self.post("/v1/mesh/join", {"endpoint": endpoint})
+
+    def watch_mesh(self, on_news: Callable[[Mapping[str, Any]], None], on_lost: Callable[[], None]) -> MeshWatch:
+        """Be told of the mesh's members, on connections of its own; as `MeshWatch`."""
+        return MeshWatch(
+            self._dial,
+            cas_root=self._cas_root,
+            identity=self._identity,
+            heads=self._heads,
+            policy=self._policy,
+            on_news=on_news,
+            on_lost=on_lost,
         )
 
     def _claims(self, policy_digest: str) -> dict[str, Any]:

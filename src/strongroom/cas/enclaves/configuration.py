@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from strongroom.cas.policy.network import wanted
 from strongroom.cas.policy.places import SealedRule, VaultRule
 from strongroom.cas.policy.program import Program, SecretRule
 from strongroom.cas.policy.templates import parse_template
@@ -52,7 +53,7 @@ def configuration(store: Store, policy: Policy, now: int, *, replica: int | None
         },
         "deposits": [rule.name for rule in policy.secrets if rule.deposited],
         "paths": [{"path": rule.path, "rule": rule.rule, "vault": rule.vault} for rule in policy.paths],
-        "wanted": [name for name, value in (("mesh", policy.mesh), ("egress", policy.egress)) if value],
+        "wanted": list(wanted(policy.mesh, policy.egress)),
     }
 
 

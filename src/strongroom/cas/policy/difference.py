@@ -218,11 +218,17 @@ def _program(old: Program | None, new: Program | None) -> Iterator[Change]:
             return
     if old is None:
         yield Change("program.command", "other", f"is {list(new.command)}")
-        old = replace(new, files=(), environment={}, image="")
+        old = replace(new, files=(), environment={}, image="", tools=None)
     if old.image != new.image:
         yield Change("program.image", "other", f"was {old.image or 'none'}, is {new.image or 'none'}")
     if old.command != new.command:
         yield Change("program.command", "other", f"was {list(old.command)}, is {list(new.command)}")
+    if old.tools != new.tools:
+        was, now = ("any program" if tools is None else str(list(tools)) for tools in (old.tools, new.tools))
+        wider = new.tools is None or (old.tools is not None and set(old.tools) < set(new.tools))
+        narrower = old.tools is None or (new.tools is not None and set(new.tools) < set(old.tools))
+        effect: Effect = "more" if wider else "less" if narrower else "other"
+        yield Change("program.tools", effect, f"was {was}, is {now}")
     for name in sorted({*old.files, *new.files}):
         if (name in old.files) != (name in new.files):
             yield Change(

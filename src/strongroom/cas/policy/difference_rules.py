@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from strongroom.cas.policy.network import EgressRule, Mesh
+from strongroom.cas.policy.network import EgressRule, Mesh, Pinned
 from strongroom.cas.policy.places import PathRule, SealedRule, VaultRule
 from strongroom.cas.policy.program import FileRule, SecretRule
 from strongroom.cas.policy.rights import Administrator
@@ -246,6 +246,28 @@ def changed_mesh(old: Mesh | None, new: Mesh | None) -> Iterator[Change]:
             yield Change(key, "less", "outsiders do not reach it any more")
         elif was is not None and was != now:
             yield Change(key, "other", f"was port {was.port}, is port {now.port}")
+    for policy, pin, pin_now in _pairs({p.policy: p for p in before.pinned}, {p.policy: p for p in after.pinned}):
+        if pin != pin_now:
+            yield from _changed_pin(policy, pin or Pinned(policy), pin_now or Pinned(policy))
+    if before.tasks != after.tasks:
+        said = [", ".join(each) or "workers all" for each in (before.tasks, after.tasks)]
+        yield Change("mesh.tasks", "other", f"were {said[0]}, are {said[1]}")
+
+
+def _changed_pin(policy: str, before: Pinned, after: Pinned) -> Iterator[Change]:
+    """An empty list holds it to nothing."""
+    lists: tuple[tuple[str, Sequence[str | int], Sequence[str | int], str], ...] = (
+        ("measurements", before.measurements, after.measurements, "any that its policy accepts"),
+        ("ports", before.ports, after.ports, "any port"),
+    )
+    for what, was, now, everything in lists:
+        if set(was) == set(now):
+            continue
+        more = not now or (was and set(now) - set(was))
+        less = not was or (now and set(was) - set(now))
+        effect: Effect = "other" if more and less else "more" if more else "less"
+        said = [", ".join(str(one)[:16] for one in each) or everything for each in (was, now)]
+        yield Change(f"mesh.pinned.{policy}.{what}", effect, f"was {said[0]}, is {said[1]}")
 
 
 def changed_egress(old: Sequence[EgressRule], new: Sequence[EgressRule]) -> Iterator[Change]:

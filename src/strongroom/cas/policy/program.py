@@ -12,6 +12,7 @@ from strongroom.cas.policy.table import FINGERPRINT, MAX_DOCUMENT, Table, number
 from strongroom.cas.policy.templates import as_template
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,126}")
+TOOL = re.compile(r"[A-Za-z0-9_+\[.][A-Za-z0-9_.+\[-]{0,127}|(/(?!\.\.?(/|$))[^/\x00-\x1f\x7f]+)+")
 MODE = re.compile(r"0[0-7]{3}")
 
 # What the launcher sets itself, and what makes a program load code or write its keys where the host says so: a policy
@@ -58,12 +59,16 @@ class Program:
     The command's strings and the environment's values are templates (`strongroom.cas.policy.templates`). With an
     `image`, the digest of a container image that is the program's root, the command is what its entry point gets in
     place of its own arguments; empty for these.
+
+    Attributes:
+        tools: the system's programs that it may start, by names or absolute paths; None for any, unmeasured.
     """
 
     command: tuple[str, ...]
     files: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
+    tools: tuple[str, ...] | None = None
 
     @classmethod
     def literal(
@@ -72,10 +77,12 @@ class Program:
         files: Iterable[str],
         environment: Mapping[str, str] | None = None,
         image: str = "",
+        tools: Iterable[str] | None = None,
     ) -> Program:
         """The program of these words and variables as they are, whatever they contain."""
         variables = {name: as_template(value) for name, value in (environment or {}).items()}
-        return cls(tuple(map(as_template, command)), tuple(files), variables, image)
+        started = None if tools is None else tuple(tools)
+        return cls(tuple(map(as_template, command)), tuple(files), variables, image, started)
 
 
 def read_program(table: Table) -> Program:
@@ -99,8 +106,14 @@ def read_program(table: Table) -> Program:
     command = table.strings("command") if said else table.take("command", ())
     if said and not "".join(command[:1]):
         table.refuse("program.command: starts with an empty string, wanted a program", "command")
+    tools = None
+    if "tools" in table.value:
+        tools = table.words("tools", TOOL, "a program's name, or an absolute path", ())
+        if image:
+            table.refuse("program.tools: an image is measured as a whole, wanted none", "tools")
     table.finish()
-    return Program(command, files, {name: value for name, value in values.items() if isinstance(value, str)}, image)
+    variables = {name: value for name, value in values.items() if isinstance(value, str)}
+    return Program(command, files, variables, image, tools)
 
 
 def read_secret(table: Table) -> SecretRule:

@@ -10,7 +10,8 @@ the curve, a threshold above the number of owners, replicas' numbers above `inst
 
 from __future__ import annotations
 
-from strongroom.cas.policy.network import CA, DOMAIN, MAX_PORT
+from strongroom.attest.reference import MEASUREMENT
+from strongroom.cas.policy.network import CA, DOMAIN, MAX_PORT, TASK
 from strongroom.cas.policy.owners import MAX_OWNERS, OWNER_NAME
 from strongroom.cas.policy.places import (
     FRESHNESS,
@@ -22,7 +23,7 @@ from strongroom.cas.policy.places import (
     VAULT_ACCESS,
     WITH_VAULT,
 )
-from strongroom.cas.policy.program import HARMLESS, MODE, RESERVED, VARIABLE
+from strongroom.cas.policy.program import HARMLESS, MODE, RESERVED, TOOL, VARIABLE
 from strongroom.cas.policy.rights import ISSUER, MAX_ADMINISTRATORS, RESOURCE, RIGHTS, SUBJECT, WORD
 from strongroom.cas.policy.schema_forms import NOT_EMPTY, Schema, array, integer, some, string, table, text, whole
 from strongroom.cas.policy.schema_reference import reference_schema
@@ -164,6 +165,9 @@ def _program() -> Schema:
                 "additionalProperties": string(_TEMPLATE),
             },
             "image": text(FINGERPRINT.pattern, "The container image that is its root."),
+            "tools": array(
+                string(TOOL.pattern), "The system's programs that it may start; without it, any.", uniqueItems=True
+            ),
         },
         required=(),
     ) | {"anyOf": [{"required": ["command"]}, {"required": ["image"]}]}
@@ -277,9 +281,23 @@ def _mesh() -> Schema:
         {
             "peers": array(string(POLICY_NAME.pattern), "Policies whose enclaves are peers.") | {"uniqueItems": True},
             "publish": array(published, "Services for outsiders."),
+            "pinned": array(_pinned(), "What peers are held to."),
+            "tasks": array(string(TASK.pattern), "Of each replica, its kind of task, for TensorFlow."),
         },
         required=(),
     )
+
+
+def _pinned() -> Schema:
+    ports = array(integer(1, MAX_PORT), "The only ports here that it may connect to.") | {"uniqueItems": True}
+    measurements = array(string(MEASUREMENT.pattern), "The only measurements of its enclaves.") | {"uniqueItems": True}
+    held = table(
+        "What a peer is held to.",
+        {"policy": text(POLICY_NAME.pattern, "Whose enclaves."), "measurements": measurements, "ports": ports},
+        required=("policy",),
+    )
+    some_of = [{"required": [name], "properties": {name: {"minItems": 1}}} for name in ("measurements", "ports")]
+    return held | {"anyOf": some_of}
 
 
 def _egress() -> Schema:

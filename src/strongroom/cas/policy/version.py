@@ -243,6 +243,7 @@ def _policy(top: Table, text: str, *, draft: bool) -> Policy:
     _check_path_vaults(top, policy)
     _check_templates(top, policy)
     _check_replicas(top, policy)
+    _check_mesh(top, policy)
     _check_imports(top, policy)
     _check_resources(top, policy)
     check_egress(top, policy.egress)
@@ -360,6 +361,26 @@ def _check_replicas(top: Table, policy: Policy) -> None:
             top.refuse(
                 f"{kind}.writers: got {highest}, wanted numbers below policy.instances, {policy.instances}", *where
             )
+
+
+def _check_mesh(top: Table, policy: Policy) -> None:
+    """What is said of peers is of peers, and tasks are of all replicas."""
+    mesh = policy.mesh
+    if mesh is None:
+        return
+    for place, pin in enumerate(mesh.pinned):
+        if pin.policy and pin.policy not in (policy.name, *mesh.peers):
+            top.refuse(
+                f"mesh.pinned.policy: {pin.policy[:80]!r} is no peer",
+                *("mesh", "pinned", place, "policy"),
+                hint="name it in mesh.peers, too",
+            )
+    if mesh.tasks and len(mesh.tasks) != policy.instances:
+        top.refuse(
+            f"mesh.tasks: {len(mesh.tasks)} of them, and policy.instances is {policy.instances or 'not there'}; wanted "
+            "one for each replica",
+            *("mesh", "tasks"),
+        )
 
 
 def _check_imports(top: Table, policy: Policy) -> None:

@@ -52,6 +52,7 @@ from strongroom.cas.api.guard import guarded, no_such
 from strongroom.cas.api.leases import LeasesApi
 from strongroom.cas.api.log import LogApi, hold
 from strongroom.cas.api.login import LoginApi
+from strongroom.cas.api.mesh import MeshApi
 from strongroom.cas.api.metering import metered, watch
 from strongroom.cas.api.namespaces import NamespacesApi
 from strongroom.cas.api.openapi import Document, OpenApi
@@ -128,6 +129,7 @@ def _open_api(context: Context) -> OpenApi:
         *NamespacesApi(context).endpoints(),
         *PoliciesApi(context).endpoints(),
         *LeasesApi(context).endpoints(),
+        *MeshApi(context).endpoints(),
         *AnchorsApi(context).endpoints(),
         *GrantsApi(context).endpoints(),
         *DepositsApi(context).endpoints(),

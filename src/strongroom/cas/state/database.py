@@ -21,7 +21,8 @@ from typing import Any, Protocol
 from strongroom.cas.files import RESTORE
 from strongroom.errors import DatabaseError, IntegrityError, UsageError
 
-VERSION = 4
+VERSION = 5
+OLDER = (3, 4)  # which lack some of the tables
 MAGIC = 0x53724361  # "SrCa"
 OTHER_VERSION = "it was made by another version of strongroom; move the CAS's directory away to start anew"
 
@@ -142,7 +143,7 @@ class Sqlite:
                 self.gone,
                 hint=f"{RESTORE}; or move the CAS's directory away to start another CAS, with another root",
             )
-        if not empty and (magic != MAGIC or version not in (3, VERSION)):
+        if not empty and (magic != MAGIC or version not in (*OLDER, VERSION)):
             raise IntegrityError(
                 f"{self.name}: got version {version} of application {magic:#x}, wanted {VERSION} of {MAGIC:#x}",
                 hint=OTHER_VERSION,

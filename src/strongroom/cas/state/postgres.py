@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from strongroom.cas.files import RESTORE
-from strongroom.cas.state.database import APPEND, MAGIC, OTHER_VERSION, VERSION, Record, Table, Value
+from strongroom.cas.state.database import APPEND, MAGIC, OLDER, OTHER_VERSION, VERSION, Record, Table, Value
 from strongroom.errors import DatabaseError, IntegrityError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -159,17 +159,24 @@ class Postgres:
         self._once("SELECT pg_advisory_xact_lock(?)", (MAGIC,))
         if self._once(_PRESENT)[0][0]:
             (version,) = self._once("SELECT version FROM strongroom")[0]
-            if version != VERSION:
+            if version not in (*OLDER, VERSION):
                 raise IntegrityError(f"{self.name}: got version {version}, wanted {VERSION}", hint=OTHER_VERSION)
+            if version != VERSION:
+                self._make(tables)
+                self._once("UPDATE strongroom SET version = ?", (VERSION,))
             return False
         if not new:
             raise IntegrityError(self.gone, hint=f"{RESTORE}; or start another CAS in another directory")
-        for table in tables:
-            columns = ", ".join(f"{name} {_TYPES[kind]} NOT NULL" for name, kind in table.columns.items())
-            self._once(f"CREATE TABLE {table.name} ({columns}, PRIMARY KEY ({', '.join(table.key)}))")
+        self._make(tables)
         self._once("CREATE TABLE strongroom (version BIGINT NOT NULL)")
         self._once("INSERT INTO strongroom VALUES (?)", (VERSION,))
         return True
+
+    def _make(self, tables: Sequence[Table]) -> None:
+        """Those that are not there yet."""
+        for table in tables:
+            columns = ", ".join(f"{name} {_TYPES[kind]} NOT NULL" for name, kind in table.columns.items())
+            self._once(f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}, PRIMARY KEY ({', '.join(table.key)}))")
 
     def settle(self) -> None:
         pass

@@ -32,6 +32,7 @@ KEYS: Mapping[str, tuple[str, str]] = {
     "fences": ("policy", "vault"),
     "revocations": ("policy", "what"),
     "grants": ("policy", "importer"),
+    "mesh": ("policy", "what"),
     "settings": ("what", "part"),
 }
 """The tables, and the columns of their primary keys. An entry here is all that a new table needs."""

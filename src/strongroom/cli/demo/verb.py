@@ -23,6 +23,7 @@ from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.demo.mirror import killed_training
 from strongroom.cli.demo.mpc import Answers, shared_prediction
+from strongroom.cli.demo.parts import served_in_parts
 from strongroom.cli.digits import Digits, load_digits
 from strongroom.cli.examples import example
 from strongroom.cli.run.verb import boot_config
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         show.note(line)
     work = args.keep or Path(tempfile.mkdtemp(prefix="strongroom-demo-"))
     try:
-        accuracy, shares = _Story(show, work, digits, isolation, mnist=args.data is not None).tell()
+        accuracy, parts, shares = _Story(show, work, digits, isolation, mnist=args.data is not None).tell()
     finally:
         if args.keep is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -80,7 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         total = round(sum(act.seconds for act in show.acts), 2)
         output.result(
-            {"acts": [a.to_wire() for a in show.acts], "accuracy": accuracy, "shares": shares, "seconds": total}
+            {
+                "acts": [a.to_wire() for a in show.acts],
+                "accuracy": accuracy,
+                "parts": parts,
+                "shares": shares,
+                "seconds": total,
+            }
         )
     return 0
 
@@ -99,17 +106,18 @@ class _Story:
         # One thread: for images of 8 x 8 a second one waits more than it works.
         self.program = Program(tuple(command), (_SCRIPT,), {} if mnist else {"OMP_NUM_THREADS": "1"})
 
-    def tell(self) -> tuple[dict[str, float], dict[str, Any]]:
-        """All acts; the accuracy of the served and of the plain model, and what was seen of the one on shares."""
+    def tell(self) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
+        """All acts; accuracy of the served and of the plain model, what was seen of that in parts, and on shares."""
         with self.home.cas() as address:
             self._trust(address)
             self._seal()
             self._train(address)
             killed_training(self.show, "d", self.work)
             accuracy, answers = self._serve(address)
-            shares = shared_prediction(self.show, "f", self.work, self.digits, self.out, answers)
+            parts = served_in_parts(self.show, "f", self.work, self.digits, self.home, address)
+            shares = shared_prediction(self.show, "g", self.work, self.digits, self.out, answers)
             self._tamper()
-        return accuracy, shares
+        return accuracy, parts, shares
 
     def _trust(self, address: CasAddress) -> None:
         with self.show.act("a", "a configuration and attestation service starts, and gets a policy") as act:
@@ -273,7 +281,7 @@ class _Story:
             return Answers(np.concatenate(answers), asked - begun, time.perf_counter() - asked)
 
     def _tamper(self) -> None:
-        with self.show.act("g", "one bit of the sealed data is flipped") as act:
+        with self.show.act("h", "one bit of the sealed data is flipped") as act:
             largest = _largest(self.data.path)
             place = largest.stat().st_size // 2
             _flip(largest, place)

@@ -20,11 +20,13 @@ from strongroom.cas.policy.version import parse_reference
 from strongroom.channel import TlsStream
 from strongroom.cli import output
 from strongroom.cli.mpc.lifeline import die_with
+from strongroom.cli.remembered import compiled_code, compiling_boot, known_digests
 from strongroom.cli.run.verb import program_of
 from strongroom.cli.workspace import Home
 from strongroom.enclave.config import DEALER_ENTRY, BootConfig
 from strongroom.enclave.dealer_evidence import appraise_dealer
 from strongroom.enclave.launch import Isolation, launch
+from strongroom.enclave.measure import measure
 from strongroom.errors import ChannelError, PolicyError, StrongroomError
 from strongroom.mpc.peer import NAMES
 
@@ -130,12 +132,18 @@ def run_dealer(args: argparse.Namespace, words: Sequence[str]) -> int:
     output.note(output.SIMULATED_BANNER)
     for line in isolation.notes[:1] if isolation.sandbox == "process" else ():
         output.note(line)
-    vendor = Home.open().vendor()
+    home = Home.open()
+    vendor = home.vendor()
+    with known_digests(home), compiling_boot(home, config) as keep:
+        measured = measure(config, files)
+        keep(measured)
     enclave = launch(
         config,
         files,
         cas=None,
         vendor=vendor,
+        platform=measured.platform,
+        compiled=compiled_code(home),
         vaults={},
         dials=dealer_dials(sockets=args.sockets, peers=args.peers, wait=args.wait or _WAIT),
         knobs={"threads": args.threads, "seconds": settings.seconds},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.client.verification import verify_cas
+from strongroom.cas.policy.network import wanted
 from strongroom.cas.policy.version import Policy, Program, SealedRule, VaultRule, parse_policy
 from strongroom.cli import output
 from strongroom.cli.cas import address as cas_address
@@ -29,7 +31,9 @@ from strongroom.cli.remembered import (
 )
 from strongroom.cli.run import evidence as run_evidence
 from strongroom.cli.run import words as run_words
+from strongroom.cli.run.events import describe_event
 from strongroom.cli.run.failed import name_vaults, tell_left_out
+from strongroom.cli.run.replicas import Replicas, check_count, listener_of, numbered
 from strongroom.cli.run.vaults import made_vaults, pairs
 from strongroom.cli.run.words import LOG, MIRROR
 from strongroom.cli.workspace import (
@@ -42,13 +46,16 @@ from strongroom.cli.workspace import (
     take_back,
     write_policy,
 )
-from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, FileMount, VaultMount
+from strongroom.enclave.config import PROGRAM_ENTRY, SANDBOX, SERVICE_ENTRY, BootConfig, FileMount, VaultMount
 from strongroom.enclave.enforce import check_enforceable
 from strongroom.enclave.image import Unpacked, with_image
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.machine.kind import Machine
-from strongroom.enclave.measure import Part, measure, program_files, python_files
+from strongroom.enclave.measure import KNOWN, Part, measure, program_files, python_files
 from strongroom.errors import MeasurementError, StrongroomError, UsageError
+
+_ELASTIC_LEASE = 30  # seconds after which whoever was killed may be replaced
+_SLOW = 5.0  # seconds from the command to the program, after which a person is told that it has started
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.began = time.monotonic()
     isolation = Isolation.here()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if bool(command or (args.image and not args.policy)) == bool(args.policy):
@@ -101,6 +109,8 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
     check_launchable(policy)
     machine = run_evidence.machine_of(args, policy.reference)
     _warn_of_readers(policy, args.replica)
+    if args.replicas:
+        check_count(policy, args.replicas, args.replica or 0)
     files = program_files(args.policy.parent, policy.program.files)
     image = image_of(args, home, digest=policy.program.image)
     vaults = {name: Path(place) for name, place in pairs(args.vault, "--vault")}
@@ -146,7 +156,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     image = image_of(args, home)
     command, files = program_of(command, args.include, image)
     digest = image.image.digest if image is not None else ""
-    program = Program.literal(command, sorted(files), dict(pairs(args.env, "--env")), digest)
+    program = Program.literal(command, sorted(files), dict(pairs(args.env, "--env")), digest, args.tool or None)
     sealed, rules = run_words.vaults(args)
     # What a policy would refuse is refused before anything is made.
     _draft(program, rules)
@@ -176,7 +186,7 @@ def _run_approved(
     reference = cas_reference.document_of(args)
     with _cas_of(args, home) as address, home.owner_client(address, owner) as client:
         config = boot_config(name, address, program, rules, quiet=args.quiet, image=image, cas_reference=reference)
-        load_digests(home)
+        _load_digests(home)
         with nullcontext() if machine else compiling_boot(home, config) as keep:
             measured = measure(config, files, image=image.measured() if image is not None else None)
             if keep is not None:
@@ -192,6 +202,9 @@ def _run_approved(
             program=program,
             vaults=rules,
             accepts=run_evidence.accepted(machine),
+            replicas=args.replicas,
+            tasks=run_words.tasks(args),
+            lease=_ELASTIC_LEASE if args.elastic else None,
         )
         keep_vaults()  # from here on the CAS knows them
         entrust(client, policy, sealed, restore=restored_here(client, policy))
@@ -228,16 +241,19 @@ def _launch(
     imported: list[str] = []
     accepted = False
 
-    def on_event(name: str, detail: dict[str, Any]) -> None:
+    def on_event(name: str, detail: Mapping[str, Any]) -> None:
         nonlocal accepted
         accepted |= name == "attested"
+        if name == "running" and time.monotonic() - args.began > _SLOW:
+            output.note(f"the program has started, after {time.monotonic() - args.began:.0f} seconds")
         if name == "imported":
             imported.extend(map(str, detail["sources"]))
             return
-        events.append(detail)
+        events.append(dict(detail))
         line = describe_event(name, detail)
         if line:
-            output.note(line)
+            which = f"[{detail['replica']}] " if "replica" in detail else ""
+            output.note(f"{which}{line}")
 
     reference = cas_reference.document_of(args)
     config = boot_config(
@@ -254,29 +270,56 @@ def _launch(
     for path in config.host:
         output.warn(f"{path} is {hosts.get(path, 'not given')}, unprotected: the host reads and changes what is there")
     if platform is None:
-        load_digests(home)
-    enclave = launch(
-        config,
-        files,
-        cas=address,
-        vendor=None if machine else home.vendor(),
-        machine=machine,
-        vaults=vaults,
-        every=args.every or "auto",
-        replica=args.replica,
-        platform=platform,
-        hosts=hosts,
-        limits=run_words.limits(args),
-        image=image,
-        compiled=None if machine else compiled_code(home),
-        debug=args.debug_enclave,
-        on_event=on_event,
-        stdout=sys.stderr.fileno() if args.json else None,
+        _load_digests(home)
+    if platform is None and machine is None:
+        with compiling_boot(home, config) as keep:
+            measured = measure(config, files, image=image.measured() if image is not None else None)
+            keep(measured)
+        platform = measured.platform
+    numbers = range(args.replica or 0, (args.replica or 0) + args.replicas) if args.replicas else [args.replica]
+    several = bool(args.replicas)
+
+    def start(number: int | None, stdout: int | None, stderr: int | None) -> Enclave:
+        listener, endpoint = (None, "") if policy.mesh is None else listener_of(args.mesh_address, address)
+        try:
+            return launch(
+                config,
+                files,
+                cas=address,
+                vendor=None if machine else home.vendor(),
+                machine=machine,
+                vaults=vaults,
+                listener=listener,
+                endpoint=endpoint,
+                knobs={"wait": not args.no_wait},
+                every=args.every or "auto",
+                replica=number,
+                platform=platform,
+                hosts=hosts,
+                limits=run_words.limits(args),
+                image=image,
+                compiled=None if machine else compiled_code(home),
+                debug=args.debug_enclave,
+                on_event=numbered(on_event, number if several else None),
+                stdout=stdout,
+                stderr=stderr,
+            )
+        except BaseException:
+            if listener is not None:
+                listener.close()
+            raise
+
+    shown = sys.stderr.fileno() if args.json else None
+    enclaves = (
+        Replicas([number for number in numbers if number is not None], start, elastic=args.elastic, shown=shown)
+        if several
+        else start(args.replica, shown, None)
     )
+    enclave = enclaves.first if isinstance(enclaves, Replicas) else enclaves
     save_digests(home)
-    _pass_signals_on(enclave)
+    _pass_signals_on(enclaves)
     try:
-        status = enclave.wait()
+        status = enclaves.wait()
     except StrongroomError as error:
         name_vaults(error, vaults)
         mirror = next((SealedVault.at(vaults[rule.name]) for rule in policy.vaults if rule.access == "mirror"), None)
@@ -294,44 +337,10 @@ def _launch(
     return status
 
 
-def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
-    """An enclave's report in words; None for those that say nothing new to a person."""
-    match name:
-        case "attested":
-            given = [f"the keys of: {', '.join(detail['vaults'])}"] if detail["vaults"] else []
-            given += [f"the secrets: {', '.join(detail['secrets'])}"] if detail.get("secrets") else []
-            return f"attested; the CAS released {' and '.join(given) or 'nothing, which is what its policy names'}"
-        case "vault":
-            return f"vault {detail['vault']} at {detail['mount']}: {detail['how']}"
-        case "sealed":
-            count = detail.get("count", len(detail["files"]))  # of many files the report names the first
-            return f"vault {detail['vault']}: sealed {count} file{'s' * (count != 1)}"
-        case "mirror":
-            return _describe_mirror(detail)
-        case "notice":
-            return str(detail["text"])
-    return None
-
-
-def _describe_mirror(detail: Mapping[str, Any]) -> str | None:
-    match detail["what"]:
-        case "begins":
-            return "mirror: begins"
-        case "resumes" if "since" in detail:
-            return f"mirror: repeats the steps from {detail['since']} to {detail['step']}"
-        case "resumes":
-            return f"mirror: resumes from step {detail['step']} (not proved)"
-        case "resumed" if "since" in detail:
-            apart = f"; these differ, as times do: {', '.join(detail['apart'])}" if detail["apart"] else ""
-            return f"mirror: resumes from step {detail['step']} (proved on the steps since {detail['since']}{apart})"
-        case "left-out":
-            return f"mirror: nothing is committed: {detail['why']}"
-        case "not-captured":
-            return f"mirror: not captured: {detail['names']}"
-        case "ended":
-            count = detail["commits"]
-            return f"mirror: {count} commit{'s' * (count != 1)}, the newest of step {detail['step']}"
-    return None
+def _load_digests(home: Home) -> None:
+    load_digests(home)
+    if KNOWN.empty:
+        output.note("every file of the environment is read to measure it; the next runs are quick about that")
 
 
 def boot_config(
@@ -361,6 +370,8 @@ def boot_config(
         raise UsageError(f"image: {program.image or 'none'} is the program's root, and not what was given")
     if program.image and role != "program":
         raise UsageError(f"program.image: is the root of a program, and the policy's role is {role}")
+    if program.tools is not None and role != "program":
+        raise UsageError(f"program.tools: are started by a program, and the policy's role is {role}")
     paths = policy.paths if policy else ()
     mounts = {rule.vault: rule.path for rule in paths if rule.vault}
     config = BootConfig(
@@ -379,6 +390,7 @@ def boot_config(
         host=tuple(rule.path for rule in paths if rule.rule == "host"),
         log=LOG if any((r.name, r.mount) == (LOG, "") for r in rules) else "",
         quiet=quiet,
+        tools=program.tools,
         isolation=Isolation.here().measured,
     )
     return with_image(config, image.image) if image is not None else config
@@ -396,9 +408,17 @@ def _warn_of_readers(policy: Policy, replica: int | None) -> None:
 
 def check_launchable(policy: Policy) -> None:
     """Raises EnclaveError if the policy says something that this launcher cannot enforce."""
-    wanted = [name for name, value in (("mesh", policy.mesh), ("egress", policy.egress)) if value]
     mounts = [rule.mount for rule in policy.vaults if rule.mount]
-    check_enforceable(((rule.path, rule.rule, rule.vault) for rule in policy.paths), wanted, mounts=mounts)
+    check_enforceable(
+        ((rule.path, rule.rule, rule.vault) for rule in policy.paths),
+        wanted(policy.mesh, policy.egress),
+        mounts=mounts,
+        able=_able(policy),
+    )
+
+
+def _able(policy: Policy) -> tuple[str, ...]:
+    return ("mesh",) if policy.role == "program" and Isolation.here().measured == SANDBOX else ()
 
 
 def program_of(
@@ -451,7 +471,7 @@ def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:
     parse_policy(text)
 
 
-def _pass_signals_on(enclave: Enclave) -> None:
+def _pass_signals_on(enclave: Enclave | Replicas) -> None:
     def pass_on(number: int, frame: FrameType | None) -> None:
         enclave.signal(number)
 

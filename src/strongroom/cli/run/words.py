@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from strongroom.cas.policy.network import TASK, TASKS
+from strongroom.cas.policy.places import MAX_INSTANCES
 from strongroom.cas.policy.version import VaultRule
 from strongroom.cli.run.vaults import vaults_of
 from strongroom.cli.workspace import SealedVault, policy_name
@@ -40,6 +42,13 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--include", action="append", default=[], metavar="PATH", help="a file of the program, or all below a directory"
     )
+    parser.add_argument(
+        "--tool",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a program of the system that the program starts: measured with it, and no other can be started then",
+    )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="measured, so not for secrets")
     parser.add_argument("--log", type=Path, metavar="VAULT", help="seal what the program prints into a vault, too")
     parser.add_argument("--quiet", action="store_true", help="with --log: print none of it here")
@@ -65,6 +74,33 @@ def add_unmeasured(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replica", type=int, metavar="N", help="with --policy: which one of its instances this is, from 0 on"
     )
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="start N replicas here, each an enclave with an address of its own in the mesh; the output of each begins "
+        "with its number. With --policy: from --replica on, which is 0 then",
+    )
+    parser.add_argument(
+        "--tasks",
+        metavar="KIND=N,...",
+        help="with --replicas: what TF_CONFIG says of them, in this order: chief=1,worker=2,ps=1 (default: worker all)",
+    )
+    parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="with --replicas: when one fails, the others go on, and it is launched again",
+    )
+    parser.add_argument(
+        "--mesh-address",
+        metavar="ADDRESS[:PORT]",
+        help="where peers reach this enclave (default: this machine's address as the CAS sees it, any port)",
+    )
+    parser.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="fail if there is no room for results, instead of waiting until there is",
+    )
     parser.add_argument("--memory", metavar="SIZE", help="at most so much memory: 512M, 4G (default: all there is)")
     parser.add_argument("--cpus", metavar="N", help="at most so many processors' worth of time: 2, 0.5 (default: all)")
 
@@ -73,6 +109,23 @@ def check(args: argparse.Namespace, command: list[str]) -> None:
     """Raises UsageError where words do not go together."""
     if args.replica is not None and (args.replica < 0 or not args.policy):
         raise UsageError("--replica: numbers the instances of a policy, from 0 on: give --policy FILE")
+    if args.replicas is not None and not 0 < args.replicas <= MAX_INSTANCES:
+        raise UsageError(f"--replicas: got {args.replicas}, wanted 1 to {MAX_INSTANCES:,}")
+    if args.tasks is not None and args.policy:
+        raise UsageError("--tasks: the policy says that", hint="tasks in its table [mesh]")
+    if args.tasks is not None and args.replicas is None:
+        raise UsageError("--tasks: is for several replicas", hint="--replicas N")
+    tasks(args)
+    if args.elastic and args.replicas is None:
+        raise UsageError("--elastic: is for several replicas", hint="--replicas N")
+    if args.mesh_address and ":" in args.mesh_address and (args.replicas or 1) > 1:
+        raise UsageError("--mesh-address: one port does not do for several replicas", hint="give the address alone")
+    if args.replicas and args.mirror:
+        raise UsageError(
+            "--mirror: is one program's", hint="write a policy, and commit in the program (docs/how-to/mirror.md)"
+        )
+    if args.replicas and args.log:
+        raise UsageError("--log: seals one program's output", hint="leave it out, or --replicas")
     if args.host_path and not args.policy:
         raise UsageError(
             "--host-path: a policy of your own has to say so", hint='rule = "host" in it, and --policy FILE'
@@ -85,12 +138,31 @@ def check(args: argparse.Namespace, command: list[str]) -> None:
         raise UsageError("--mirror: the policy says that", hint='access = "mirror" in it, and --vault NAME=DIR here')
     _check_every(args)
     limits(args)
+    if args.tool and args.policy:
+        raise UsageError("--tool: a policy of your own says that", hint="tools = [...] in its table [program]")
+    if args.tool and args.image:
+        raise UsageError("--tool: an image is measured as a whole, with its programs", hint="leave it out")
     if args.mirror and args.image:
         raise UsageError(
             "--mirror: an image has no Strongroom in it, which a mirror takes", hint="run it without --image"
         )
     if args.mirror:
         check_command(command)
+
+
+def tasks(args: argparse.Namespace) -> tuple[str, ...]:
+    """The kinds of tasks of `--tasks`, one for each replica. Raises UsageError."""
+    if args.tasks is None:
+        return ()
+    found: list[str] = []
+    for word in args.tasks.split(","):
+        kind, _, count = word.partition("=")
+        if not TASK.fullmatch(kind) or not (count.isascii() and count.isdigit() and int(count[:6]) <= MAX_INSTANCES):
+            raise UsageError(f"--tasks: got {word[:40]!r}, wanted {TASKS}, each with a number: chief=1,worker=2,ps=1")
+        found += [kind] * int(count)
+    if len(found) != args.replicas:
+        raise UsageError(f"--tasks: {len(found)} of them, and --replicas is {args.replicas}")
+    return tuple(found)
 
 
 def limits(args: argparse.Namespace) -> Limits:

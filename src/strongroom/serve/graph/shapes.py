@@ -67,9 +67,11 @@ def session(model: bytes, *, optimised: int, path: str | None = None, without: S
     except MemoryError:
         raise
     except Exception as error:
+        hint = "onnx.checker.check_model says more; a model of a newer opset needs a newer onnxruntime"
+        if "not a registered" in str(error):
+            hint = "it has no such operator: export the model with those of ONNX alone"
         raise ModelFormatError(
-            f"model: ONNX Runtime {runtime.__version__} cannot load it: {reason(error)}",
-            hint="onnx.checker.check_model says more; a model of a newer opset needs a newer onnxruntime",
+            f"model: ONNX Runtime {runtime.__version__} cannot load it: {reason(error)}", hint=hint
         ) from None
 
 

@@ -5,15 +5,15 @@ Read in this order:
 - `document`: what the pipeline is; every part of it is measured with it.
 - `cut`: makes the document and the parts' models of a model and a plan, at the owner's.
 - `frames`: tensors in frames of declared sizes.
-- `link`: the front door's end of a connection to a part: several requests under way, and what is not answered is sent
-  again on the next one.
+- `link`: the front door's connections to a part: several requests under way, and what is not answered is sent again on
+  the next one. `patience` is how long it waits for an answer, `place` where a part on another machine is.
 - `part`: the other end, in an enclave of its own.
 - `model`: the pipeline as the front door serves it. `batch` has requests of few rows run together, `tick` has frames
   leave at fixed moments.
 
 Rules:
 
-- The front door is in the middle: each part has one link, to it. What skips a part never enters it.
+- The front door is in the middle: each enclave of a part has one link, to it. What skips a part never enters it.
 - A link is mutual TLS 1.3 between enclaves whose certificates the CAS issued, each for its own policy; the part then
   says which pipeline it is of, and which part. The host carries bytes: what it changes, drops, repeats or reorders ends
   the link.

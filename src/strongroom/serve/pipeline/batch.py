@@ -74,23 +74,32 @@ class Batches:
         self._pool.shutdown()
 
     def _collect(self) -> None:
-        first = self._asked.get()
-        while first is not None:
-            self._room.acquire()  # while all parts are busy, who comes may come along
-            batch, rows, ends = [first], first.rows, time.monotonic() + self._delay
-            following: list[_Asked | None] = []
-            while rows < self._rows and not following:
-                try:
-                    asked = self._asked.get(timeout=max(0.0, ends - time.monotonic()))
-                except queue.Empty:
-                    break
-                if asked is None or rows + asked.rows > self._rows or not first.like(asked):
-                    following.append(asked)
-                else:
-                    batch.append(asked)
-                    rows += asked.rows
-            self._pool.submit(self._answer, batch)
-            first = following[0] if following else self._asked.get()
+        following: list[_Asked | None] = []
+        while True:
+            # Not in this frame, which would hold what was asked while it waits for more.
+            following = self._collect_one(following)
+            if following == [None]:
+                return
+
+    def _collect_one(self, following: list[_Asked | None]) -> list[_Asked | None]:
+        """Collect a batch and have it run; the request that came and is in no batch yet, or None for the end."""
+        first = following.pop() if following else self._asked.get()
+        if first is None:
+            return [None]
+        self._room.acquire()  # while all parts are busy, who comes may come along
+        batch, rows, ends = [first], first.rows, time.monotonic() + self._delay
+        while rows < self._rows and not following:
+            try:
+                asked = self._asked.get(timeout=max(0.0, ends - time.monotonic()))
+            except queue.Empty:
+                break
+            if asked is None or rows + asked.rows > self._rows or not first.like(asked):
+                following.append(asked)
+            else:
+                batch.append(asked)
+                rows += asked.rows
+        self._pool.submit(self._answer, batch)
+        return following
 
     def _answer(self, batch: list[_Asked]) -> None:
         try:

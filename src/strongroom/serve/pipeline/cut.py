@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from strongroom.crypto import digest
 from strongroom.errors import FormatError, UsageError
 from strongroom.serve.graph import Chain, Tensor, load, optimise, stage_model, units
-from strongroom.serve.pipeline.document import MAX_BATCH, MAX_PARTS, Part, Pipeline
+from strongroom.serve.pipeline.document import MAX_BATCH, MAX_PARTS, MAX_REPLICAS, Part, Pipeline
 from strongroom.serve.pipeline.frames import size_of
 from strongroom.serve.plan import Plan
 from strongroom.serve.plan.make import split_as
@@ -49,7 +49,8 @@ class Pieces:
         for stage, model, policy in zip(self.plan.stages, self.models, policies, strict=True):
             takes, gives = (each(stage.first, stage.last) for each in (chain.inputs, chain.outputs))
             taken, given = (tuple(each.name for each in tensors) for tensors in (takes, gives))
-            parts.append(Part(policy, digest(model).hex(), taken, given, frame(takes), frame(gives)))
+            frames = frame(takes), frame(gives)
+            parts.append(Part(policy, digest(model).hex(), taken, given, *frames, stage.replicas))
         inputs, outputs = (tuple(map(_info, chain.frontier(cut))) for cut in (0, last))
         batch = self.plan.batch
         if batch > 1 and any(each.shape[:1] != (-1,) for each in (*inputs, *outputs)):
@@ -87,6 +88,8 @@ def cut(model: bytes, plan: Plan, *, external: Callable[[str], bytes] | None = N
         )
     if len(plan.stages) > MAX_PARTS:
         raise UsageError(f"plan: has {len(plan.stages)} stages, wanted at most {MAX_PARTS}")
+    if max(each.replicas for each in plan.stages) > MAX_REPLICAS:
+        raise UsageError(f"plan: has more than {MAX_REPLICAS} replicas of a stage")
     if not all(each.ranked for each in chain.frontier(0)):
         raise FormatError("model: does not say how many sizes its inputs have, wanted a number of them")
     models = tuple(stage_model(chain, each.first, each.last).SerializeToString() for each in plan.stages)

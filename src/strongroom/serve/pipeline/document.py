@@ -23,6 +23,7 @@ VERSION: Final = 1
 FRAME_UNIT: Final = 4096
 MAX_FRAME: Final = 1 << 30
 MAX_PARTS: Final = 64
+MAX_REPLICAS: Final = 64
 MAX_BATCH: Final = 1024
 MAX_MICROSECONDS: Final = 10_000_000
 _MAX_DOCUMENT: Final = 1 << 18
@@ -38,6 +39,7 @@ class Part:
         digest: SHA-256 of its model's bytes, in hexadecimal digits.
         takes, gives: its tensors, in the order in which frames carry them.
         asks, answers: bytes that a frame to it, and one of it, is a multiple of.
+        replicas: how many enclaves work at it at the same time.
     """
 
     policy: str
@@ -46,6 +48,7 @@ class Part:
     gives: tuple[str, ...]
     asks: int
     answers: int
+    replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Pipeline:
                     "gives": list(part.gives),
                     "asks": part.asks,
                     "answers": part.answers,
+                    "replicas": part.replicas,
                 }
                 for part in self.parts
             ],
@@ -142,7 +146,7 @@ class Pipeline:
 _FIELDS: Final = (
     "format", "version", "name", "model", "plan", "front", "inputs", "outputs", "parts", "batch", "delay", "tick",
 )  # fmt: skip
-_PART: Final = ("policy", "digest", "takes", "gives", "asks", "answers")
+_PART: Final = ("policy", "digest", "takes", "gives", "asks", "answers", "replicas")
 
 
 def _part(wire: object) -> Part:
@@ -154,6 +158,7 @@ def _part(wire: object) -> Part:
         _tensor_names(value["gives"], "gives"),
         _number(value["asks"], "asks", FRAME_UNIT, MAX_FRAME),
         _number(value["answers"], "answers", FRAME_UNIT, MAX_FRAME),
+        _number(value["replicas"], "replicas", 1, MAX_REPLICAS),
     )
 
 

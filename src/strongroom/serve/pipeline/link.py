@@ -1,7 +1,11 @@
-"""The front door's end of the connection to one part.
+"""The front door's connections to one part: one for each enclave that works at it at the same time.
 
-- Several requests are under way at once: a window of them is sent, the others wait here.
-- A link that ends, however it does, is made again, and what was sent and not answered is sent again, in its order.
+- Several requests are under way on each connection: a window of them is sent, the others wait here, for whichever
+  connection has room first.
+- A connection that ends, however it does, is made again, and what was sent over it and not answered is sent again, over
+  the next that has room, before what waits.
+- One that is silent for much longer than any answer took is ended: whatever is the matter there, another enclave of the
+  part may answer.
 - An answer to a number that nobody waits for any more is dropped.
 - A part that is another than the document says gets no request.
 """
@@ -9,6 +13,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -27,12 +32,14 @@ from strongroom.serve.pipeline.frames import (
     receive,
     tensors_frame,
 )
+from strongroom.serve.pipeline.patience import Patience
 from strongroom.serve.pipeline.tick import Tick
 from strongroom.serve.tensors import Array
 
 WINDOW = 2
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _IDLE_SECONDS = 0.5  # between two looks whether a part that has nothing to do is still there
+_CLOSE_SECONDS = 1.0  # for which one that is just being made is waited for
 Dial = Callable[[], Channel]
 """Gives a channel to an enclave under the part's policy; raises StrongroomError if there is none just now."""
 
@@ -45,14 +52,15 @@ class _Job:
 
 
 class Link:
-    """Takes requests from any thread; its connection belongs to a thread of its own.
+    """Takes requests from any thread; each of its connections belongs to a thread of its own.
 
     Args:
         pipeline, number: the part at the other end, counted from 1.
-        dial: connects to it.
-        tell: is given a line about each link that ended.
-        window: how many requests may be under way.
+        dial: connects to one of its enclaves that has no front door; called from several threads.
+        tell: is given a line about each connection that ended.
+        window: how many requests may be under way on a connection.
         tick: when frames leave; by default as the pipeline has it.
+        clock: seconds that only go forward.
 
     Attributes:
         ended: how many connections have ended.
@@ -68,31 +76,31 @@ class Link:
         tell: Callable[[str], None],
         window: int = WINDOW,
         tick: Tick | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ended = self.dropped = 0
-        self._pipeline, self._number, self._dial, self._tell, self._window = pipeline, number, dial, tell, window
-        self._tick = tick or Tick(pipeline.tick)
-        self._waiting: deque[_Job] = deque()
-        self._sent: OrderedDict[int, _Job] = OrderedDict()
-        self._change = threading.Condition()
-        self._closed, self._up = False, False
-        self._channel: Channel | None = None
-        self._thread = threading.Thread(target=self._run, name=f"part {number}", daemon=True)
-        self._thread.start()
+        self.pipeline, self.number, self.dial, self.tell, self.window = pipeline, number, dial, tell, window
+        self.tick, self.clock = tick or Tick(pipeline.tick), clock
+        self.waiting: deque[_Job] = deque()
+        self.change = threading.Condition()
+        self.closed = False
+        self._connections = [_Connection(self) for _ in range(self.part.replicas)]
+        for each in self._connections:
+            each.start()
 
     @property
     def part(self) -> Part:
-        return self._pipeline.parts[self._number - 1]
+        return self.pipeline.parts[self.number - 1]
 
     @property
     def up(self) -> bool:
-        """Whether the part answers, for all that is known."""
-        return self._up
+        """Whether an enclave of the part answers, for all that is known."""
+        return any(each.up for each in self._connections)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the link is made for the first time, or again; whether it is."""
-        with self._change:
-            return self._change.wait_for(lambda: self._up or self._closed, seconds) and self._up
+        """Wait until there is a connection; whether there is."""
+        with self.change:
+            return self.change.wait_for(lambda: self.up or self.closed, seconds) and self.up
 
     def submit(self, number: int, tensors: Sequence[Array]) -> Future[dict[str, Array]]:
         """Have the part work on a request.
@@ -106,54 +114,77 @@ class Link:
             FormatError: they are too long for a frame.
         """
         job = _Job(number, tensors_frame(number, tensors, self.part.asks))
-        with self._change:
-            if self._closed:
+        with self.change:
+            if self.closed:
                 raise ServeError("service: is stopping")
-            self._waiting.append(job)
-            self._change.notify_all()
+            self.waiting.append(job)
+            self.change.notify_all()
         return job.answer
 
     def close(self) -> None:
         """End it; what is not answered fails."""
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-        if not self._sent:
-            self._thread.join()
+        with self.change:
+            self.closed = True
+            idle = [each for each in self._connections if not each.sent]
+            self.change.notify_all()
+        for each in idle:
+            each.join(_CLOSE_SECONDS)
+        self.fail_all(self.waiting)
 
-    def _run(self) -> None:
-        pause = _FIRST_PAUSE
-        while not self._closed:
+    def fail_all(self, jobs: deque[_Job]) -> None:
+        with self.change:
+            left = list(jobs)
+            jobs.clear()
+        for job in left:
+            if job.answer.set_running_or_notify_cancel():
+                job.answer.set_exception(ServeError("service: is stopping"))
+
+
+class _Connection(threading.Thread):
+    """One of a link's connections, made again whenever it ends."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(name=f"part {link.number}", daemon=True)
+        self.up = False
+        self.sent: OrderedDict[int, _Job] = OrderedDict()
+        self._link = link
+        self._patience = Patience(link.clock)
+
+    def run(self) -> None:
+        link, pause = self._link, _FIRST_PAUSE
+        while not link.closed:
             try:
                 channel = self._connect()
             except Exception as error:  # the host's doing, whatever it is
                 if isinstance(error, PeerIdentityError):
-                    self._tell(f"part {self._number}: refused: {error.message}")
-                with self._change:
-                    self._change.wait_for(lambda: self._closed, pause)
+                    link.tell(f"part {link.number}: refused: {error.message}")
+                with link.change:
+                    link.change.wait_for(lambda: link.closed, pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             pause = _FIRST_PAUSE
             try:
                 self._work(channel)
             except Exception as error:  # else nobody would be answered any more
-                self.ended += 1
+                link.ended += 1
                 why = error.message if isinstance(error, StrongroomError) else type(error).__name__
-                self._tell(f"part {self._number}: its link ended, and is made again: {why}")
+                link.tell(f"part {link.number}: its link ended, and is made again: {why}")
             finally:
                 channel.close()
-                with self._change:
-                    self._up = False
+                with link.change:
+                    self.up = False
                     # What was sent goes first, in its order.
-                    self._waiting.extendleft(reversed(self._sent.values()))
-                    self._sent.clear()
-        self._fail_all()
+                    link.waiting.extendleft(reversed(self.sent.values()))
+                    self.sent.clear()
+                    link.change.notify_all()
+        link.fail_all(link.waiting)
 
     def _connect(self) -> Channel:
-        channel = self._dial()
+        link = self._link
+        channel = link.dial()
         try:
-            hello = receive(channel, self.part.answers)
-            wanted = {"pipeline": self._pipeline.digest, "part": self._number}
+            hello = receive(channel, link.part.answers)
+            wanted = {"pipeline": link.pipeline.digest, "part": link.number}
             if hello.kind != HELLO or read_text(hello) != wanted:
                 raise PeerIdentityError(
                     "it is of another pipeline, or another part of this one",
@@ -162,54 +193,67 @@ class Link:
         except BaseException:
             channel.close()
             raise
-        with self._change:
-            self._up = True
-            self._change.notify_all()
+        with link.change:
+            self.up = True
+            link.change.notify_all()
         return channel
 
     def _work(self, channel: Channel) -> None:
-        """Send and receive until the channel ends, or the link is closed and nothing is under way."""
+        """Send and receive until the channel ends, or the link is closed and nothing is under way.
+
+        Not in this frame, which would hold what was last sent and received while it waits for more.
+        """
         while True:
-            with self._change:
-                while not self._change.wait_for(lambda: self._closed or self._waiting or self._sent, _IDLE_SECONDS):
-                    if channel.hears():  # it was asked nothing
-                        raise ChannelError("it hung up")
-                if self._closed:
-                    return
-                frames = []
-                while self._waiting and len(self._sent) < self._window:
-                    job = self._waiting.popleft()
-                    if job.answer.cancelled():
-                        continue
-                    self._sent[job.number] = job
-                    frames.append(job.frame)
-            for frame in frames:
-                self._tick.wait()
-                channel.queue(frame)
-            if self._sent:
-                self._answered(receive(channel, self.part.answers))
+            self._send(channel)
+            if self._link.closed:
+                return
+            if self.sent:
+                self._answered(self._receive(channel))
+
+    def _send(self, channel: Channel) -> None:
+        for job in self._next(channel):
+            self._link.tick.wait()
+            channel.queue(job.frame)
+
+    def _receive(self, channel: Channel) -> Frame:
+        channel.be_patient(self._patience.seconds)
+        try:
+            return receive(channel, self._link.part.answers)
+        except ChannelError:
+            self._patience.ended()
+            raise
+
+    def _next(self, channel: Channel) -> list[_Job]:
+        """What to send now; waits while there is nothing to do."""
+        link = self._link
+        jobs: list[_Job] = []
+        with link.change:
+            while not link.change.wait_for(lambda: link.closed or link.waiting or self.sent, _IDLE_SECONDS):
+                if channel.hears():  # it was asked nothing
+                    raise ChannelError("it hung up")
+            while not link.closed and link.waiting and len(self.sent) < link.window:
+                job = link.waiting.popleft()
+                if job.answer.cancelled():
+                    continue
+                if not self.sent:
+                    self._patience.asked()
+                self.sent[job.number] = job
+                jobs.append(job)
+        return jobs
 
     def _answered(self, frame: Frame) -> None:
-        with self._change:
-            job = self._sent.pop(frame.number, None)
+        with self._link.change:
+            job = self.sent.pop(frame.number, None)
         if job is None or frame.kind not in (TENSORS, ERROR):
             raise PeerIdentityError(f"it answers to number {frame.number}, which it was not asked")
+        self._patience.answered()
         if not job.answer.set_running_or_notify_cancel():
-            self.dropped += 1
+            self._link.dropped += 1
             return
         try:
             if frame.kind == ERROR:
                 job.answer.set_exception(from_wire(read_text(frame)))
             else:
-                job.answer.set_result(read_tensors(frame, self.part.gives))
+                job.answer.set_result(read_tensors(frame, self._link.part.gives))
         except StrongroomError as error:
             job.answer.set_exception(error)
-
-    def _fail_all(self) -> None:
-        with self._change:
-            jobs = [*self._waiting, *self._sent.values()]
-            self._waiting.clear()
-            self._sent.clear()
-        for job in jobs:
-            if job.answer.set_running_or_notify_cancel():
-                job.answer.set_exception(ServeError("service: is stopping"))

@@ -19,12 +19,20 @@ DEADLINE_SECONDS = 60.0
 _MOST_AT_ONCE = 256  # each takes a thread
 
 
+def at_once(pipeline: Pipeline) -> int:
+    """How many calls of `infer` are worth making at once."""
+    return min(_MOST_AT_ONCE, (_under_way(pipeline) + 1) * pipeline.batch)
+
+
+def _under_way(pipeline: Pipeline) -> int:
+    return WINDOW * sum(part.replicas for part in pipeline.parts)
+
+
 class PipelineModel:
     """A model in parts. `infer` may be called from several threads at once, and each is a request under way.
 
     Attributes:
         digest: SHA-256 of the model that was cut, in hexadecimal digits.
-        at_once: how many calls of `infer` are worth making at once.
     """
 
     version = Stage.version
@@ -44,7 +52,6 @@ class PipelineModel:
             clock: seconds that only go forward.
         """
         self.digest = pipeline.model
-        self.at_once = min(_MOST_AT_ONCE, (WINDOW * len(links) + 1) * pipeline.batch)
         self._pipeline, self._links, self._deadline, self._clock = pipeline, links, deadline, clock
         self._numbers, self._lock = itertools.count(1), threading.Lock()
         self._inputs = {info.name: info for info in pipeline.inputs}
@@ -60,7 +67,7 @@ class PipelineModel:
                 lambda inputs: self._through(inputs, self._clock() + self._deadline),
                 rows=pipeline.batch,
                 delay=pipeline.delay / 1e6,
-                at_once=WINDOW * len(links),
+                at_once=_under_way(pipeline),
             )
 
     def check(self) -> None:

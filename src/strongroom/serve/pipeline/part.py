@@ -12,9 +12,10 @@ from typing import NoReturn
 from strongroom.channel import Channel
 from strongroom.crypto import digest
 from strongroom.errors import ChannelError, FormatError, IntegrityError, StrongroomError
-from strongroom.serve.pipeline.document import Pipeline
+from strongroom.serve.pipeline.document import Part, Pipeline
 from strongroom.serve.pipeline.frames import HELLO, error_frame, read_tensors, receive, tensors_frame, text_frame
 from strongroom.serve.pipeline.tick import Tick
+from strongroom.serve.residue import clear
 from strongroom.serve.stage import Stage
 
 MODEL = "part.onnx"
@@ -50,15 +51,22 @@ def answer(pipeline: Pipeline, number: int, stage: Stage, channel: Channel, *, t
     hello = {"pipeline": pipeline.digest, "part": number}
     channel.queue(text_frame(HELLO, 0, hello, part.answers))
     while True:
-        frame = receive(channel, part.asks)
-        tensors = read_tensors(frame, part.takes)
-        try:
-            results = stage.infer(tensors, part.gives)
-            pieces = tensors_frame(frame.number, [results[name] for name in part.gives], part.answers)
-        except StrongroomError as error:
-            pieces = error_frame(frame.number, error, part.answers)
-        tick.wait()
-        channel.queue(pieces)
+        _answer_next(part, stage, channel, tick)
+
+
+def _answer_next(part: Part, stage: Stage, channel: Channel, tick: Tick) -> None:
+    """Answer one request; who waits for the next one holds nothing of it."""
+    frame = receive(channel, part.asks)
+    tensors, results = read_tensors(frame, part.takes), {}
+    try:
+        results = stage.infer(tensors, part.gives)
+        pieces = tensors_frame(frame.number, [results[name] for name in part.gives], part.answers)
+    except StrongroomError as error:
+        pieces = error_frame(frame.number, error, part.answers)
+    tick.wait()
+    channel.queue(pieces)
+    channel.flush()
+    clear(results.values())
 
 
 class Told(BaseException):  # like SystemExit: nothing went wrong
@@ -73,8 +81,14 @@ def serve(
     greet: Greet,
     *,
     tell: Callable[[str], None],
+    left: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer one front door after the other until SIGTERM. In the main thread."""
+    """Answer one front door after the other until SIGTERM. In the main thread.
+
+    Args:
+        tell: is given a line about each thing that went wrong.
+        left: called when a front door has gone.
+    """
     assert threading.current_thread() is threading.main_thread()  # noqa: S101  # signals come there
 
     def end(signal_: int, frame: FrameType | None) -> NoReturn:
@@ -84,6 +98,7 @@ def serve(
     try:
         while True:
             _meet(pipeline, number, stage, listener, greet, tell)
+            left()
     except Told:
         return
     finally:

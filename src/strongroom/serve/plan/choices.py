@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from strongroom.errors import FormatError, ModelFormatError, UsageError
+from strongroom.errors import FormatError, ModelFormatError, UnsupportedPlatformError, UsageError
 from strongroom.serve.graph import Model, load
 from strongroom.serve.plan.document import Change
 from strongroom.serve.plan.prune import prune
@@ -99,16 +99,22 @@ def read_data(path: Path, labels: Path | None) -> Data:
     return Data(found, classes)
 
 
-def smaller(model: Model, *, quantize: bool, prune: float, data: Data | None) -> tuple[Model, Change]:
+def smaller(
+    model: Model, *, quantize: bool, prune: float, data: Data | None, secret: bool = False
+) -> tuple[Model, Change]:
     """The smaller model, and what was done.
 
+    Args:
+        secret: it may lie in no file on a disk, not even for a moment.
+
     Raises:
+        UnsupportedPlatformError: it may not, and this system has no files in memory, which quantising takes.
         ModelFormatError: ONNX Runtime cannot quantise it.
         UsageError: nothing of it can be pruned, or the data do not fit.
     """
     made = _pruned(model, prune) if prune else model
     if quantize:
-        made = load(_quantized(made, data))
+        made = load(_quantized(made, data, secret=secret))
     method = ("dynamic" if data is None else "static") if quantize else ""
     return made, Change(method, round(prune * 1000), model.digest)
 
@@ -173,8 +179,13 @@ def _first(stage: Stage, inputs: Mapping[str, Array]) -> Array:
     return stage.infer(inputs, [stage.outputs[0].name])[stage.outputs[0].name]
 
 
-def _quantized(model: Model, data: Data | None) -> bytes:
+def _quantized(model: Model, data: Data | None, *, secret: bool) -> bytes:
     """The model's bytes with weights of 8 bits; nothing of it goes to a disk but where the system keeps such files."""
+    if secret and _in_memory() is None:
+        raise UnsupportedPlatformError(
+            "--quantize: the model is sealed, and this system has no /dev/shm to quantise it in",
+            hint="seal a model that was quantised elsewhere",
+        )
     runtime = onnxruntime()
     try:
         from onnxruntime import quantization

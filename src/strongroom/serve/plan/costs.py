@@ -41,6 +41,8 @@ class Costs:
             once.
         fixed: bytes that a stage takes whatever its units are.
         call: nanoseconds that a stage takes for a run whatever its units are.
+        measured: ``(first, last, bytes)`` of runs that were tried as stages, so that it is known what they take without
+            frames: less than their hungriest unit alone, where ONNX Runtime finds room in the memory of others.
         touched: of what a stage takes, how much a run reads or writes, in percent. The rest, once paged out, stays so.
         names: of the units, for messages.
     """
@@ -53,6 +55,7 @@ class Costs:
     fixed: int = 0
     call: int = 0
     touched: int = 100
+    measured: Sequence[tuple[int, int, int]] = ()
     names: Sequence[str] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class Costs:
                 raise UsageError(f"{what}: got {len(values)} numbers, wanted {length} of 0 to {cap}")
         if not all(0 <= a < b < n and 0 <= size <= MAX_BYTES for a, b, size in self.ties):
             raise UsageError("tied weights: wanted pairs of units in order")
+        if not all(0 <= first < last <= n and 0 <= size <= MAX_BYTES for first, last, size in self.measured):
+            raise UsageError("measured runs: wanted such runs of units, and their bytes")
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -80,18 +85,29 @@ class Costs:
         """What to call a unit in a message."""
         return f"unit {unit}" + (f" ({self.names[unit]})" if unit < len(self.names) else "")
 
-    def memory(self) -> Matrix:
-        """Bytes that each run takes as a stage: fixed, weights, working memory of its largest unit, and its frames."""
-        n = len(self)
-        held = np.concatenate([[0], np.cumsum(np.asarray(self.weights, np.int64))])
-        total = held[None, :] - held[:, None]
+    def held(self) -> Matrix:
+        """Bytes of the weights of each run, shared ones once; below 0 where there is no run."""
+        sums = np.concatenate([[0], np.cumsum(np.asarray(self.weights, np.int64))])
+        total: Matrix = sums[None, :] - sums[:, None]
         for a, b, size in self.ties:
             total[: a + 1, b + 1 :] -= size
+        return total
+
+    def memory(self) -> Matrix:
+        """Bytes that each run takes as a stage, with its frames.
+
+        As it was measured, or what is fixed, its weights, and the working memory of its hungriest unit.
+        """
+        n = len(self)
+        total = self.held()
         below = np.arange(n)[None, :] < np.arange(n)[:, None]
         working = np.where(below, 0, np.asarray(self.working, np.int64)[None, :])
         total[:n, 1:] += np.maximum.accumulate(working, axis=1)
+        total += self.fixed
+        for first, last, size in self.measured:
+            total[first, last] = size
         frames = np.asarray(self.frontiers, np.int64)
-        total += frames[:, None] + frames[None, :] + self.fixed
+        total += frames[:, None] + frames[None, :]
         return _runs(total)
 
     def compute(self) -> Matrix:
@@ -150,7 +166,7 @@ class Enclaves:
         over = memory > self.memory
         if paging is not None:
             taken = np.where(memory < NEVER, memory, 0)
-            computed = computed + paging.nanoseconds(taken, taken * costs.touched // 100, self.memory)
+            computed = computed + paging.nanoseconds(taken * costs.touched // 100, costs.held(), self.memory)
         elif over.any():
             computed[over] = NEVER
         below = np.arange(n + 1)[None, :] <= np.arange(n + 1)[:, None]

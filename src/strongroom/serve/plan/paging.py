@@ -1,9 +1,13 @@
 """What it costs to run a model in less memory than it takes.
 
 Weights are read once in every run, in the same order. The kernel evicts what was used longest ago, which in a cycle is
-what is needed next: a little too much memory makes nearly every page be read again. So a run that takes S bytes and
-touches T of them, under a limit of L, reads ``min(T, sharpness * (S - L))`` bytes again, and each page of them costs
-the same. Both constants are fitted to passes over arrays of several sizes (`strongroom.serve.plan.paging_probe`).
+what is needed next: a little too much memory makes nearly every weight be read again. What is used again and again
+within a run, the working memory, stays. What a run does not touch, once paged out, stays out and costs nothing.
+
+So a run that touches T bytes, W of them weights, under a limit of L, reads again
+``min(W, sharpness * (T - L))`` bytes, and what of the working memory alone is over the limit; each page of them costs
+the same. Both constants are fitted to passes over memory that is used like that
+(`strongroom.serve.plan.paging_probe`): the sharpness to pages that were counted, and the cost to their time.
 """
 
 from __future__ import annotations
@@ -42,12 +46,11 @@ class Paging:
             raise UsageError(f"paging: sharpness of {self.sharpness} %, wanted 100 to 100000")
 
     def nanoseconds(
-        self, taken: npt.NDArray[np.int64], touched: npt.NDArray[np.int64], limit: int
+        self, touched: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], limit: int
     ) -> npt.NDArray[np.int64]:
-        """What paging adds to a run that takes so many bytes, and touches so many of them, under a limit."""
-        over = np.maximum(taken - limit, 0).astype(np.float64)
-        again = np.minimum(touched, over * (self.sharpness / 100))
-        added: npt.NDArray[np.int64] = np.minimum(np.ceil(again / PAGE) * self.page_ns, _MAX_NS).astype(np.int64)
+        """What paging adds to a run that touches so many bytes, so many of them weights, under a limit."""
+        pages = np.ceil(_again(touched, weights, limit, self.sharpness) / PAGE)
+        added: npt.NDArray[np.int64] = np.minimum(pages * self.page_ns, _MAX_NS).astype(np.int64)
         return added
 
 
@@ -55,36 +58,49 @@ class Paging:
 CONSTANTS: Final = {
     # An EPC page swapped in takes "about 40K cycles" (Taassori, Shafiee, Balasubramonian: VAULT, ASPLOS 2018, section
     # 1); at 3.7 GHz, of processors with an EPC of 93.5 MiB, 10.8 us. The kernel's driver evicts by age, as here.
-    "sgx": Paging(10_800, 250, "sgx"),
-    # Fitted by `paging_probe` on Linux 6.18, in a virtual machine with a swap file on a virtio disk. While others used
-    # that disk, a page took up to 83 us.
-    "swap": Paging(33_000, 250, "swap"),
+    "sgx": Paging(10_800, 1000, "sgx"),
+    # Of a swap file on a virtio disk, Linux 6.18: ResNet-50 in 94 MiB took 2.6 s more than in enough, 25,000 pages.
+    # What such a disk takes changes twofold with what else it does.
+    "swap": Paging(100_000, 1000, "swap"),
 }
 
 
-def fit(limit: int, points: Sequence[tuple[int, float]]) -> Paging:
+@dataclass(frozen=True)
+class Point:
+    """Passes over memory that were measured: bytes touched, those of them that were read once a pass, pages that came
+    back in a pass, and the nanoseconds that it took beyond one that fits."""
+
+    touched: int
+    weights: int
+    pages: float
+    nanoseconds: float
+
+
+def fit(limit: int, points: Sequence[Point]) -> Paging:
     """The constants under which the model is nearest to what was measured, by relative error.
 
-    Args:
-        limit: bytes.
-        points: size of an array, and the nanoseconds that a pass over it took beyond those of one that fits.
-
     Raises:
-        UsageError: fewer than three of the points are over the limit.
+        UsageError: of fewer than three of the points pages came back.
     """
-    over = [(size, ns) for size, ns in points if size > limit and ns > 0]
+    over = [each for each in points if each.touched > limit and each.pages > 0 and each.nanoseconds > 0]
     if len(over) < 3:
-        raise UsageError(f"paging: {len(over)} arrays over the limit were measured, wanted at least 3")
-    sizes = np.array([size for size, _ in over], np.float64)
-    times = np.array([ns for _, ns in over])
-    best: tuple[float, float, int] | None = None
-    for sharpness in np.unique(np.geomspace(100, 10_000, 200).astype(int)):
-        pages = np.minimum(sizes, (sizes - limit) * (sharpness / 100)) / PAGE
-        # Least squares of page_ns * pages / times - 1.
-        share = pages / times
-        page_ns = float(share.sum() / (share**2).sum())
-        error = float(((page_ns * share - 1) ** 2).sum())
-        if best is None or error < best[0]:
-            best = error, page_ns, int(sharpness)
-    assert best is not None  # noqa: S101  # there are sharpnesses
-    return Paging(max(1, round(best[1])), best[2], "measured")
+        raise UsageError(f"paging: {len(over)} sizes over the limit were measured, wanted at least 3")
+    touched, weights = (np.array([getattr(each, name) for each in over]) for name in ("touched", "weights"))
+    pages = np.array([each.pages for each in over])
+
+    def error(sharpness: int) -> float:
+        return float(((_again(touched, weights, limit, sharpness) / PAGE / pages - 1) ** 2).sum())
+
+    sharpness = min(np.unique(np.geomspace(100, 10_000, 200).astype(int)).tolist(), key=error)
+    page_ns = float(np.median([each.nanoseconds / each.pages for each in over]))
+    return Paging(max(1, round(page_ns)), int(sharpness), "measured")
+
+
+def _again(
+    touched: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], limit: int, sharpness: int
+) -> npt.NDArray[np.float64]:
+    """Bytes that a run reads again."""
+    read = np.minimum(weights, touched)
+    over = np.maximum(touched - limit, 0)
+    again: npt.NDArray[np.float64] = np.minimum(read, over * (sharpness / 100)) + np.maximum(touched - read - limit, 0)
+    return again

@@ -1,4 +1,8 @@
-"""Paging, measured: passes over arrays of several sizes, in a control group with little memory and with swap.
+"""Paging, measured: passes over memories of several sizes, in a control group with little memory and with swap.
+
+A pass does with memory what a run of a model does: it reads most of it once, in order, as weights are, and writes the
+rest again and again, as working memory is. Its contents are random, as weights are to whoever compresses or encrypts
+them.
 
 A process enters the group when it has imported what it needs: what it held before is not charged to the group, so the
 limit is what it may take beyond that. The same group limits a stage's memory as an enclave's is limited.
@@ -8,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import mmap
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -20,13 +26,17 @@ from typing import Final
 
 from strongroom.enclave.limits import places
 from strongroom.errors import UnsupportedPlatformError, UsageError
-from strongroom.serve.plan.paging import PAGE, Paging, fit
+from strongroom.serve.plan.paging import PAGE, Paging, Point, fit
+from strongroom.serve.plan.swap import swap as swap
 
 LIMIT: Final = 64 << 20
-_SHARES: Final = (0.8, 1.06, 1.12, 1.25, 1.5, 2.0, 3.0)  # of the limit
-_PASSES: Final = 3
+_SHARES: Final = (0.8, 1.04, 1.08, 1.15, 1.25, 1.5, 2.0)  # of the limit
+_WORKING: Final = 0.15  # of a memory, written again and again
+_TURNS: Final = 16  # times in a pass
+_PASSES: Final = 7
+_SETTLED: Final = 2  # passes after which what comes back is what comes back in every one
+_TRIES: Final = 3  # the kernel may end a process that pages fast
 _SECONDS: Final = 60.0
-_SWAPS: Final = Path("/proc/swaps")
 _numbers = itertools.count()
 
 
@@ -34,38 +44,48 @@ def measure(*, swap_beside: Path, say: Callable[[str], None] = lambda text: None
     """Fit the paging model to this machine: some 20 seconds.
 
     Args:
-        swap_beside: a directory on a disk, where a swap file is made for the time if the machine has no swap.
+        swap_beside: a directory on a disk, where a swap file is made for the time if the machine has no swap and no
+            compressed memory.
 
     Raises:
         UnsupportedPlatformError: no control group can be made here, or there is no swap and none can be made.
     """
-    points: list[tuple[int, float]] = []
+    points: list[Point] = []
     fits = 0.0
-    with swap(swap_beside, 4 * LIMIT), paged_group(LIMIT) as door:
+    with swap(swap_beside, 4 * LIMIT) as medium, paged_group(LIMIT) as door:
         for share in _SHARES:
             size = int(LIMIT * share) // PAGE * PAGE
-            say(f"paging: {size >> 20} MiB in {LIMIT >> 20} MiB")
-            spent = _pass_ns(door, size)
-            if spent is None:  # the kernel ended it: swap was not fast enough
+            say(f"paging: {size >> 20} MiB in {LIMIT >> 20} MiB, swap: {medium}")
+            found = _passes(door, size, processor=medium == "memory")
+            if found is None:
                 continue
+            pages, nanoseconds = found
             if size <= LIMIT:
-                fits = spent / size
+                fits = nanoseconds / size
             else:
-                points.append((size, spent - fits * size))
+                points.append(Point(size, size - _working(size), pages, nanoseconds - fits * size))
     try:
         return fit(LIMIT, points)
     except UsageError as error:
         raise UnsupportedPlatformError(f"{error.message}", hint="is the disk that holds the swap very slow?") from None
 
 
-def _pass_ns(door: Path, size: int) -> float | None:
-    """Nanoseconds of a pass over `size` bytes in the group."""
-    command = [sys.executable, "-m", "strongroom.serve.plan.paging_probe", str(door), str(size)]
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, timeout=_SECONDS, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return None
-    return float(done.stdout) if done.returncode == 0 and done.stdout else None
+def _passes(door: Path, size: int, *, processor: bool) -> tuple[float, float] | None:
+    """Pages that came back in a pass over `size` bytes in the group, and its nanoseconds: of the processor or all."""
+    command = [sys.executable, "-m", "strongroom.serve.plan.paging_probe", str(door), str(size), str(int(processor))]
+    for _ in range(_TRIES):
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, timeout=_SECONDS, check=False)  # noqa: S603
+        except subprocess.TimeoutExpired:
+            return None
+        if done.returncode == 0 and done.stdout:
+            pages, nanoseconds = json.loads(done.stdout)
+            return float(pages), float(nanoseconds)
+    return None
+
+
+def _working(size: int) -> int:
+    return int(size * _WORKING) // PAGE * PAGE
 
 
 @contextlib.contextmanager
@@ -85,6 +105,8 @@ def paged_group(limit: int) -> Iterator[Path]:
     try:
         group.mkdir()
         (group / ("memory.limit_in_bytes" if version == "1" else "memory.max")).write_text(str(limit))
+        if version == "1":  # its own memory is all that there is to push out
+            (group / "memory.swappiness").write_text("100")
     except OSError as error:
         with contextlib.suppress(OSError):
             group.rmdir()
@@ -97,65 +119,31 @@ def paged_group(limit: int) -> Iterator[Path]:
             group.rmdir()
 
 
-@contextlib.contextmanager
-def swap(beside: Path, size: int) -> Iterator[None]:
-    """Swap space: the machine's own, or a file that is there meanwhile.
-
-    Raises:
-        UnsupportedPlatformError: there is none and none can be made.
-    """
-    with contextlib.suppress(OSError):
-        if len(_SWAPS.read_text().splitlines()) > 1:
-            yield
-            return
-    if sys.platform != "linux" or os.geteuid() != 0:
-        raise UnsupportedPlatformError("paging: this machine has no swap, and only root can make some")
-    beside.mkdir(parents=True, exist_ok=True)
-    file = beside / f"swap-{os.getpid()}"
-    try:
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "wb") as made:
-            os.posix_fallocate(made.fileno(), 0, size)
-        _root("mkswap", str(file))
-        _root("swapon", str(file))
-        try:
-            yield
-        finally:
-            _root("swapoff", str(file))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UnsupportedPlatformError(f"paging: a swap file at {file}: {reason}") from None
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _root(program: str, file: str) -> None:
-    """One of the programs that make swap."""
-    try:
-        done = subprocess.run([program, file], capture_output=True, check=False)  # noqa: S603
-    except FileNotFoundError:
-        raise UnsupportedPlatformError(f"paging: {program} is not installed, wanted to make a swap file") from None
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().lower()[:200]
-        raise UnsupportedPlatformError(f"paging: {program} {file}: {reason}")
-
-
-def _main(door: str, size: int) -> None:
-    """In the group: one pass after another over a memory of its own; prints the median of the nanoseconds."""
+def _main(door: str, size: int, processor: bool) -> None:
+    """In the group: one pass after another over a memory of its own; prints pages and nanoseconds of one, of settled
+    passes the median."""
     import numpy as np
 
+    clock = time.process_time_ns if processor else time.perf_counter_ns
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        pages = np.frombuffer(memory, np.uint8)[::PAGE]
+        whole = np.frombuffer(memory, np.uint8)
         Path(door).write_text(str(os.getpid()))
-        pages[:] = 1
-        pages.sum()
-        times = []
+        some = np.frombuffer(os.urandom(1 << 20), np.uint8)
+        for start in range(0, size, len(some)):
+            whole[start : start + len(some)] = some[: size - start]
+        working = whole[: _working(size) : PAGE]
+        weights = np.array_split(whole[_working(size) :: PAGE], _TURNS)
+        seen: list[tuple[int, int]] = []
         for _ in range(_PASSES):
-            start = time.perf_counter_ns()
-            pages.sum()
-            times.append(time.perf_counter_ns() - start)
-        print(statistics.median(times), flush=True)
+            pages, start = resource.getrusage(resource.RUSAGE_SELF).ru_majflt, clock()
+            for part in weights:
+                part.sum()
+                working += 1
+            spent = clock() - start
+            seen.append((resource.getrusage(resource.RUSAGE_SELF).ru_majflt - pages, spent))
+        print(json.dumps([statistics.median(each) for each in zip(*seen[_SETTLED:], strict=True)]), flush=True)
         os._exit(0)  # the array still looks into the memory
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    _main(sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3])))

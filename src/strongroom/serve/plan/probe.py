@@ -112,7 +112,7 @@ def _measure(ask: dict[str, Any], model: bytes, inputs: dict[str, Array], place:
     forget_most()
     before, before_most = held(), most()
     began = time.perf_counter_ns()
-    stage = Stage.load(model, name="probe", threads=ask["threads"])
+    stage = Stage.load(model, name="probe", threads=ask["threads"], part=True)
     loading = time.perf_counter_ns() - began
     peak = most() - before_most
     stage.infer(inputs)

@@ -77,14 +77,18 @@ class Profile:
     machine: Machine = field(compare=False)
 
     def corrected(self, runs: Sequence[tuple[int, int]], took: Sequence[Taken]) -> Profile:
-        """The profile once these runs have been tried: where one took more memory, its largest unit answers."""
+        """The profile once these runs have been tried: where one took more memory, its hungriest unit answers for it
+        in other runs."""
         costs, memory = self.costs, self.costs.memory()
         working = list(costs.working)
         for (first, last), each in zip(runs, took, strict=True):
             more = each.resident + costs.frontiers[first] + costs.frontiers[last] - int(memory[first, last])
             if more > 0:
                 working[max(range(first, last), key=costs.working.__getitem__)] += more
-        return dataclasses.replace(self, costs=dataclasses.replace(costs, working=working))
+        known = {(first, last): size for first, last, size in costs.measured}
+        known |= {run: each.resident for run, each in zip(runs, took, strict=True)}
+        measured = tuple((first, last, size) for (first, last), size in sorted(known.items()))
+        return dataclasses.replace(self, costs=dataclasses.replace(costs, working=working, measured=measured))
 
     def to_wire(self) -> dict[str, Any]:
         """For `cache.Cache`: whole numbers only."""
@@ -97,6 +101,7 @@ class Profile:
             "fixed": costs.fixed,
             "call": costs.call,
             "touched": costs.touched,
+            "measured": [list(each) for each in costs.measured],
             "whole": list(dataclasses.astuple(self.whole)),
         }
 
@@ -108,11 +113,13 @@ class Profile:
             weights, working, nanoseconds, frontiers = lists
             fixed, call, touched = _numbers([wire["fixed"], wire["call"], wire["touched"]])
             names = tuple(_name(chain, unit) for unit in range(len(chain)))
-            costs = Costs(weights, working, nanoseconds, frontiers, tuple(_ties(chain)), fixed, call, touched, names)
+            measured = tuple((first, last, size) for first, last, size in map(_numbers, wire["measured"]))
+            ties = tuple(_ties(chain))
+            costs = Costs(weights, working, nanoseconds, frontiers, ties, fixed, call, touched, measured, names)
             if len(costs) != len(chain):
                 raise FormatError(f"profile: of {len(costs)} units, wanted {len(chain)}")
             return cls(costs, Taken(*_numbers(wire["whole"])), batch, machine)
-        except (KeyError, TypeError, UsageError) as error:
+        except (KeyError, TypeError, UsageError, ValueError) as error:
             raise FormatError(f"profile: {error}") from None
 
 
@@ -203,6 +210,7 @@ def remembered(
     machine = Machine.here(threads)
     of = {
         "kind": "units",
+        "form": 2,
         "chain": chain_digest(chain),
         "batch": batch,
         "dims": dict(dims or {}),
@@ -277,9 +285,10 @@ def _costs(
         for unit in range(first, last):
             times[unit] = min(MAX_NANOSECONDS, int(times[unit] * factor))
     for (first, last), took in zip([*groups, (0, n)], [*large, whole], strict=True):
-        # Where a run takes more than its largest unit alone, that unit answers for it.
+        # Where a run takes more than its largest unit alone, that unit answers for others with it.
         largest = max(range(first, last), key=working.__getitem__)
         working[largest] = max(working[largest], took.resident - idle.resident - chain.weight_bytes(first, last))
+    tried = dict(zip([*groups, (0, n)], [*large, whole], strict=True))
     return Costs(
         weights,
         working,
@@ -289,6 +298,7 @@ def _costs(
         max(0, idle.resident),
         call,
         min(100, max(1, 100 * max(0, whole.touched - idle.touched) // max(1, whole.resident - idle.resident))),
+        tuple(sorted({(first, last, each.resident) for (first, last), each in tried.items()})),
         tuple(_name(chain, unit) for unit in range(n)),
     )
 

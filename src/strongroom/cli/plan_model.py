@@ -1,0 +1,124 @@
+"""The model that a plan is of: a plain file, or one in a vault, which is never written anywhere in the clear."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from strongroom.cli.secrets import add_opening, sealed_vault
+from strongroom.cli.workspace import SealedVault
+from strongroom.errors import UsageError
+
+if TYPE_CHECKING:
+    from strongroom.serve.graph import Model
+    from strongroom.vault import Vault
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is.
+
+    Attributes:
+        name: for people.
+        path: of a plain file, or in the vault.
+        sealed: the vault; None for a plain file.
+    """
+
+    name: str
+    path: str
+    sealed: SealedVault | None = None
+
+    def load(self) -> Model:
+        """Read it, and weights that lie in files beside it: in the same vault, if it is in one.
+
+        Raises:
+            ModelFormatError: it is no model.
+            VaultFormatError, IntegrityError: the vault is not as it was written.
+        """
+        from strongroom.serve.graph import load
+
+        if self.sealed is None:
+            return load(Path(self.path))
+        folder = PurePosixPath(self.path).parent
+        with self.sealed.open() as opened:
+            return load(opened.read_bytes(self.path), external=_beside(opened, folder))
+
+    def save(self, model: bytes, place: str) -> None:
+        """Keep a smaller model: beside a plain one in a file, of a sealed one in the same vault.
+
+        Raises:
+            UsageError: a sealed model would become a plain file, or the vault has something of that name.
+        """
+        if self.sealed is None:
+            Path(place).write_bytes(model)
+            return
+        path = PurePosixPath(place)
+        if path.is_absolute() or ".." in path.parts:
+            raise UsageError(
+                f"--save-model: got {place}, wanted a path in {self.sealed.path.name}",
+                hint="the model is sealed, so a smaller one is sealed too",
+            )
+        with self.sealed.open("r+") as opened:
+            if str(path) in opened:
+                raise UsageError(f"--save-model: {self.sealed.path.name} has a {path}", hint="choose another path")
+            for above in [*path.parents][-2::-1]:
+                opened.mkdir(str(above), exist_ok=True)
+            opened.write_bytes(str(path), model)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Give a verb the argument that names a model, and those that open the vault that it may lie in."""
+    parser.add_argument(
+        "model", metavar="FILE|VAULT[:PATH]", help="an ONNX model: a file, or in a vault, at a path there"
+    )
+    add_opening(parser)
+
+
+def source_of(args: argparse.Namespace) -> Source:
+    """Where the model is that the arguments name.
+
+    Raises:
+        UsageError: nowhere, or the vault has none or several.
+    """
+    given: str = args.model
+    place, path = given, ""
+    if not Path(given).exists():
+        place, _, path = given.rpartition(":")
+    if not place or not Path(place).exists():
+        raise UsageError(f"model: {given} does not exist", hint="give a file, a vault, or VAULT:PATH")
+    if not Path(place).is_dir():
+        if path:
+            raise UsageError(f"model: {place} is a file, not a vault", hint=f"give {place}, or a vault")
+        _require_no_opening(args)
+        return Source(Path(place).name, place)
+    sealed = sealed_vault(Path(place), args)
+    with sealed.open() as opened:
+        path = path or _only(opened, place)
+        if path not in opened:
+            raise UsageError(f"model: {path} is not in {place}")
+    return Source(PurePosixPath(path).name, path, sealed)
+
+
+def _only(opened: Vault, place: str) -> str:
+    models = [name for name in opened.files() if name.endswith(".onnx")]
+    if len(models) != 1:
+        raise UsageError(
+            f"model: {place} holds {len(models)} .onnx files, wanted one",
+            hint=f"{place}:{models[0] if models else 'PATH'} names one",
+        )
+    return models[0]
+
+
+def _beside(opened: Vault, folder: PurePosixPath) -> Callable[[str], bytes]:
+    return lambda name: opened.read_bytes(str(folder / name))
+
+
+def _require_no_opening(args: argparse.Namespace) -> None:
+    given = (args.key, args.age_identity, args.anchor, args.cas_slot, args.passphrase_fd)
+    if args.passphrase or any(each is not None for each in given):
+        raise UsageError(
+            f"model: {args.model} is a plain file, which nothing opens", hint="leave out --key and the like"
+        )

@@ -1,0 +1,1 @@
+"""`strongroom ray`: Ray clusters whose nodes are enclaves."""
