@@ -41,6 +41,7 @@ GOALS: Sequence[Goal] = (
     Goal(RATIO, 1, "x", "at least", full_only=True),
 )
 LIMIT = 94 << 20
+_SLOW_MS = 10_000
 _RUNTIMES = {
     "tensorflow": ("TensorFlow", "tensorflow", "saved"),
     "litert": ("LiteRT", "ai-edge-litert", "model.tflite"),
@@ -111,8 +112,9 @@ def _row(bench: Bench, place: Runs, runtime: str, *, limited: bool) -> Row:
             held = sum(map(_held, numbers))
             if door:
                 lower(door, LIMIT)
-                talk.ask(1)
-            paged = statistics.median(talk.ask(1)[0] for _ in range(3))
+            paged = talk.ask(1)[0]
+            if paged < _SLOW_MS:  # else it counts, since one more would take minutes
+                paged = statistics.median(talk.ask(1)[0] for _ in range(3))
     row = Row(name, package_bytes(package), start, load, held, free, paged)
     paper = f"; secureTF {PAPER[runtime] / 1000:.3f} s" if runtime in PAPER else ""
     bench.say(

@@ -93,7 +93,7 @@ def main() -> None:
         coordinator.join()
         print(f"epoch {epoch} loss {np.mean([float(loss.fetch()) for loss in losses]):.4f}", flush=True)
 
-    found = {weight.name.removesuffix(":0"): weight.numpy() for weight in model.trainable_variables}
+    found = {name: getattr(model, name).numpy() for name in ("hidden", "hidden_bias", "out", "out_bias")}
     np.savez(args.out / "weights.npz", **found)
     images, labels = digits(args.data / "test.csv")
     right = (model(images).numpy().argmax(1) == labels).mean()

@@ -17,7 +17,15 @@ def tensorflow() -> Callable[[str], Callable[[Any], Any]]:
 
     def load(path: str) -> Callable[[Any], Any]:
         loaded = tf.saved_model.load(path)
-        return lambda image: next(iter(loaded.signatures["serving_default"](tf.constant(image)).values())).numpy()
+        signature = loaded.signatures["serving_default"]
+        [name] = signature.structured_input_signature[1]
+
+        def ask(image: Any) -> Any:
+            [scores] = signature(**{name: tf.constant(image)}).values()
+            assert loaded is not None  # which holds the variables
+            return scores.numpy()
+
+        return ask
 
     return load
 

@@ -40,7 +40,7 @@ def training() -> Callable[[], None]:
     def step() -> None:
         loss = nn.functional.cross_entropy(parallel(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
         optimizer.step()
 
     return step

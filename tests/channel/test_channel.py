@@ -13,6 +13,7 @@ from strongroom.channel import (
     HttpClient,
     Identity,
     Server,
+    accept,
     bind,
     expect_authority,
     expect_key,
@@ -269,3 +270,32 @@ def test_a_forked_process_says_nothing_on_its_parent_s_connection(server):
             os._exit(int(http.get("/")["count"] != 1))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert http.get("/")["count"] == 2  # the same connection, still in order
+
+
+def test_a_handshake_has_an_end_however_the_peer_drips(monkeypatch):
+    """A byte now and then is progress, and would hold a server for hours."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(5)
+    now = [0.0]
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            now[0] += 1
+            return now[0]
+
+    monkeypatch.setattr("strongroom.channel.tls.time", Clock)
+    with ours, theirs:
+        theirs.sendall(b"\x16\x03\x01\x05\xfa")  # the header of a record, and then a byte for each time it is read
+        real = ours.recv
+
+        class Drips:
+            def __getattr__(self, name):
+                return getattr(ours, name)
+
+            def recv(self, size):
+                theirs.sendall(b"\x01")
+                return real(1)
+
+        with pytest.raises(ChannelError, match="not complete after 5 s"):
+            accept(Drips(), expect=lambda chain: None, identity=Identity.fresh("x", now=dt.datetime.now(dt.UTC)))

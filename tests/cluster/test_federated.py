@@ -116,6 +116,7 @@ def cas(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not PYTHON.exists() or sandbox.bubblewrap() is None,
     reason="needs an environment with Flower and Strongroom, .venv-flower, and bubblewrap",

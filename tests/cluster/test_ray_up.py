@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from strongroom.errors import UsageError
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def parsed(*arguments: str) -> tuple[up.argparse.Namespace, list[str]]:
+def parsed(*arguments: str) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(prog="up")
     up.configure(parser)
     args = parser.parse_args(arguments)
@@ -119,6 +120,7 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @needs_ray
 def test_ray_train_on_two_enclaves_ends_with_the_weights_of_outside(tmp_path: Path) -> None:
     import torch
@@ -144,6 +146,7 @@ def test_ray_train_on_two_enclaves_ends_with_the_weights_of_outside(tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_node_that_never_comes_is_an_error_and_no_hang(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text("")

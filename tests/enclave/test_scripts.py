@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from strongroom.cli.run.verb import program_of
 from strongroom.enclave.scripts import calling, entry_of
 from tests.enclave.conftest import World
 
@@ -26,6 +27,15 @@ def test_the_first_package_that_has_it(tmp_path: Path) -> None:
 def test_what_is_no_command_of_a_package(tmp_path: Path, name: str) -> None:
     package(tmp_path, "first", "run = first:run", "odd = first", "worse = first:run();import os")
     assert entry_of(name, [tmp_path]) is None
+
+
+def test_python_files_below_come_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("own.py", "below/more.py", "data.csv"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    command, files = program_of(["pytest", "own.py"], [])
+    assert command == ["pytest", "own.py"] and sorted(files) == ["below/more.py", "own.py"]
 
 
 def test_a_command_of_a_package_in_an_enclave(world: World, any_sandbox: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -165,7 +166,7 @@ class TlsStream:
         self.close()
 
     def handshake(self, expect: Expect, *, hold: bool = False, meanwhile: Callable[[], None] | None = None) -> None:
-        """Shake hands and check the peer.
+        """Shake hands and check the peer, within the socket's timeout in all.
 
         Args:
             hold: keep the last message of the handshake back until something is sent or awaited.
@@ -173,8 +174,10 @@ class TlsStream:
 
         Raises:
             PeerIdentityError: `expect` does not accept the peer.
-            ChannelError: there is no TLS 1.3 at all.
+            ChannelError: there is no TLS 1.3 at all, or not in time.
         """
+        seconds = self._socket.gettimeout()
+        ends = time.monotonic() + seconds if seconds else None
         while True:
             try:
                 self._tls.do_handshake()
@@ -184,9 +187,15 @@ class TlsStream:
                 ready, meanwhile = meanwhile, None
                 if ready is not None:
                     ready()
+                if ends is not None and seconds is not None:  # else who sends a byte now and then holds us for hours
+                    rest = ends - time.monotonic()
+                    if rest <= 0:
+                        raise ChannelError(f"TLS handshake: not complete after {seconds:g} s") from None
+                    self._socket.settimeout(rest)
                 self._fill()
             except SSL.Error as error:
                 raise ChannelError(f"TLS handshake: {_reason(error)}") from None
+        self._socket.settimeout(seconds)
         if not hold:
             self._flush()
         self.peer = peer_chain(self._tls)

@@ -29,6 +29,7 @@ VERBS = {
     "spot": "training on spot instances: simulate it with and without a mirror, or really kill and restart one",
     "run": "run a program in an enclave, with its data unsealed only there",
     "ray": "run a script on a Ray cluster whose nodes are enclaves that talk through the mesh",
+    "mesh": "show the mesh of the enclaves that run here: peers, tunnels, bytes, refusals",
     "export": "make the ONNX file that `serve` runs of a PyTorch, Keras, TensorFlow or scikit-learn model",
     "serve": "serve a sealed model from an enclave",
     "plan": "cut a model into stages that fit their enclaves, and predict what they cost",

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from strongroom.cas.threads import Repeating
 from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import ROOT_DIRECTORY
 from strongroom.enclave.drop import bind
@@ -31,6 +32,7 @@ _HOSTS: Final = Path("/run/strongroom/etc-hosts")
 MASTER_PORT: Final = 29500  # torchrun's own default
 TASK_PORT: Final = 2222  # TensorFlow's examples'
 COORDINATOR_PORT: Final = 1234  # JAX's examples'
+_TELL_SECONDS = 2.0
 _HOST_NAME: Final = 64  # the longest, linux/utsname.h
 
 
@@ -48,6 +50,7 @@ class Meshed:
         self._own: Member | None = None
         self._lock = threading.Lock()
         self._proxy: Proxy | None = None
+        self._told: dict[str, Any] = {}
         self.variables: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -84,6 +87,8 @@ class Meshed:
         self.variables = variables(own, answer.get("instances"), answer.get("tasks") or ())
         proxy.start()
         self._watch.start()
+        self._telling = Repeating("mesh status", self._tell, first=_TELL_SECONDS, retry=_TELL_SECONDS)
+        self._telling.start()
         booted.control.event("mesh", name=own.name, address=str(own.address), members=len(answer["members"]))
         return self
 
@@ -92,6 +97,7 @@ class Meshed:
     ) -> None:
         if self._proxy is None:
             return
+        self._telling.close()
         self._watch.close()
         self._proxy.close()
         self._booted.control.event("mesh-ended", **self.status())
@@ -114,6 +120,14 @@ class Meshed:
         status = self._proxy.status()
         status["refusals"] |= {"tcp": refused.tcp, "other": refused.other, "unreachable": unreachable()}
         return {"name": self._own.name, "address": str(self._own.address), **status}
+
+    def _tell(self) -> float:
+        """Tell whoever launched it, where something is another than before."""
+        status = self.status()
+        if status != self._told:
+            self._told = status
+            self._booted.control.event("mesh-status", **status)
+        return _TELL_SECONDS
 
     def _news(self, told: Mapping[str, Any]) -> None:
         assert self._own is not None and self._proxy is not None  # noqa: S101

@@ -229,9 +229,10 @@ class ServiceApp:
             except TimeoutError:
                 raise _RefusedError(408, ServeError(f"body: not complete after {_BODY_SECONDS:.0f} s")) from None
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            return await self._run(lambda: _infer(name, stage, body, json_length), receive)
+            return await self._run(lambda: _infer(name, stage, body, json_length), receive, chunks)
         finally:
-            self._body_bytes -= sum(map(len, chunks))
+            with self._admission:
+                self._body_bytes -= sum(map(len, chunks))
 
     async def _receive_body(self, receive: Receive, chunks: list[bytes]) -> None:
         """Append the body to `chunks` as it comes; the caller takes its length off the total when done with it."""
@@ -245,14 +246,19 @@ class ServiceApp:
                 continue
             chunks.append(chunk)
             size += len(chunk)
-            self._body_bytes += len(chunk)
+            with self._admission:
+                self._body_bytes += len(chunk)
             if size > self._max_body:
                 raise self._too_long()
             if self._body_bytes > _BODIES * self._max_body:
                 raise _busy("too many bytes of requests in memory")
 
-    async def _run(self, job: Callable[[], _Answer], receive: Receive) -> _Answer:
-        """Do it in a worker thread; if the client hangs up before its turn comes, do not."""
+    async def _run(self, job: Callable[[], _Answer], receive: Receive, chunks: list[bytes]) -> _Answer:
+        """Do it in a worker thread; if the client hangs up before its turn comes, do not.
+
+        Args:
+            chunks: the request's body. Emptied when a thread has it, and counted until that is done with it.
+        """
         with self._admission:
             if self._admitted >= self._limit:
                 raise _busy(f"{self._admitted} requests are running or waiting")
@@ -262,7 +268,8 @@ class ServiceApp:
         except RuntimeError:
             self._release()
             raise _RefusedError(503, ServeError("service: is stopping")) from None
-        running.add_done_callback(self._release)
+        running.add_done_callback(functools.partial(self._release, sum(map(len, chunks))))
+        chunks.clear()
         answer = asyncio.wrap_future(running)
         hung_up = asyncio.ensure_future(_hung_up(receive))
         try:
@@ -276,9 +283,10 @@ class ServiceApp:
             # Else an error holds this frame, which holds the error and all that it has of the request.
             del answer, running, job
 
-    def _release(self, done: Future[_Answer] | None = None) -> None:
+    def _release(self, size: int = 0, done: Future[_Answer] | None = None) -> None:
         with self._admission:
             self._admitted -= 1
+            self._body_bytes -= size
 
     def _too_long(self) -> _RefusedError:
         return _RefusedError(413, ServeError(f"body: longer than the limit of {self._max_body} bytes"))

@@ -168,7 +168,7 @@ def _run_front(booted: Booted, pipeline: Pipeline) -> int:
         sock.settimeout(_HANDSHAKE_SECONDS)
         expect = session.expect_policy(pipeline.parts[number - 1].policy)
         stream = connect(sock, expect=expect, identity=session.linking_identity())
-        return TlsChannel(stream, f"part {number}", seconds=_HANDSHAKE_SECONDS)  # then as long as `Patience` has it
+        return TlsChannel(stream, f"part {number}", seconds=_HANDSHAKE_SECONDS)  # then as `Patience` has it
 
     def serving() -> Mapping[str, Served]:
         # Not before its turn: a part has one link for each enclave, and it is the present front door's.

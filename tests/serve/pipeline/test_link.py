@@ -14,7 +14,7 @@ import pytest
 
 from strongroom.channel import Channel, Identity, TlsChannel, accept, connect, expect_key
 from strongroom.errors import ChannelError, IntegrityError, ServeError, StrongroomError, UnansweredError
-from strongroom.serve.pipeline import part, patience
+from strongroom.serve.pipeline import alive, part
 from strongroom.serve.pipeline.link import Link
 from strongroom.serve.pipeline.model import PipelineModel
 from strongroom.serve.pipeline.tick import Tick
@@ -383,9 +383,9 @@ def test_replicas_share_the_requests_and_one_takes_over_what_the_other_had(stage
         parts.close()
 
 
-def test_a_part_that_says_nothing_for_much_longer_than_it_ever_took_is_left(stages, whole, monkeypatch):
+def test_a_part_that_says_nothing_is_left(stages, whole, monkeypatch):
     """As an enclave that hangs, or a host that is gone without a word: its standby answers."""
-    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.05)
+    monkeypatch.setattr(alive, "SILENT_SECONDS", 0.05)
     silent, over = threading.Event(), threading.Event()
 
     class Hangs:
@@ -405,15 +405,89 @@ def test_a_part_that_says_nothing_for_much_longer_than_it_ever_took_is_left(stag
         parts.close()
 
 
-def test_patience_is_ten_times_what_answers_took_and_doubles_while_there_is_none():
-    now = [0.0]
-    ours = patience.Patience(lambda: now[0])
-    assert ours.seconds == 20
-    for took, wanted in ((0.01, 2), (1, 10), (0.01, 9)):
-        ours.asked()
-        now[0] += took
-        ours.answered()
-        assert ours.seconds == pytest.approx(wanted)
+def test_a_part_that_works_for_long_says_so_and_is_asked_once(stages, whole, monkeypatch):
+    monkeypatch.setattr(alive, "BEAT_SECONDS", 0.01)
+    beats, runs = threading.Semaphore(0), []
+
+    class Slow:
+        def infer(self, tensors, names):
+            runs.append(1)
+            beats.acquire()
+            beats.acquire()
+            return stages[1].infer(tensors, names)
+
+    class Heard(alive.Patience):
+        def heard(self):
+            super().heard()
+            beats.release()
+
+    monkeypatch.setattr("strongroom.serve.pipeline.link.Patience", Heard)
+    parts = Parts([stages[0], Slow()])
+    try:
+        served = PipelineModel(parts.pipeline, parts.links)
+        assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+        assert len(runs) == 1 and parts.links[1].ended == 0
+    finally:
+        parts.close()
+
+
+def test_patience_doubles_until_something_comes():
+    ours = alive.Patience()
+    before = ours.seconds
     ours.ended()
     ours.ended()
-    assert ours.seconds == pytest.approx(36)
+    assert ours.seconds == 4 * before
+    ours.heard()
+    assert ours.seconds == before
+
+
+def test_a_request_that_ends_its_part_each_time_fails_and_the_others_do_not(stages, whole):
+    """As one for which an enclave has not the memory."""
+    runs = []
+
+    class Dies:
+        def infer(self, tensors, names):
+            [value] = tensors.values()
+            if np.isnan(value).any():
+                runs.append(1)
+                parts.sockets[2][-1].shutdown(socket.SHUT_RDWR)
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Dies()])
+    try:
+        served = PipelineModel(parts.pipeline, parts.links)
+        with pytest.raises(UnansweredError, match="part 2 ended 3 times while it worked on this request"):
+            served.infer({"x": np.full_like(X, np.nan)})
+        assert len(runs) == 3
+        assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+    finally:
+        parts.close()
+
+
+def test_what_nobody_waits_for_is_forgotten_while_its_part_is_away():
+    """Else a client fills the front door's memory with what it gave up."""
+
+    def dial():
+        raise ChannelError("away")
+
+    link = Link(pipeline(), 1, dial, tell=lambda line: None)
+    try:
+        for number in range(3):
+            assert link.submit(number, [X]).cancel()
+        assert not link.waiting
+    finally:
+        link.close()
+
+
+def test_a_part_without_the_memory_for_a_request_says_so(stages):
+    class Full:
+        def infer(self, tensors, names):
+            raise MemoryError
+
+    parts = Parts([Full(), stages[1]])
+    try:
+        with pytest.raises(ServeError, match="not the memory for this request"):
+            PipelineModel(parts.pipeline, parts.links).infer({"x": X})
+        assert parts.links[0].ended == 0
+    finally:
+        parts.close()

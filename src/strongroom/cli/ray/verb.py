@@ -11,7 +11,7 @@ from strongroom.cli.parser import Parser
 ACTIONS: Final = {
     "up": (
         "start the nodes of a Ray cluster, each an enclave, and run a script on it",
-        "up --nodes 2 --data digits.vault -- python train_ray.py /data /out",
+        "up --nodes 2 --data digits.vault -- python train.py",
     ),
 }
 

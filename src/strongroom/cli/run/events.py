@@ -22,6 +22,9 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
         case "mesh":
             others = detail["members"]
             return f"mesh: {detail['name']} is {detail['address']}; {others} other member{'s' * (others != 1)} so far"
+        case "mesh-ended":
+            refused = [f"{count} by {why}" for why, count in detail["refusals"].items() if count]
+            return f"mesh: refused: {', '.join(refused)}" if refused else None
         case "notice":
             return str(detail["text"])
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import site
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from strongroom.cli import output
 from strongroom.cli.cas import address as cas_address
 from strongroom.cli.cas import reference as cas_reference
 from strongroom.cli.image import add_image, image_of
+from strongroom.cli.mesh.told import Told
 from strongroom.cli.mirror.directory import make_directory, mirror_key, seen_from_outside
 from strongroom.cli.remembered import (
     compiled_code,
@@ -52,6 +54,7 @@ from strongroom.enclave.image import Unpacked, with_image
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import KNOWN, Part, measure, program_files, python_files
+from strongroom.enclave.scripts import entry_of
 from strongroom.errors import MeasurementError, StrongroomError, UsageError
 
 _ELASTIC_LEASE = 30  # seconds after which whoever was killed may be replaced
@@ -240,6 +243,7 @@ def _launch(
     events: list[dict[str, Any]] = []
     imported: list[str] = []
     accepted = False
+    mesh = Told(home)
 
     def on_event(name: str, detail: Mapping[str, Any]) -> None:
         nonlocal accepted
@@ -248,6 +252,9 @@ def _launch(
             output.note(f"the program has started, after {time.monotonic() - args.began:.0f} seconds")
         if name == "imported":
             imported.extend(map(str, detail["sources"]))
+            return
+        mesh.heed(name, detail)
+        if name == "mesh-status":
             return
         events.append(dict(detail))
         line = describe_event(name, detail)
@@ -427,8 +434,8 @@ def program_of(
     """The command as the enclave runs it, and the files that it consists of.
 
     A script below the current directory keeps its relative name; another one's directory becomes the program's. All
-    Python files below the script's directory come along, or below the current one for ``python -m``. With an image, the
-    command's words are the image's.
+    Python files below the script's directory come along, or below the current one for ``python -m`` and for a command
+    that a package brings. With an image, the command's words are the image's.
     """
     base = Path.cwd()
     names: list[str] = []
@@ -446,6 +453,8 @@ def program_of(
                 script = base / script.name
             names = python_files(script.resolve().parent, base.resolve())
             names = sorted({*names, script.resolve().relative_to(base.resolve()).as_posix()})
+    elif image is None and entry_of(command[0], site.getsitepackages()) is not None:
+        names = python_files(base, base)
     for extra in include:
         path = Path(extra).resolve()
         if not path.exists() or not path.is_relative_to(base.resolve()):

@@ -6,7 +6,7 @@ Read in this order:
 - `cut`: makes the document and the parts' models of a model and a plan, at the owner's.
 - `frames`: tensors in frames of declared sizes.
 - `link`: the front door's connections to a part: several requests under way, and what is not answered is sent again on
-  the next one. `patience` is how long it waits for an answer, `place` where a part on another machine is.
+  the next one. `alive` has signs of life and how long they are waited for, `place` where a part on another machine is.
 - `part`: the other end, in an enclave of its own.
 - `model`: the pipeline as the front door serves it. `batch` has requests of few rows run together, `tick` has frames
   leave at fixed moments.

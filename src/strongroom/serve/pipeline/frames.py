@@ -29,6 +29,7 @@ from strongroom.serve.tensors import DATATYPES, MAX_ELEMENTS, MAX_RANK, Array, d
 TENSORS: Final = 1
 ERROR: Final = 2
 HELLO: Final = 3
+WORKING: Final = 4
 _MAGIC: Final = b"SRF1"
 _HEADER = struct.Struct("<4sBxHQQQ")  # magic, kind, tensors, number of the request, bytes carried, bytes with padding
 _ENTRY = struct.Struct("<BB6x")
@@ -42,7 +43,7 @@ class Frame:
     """One frame.
 
     Attributes:
-        kind: `TENSORS`, `ERROR` or `HELLO`.
+        kind: `TENSORS`, `ERROR`, `HELLO` or `WORKING`.
         number: of the request.
         tensors: how many it carries.
         carried: what it carries, without padding.
@@ -75,7 +76,7 @@ def tensors_frame(number: int, tensors: Sequence[Array], size: int) -> list[memo
 
 
 def text_frame(kind: int, number: int, value: Mapping[str, Any], size: int) -> list[memoryview]:
-    """A frame with a JSON object: an error (`ERROR`), or what a part is (`HELLO`)."""
+    """A frame with a JSON object: an error (`ERROR`), what a part is (`HELLO`), or a sign of life (`WORKING`)."""
     return _framed(kind, number, 0, [memoryview(json.dumps(value).encode())], size)
 
 
@@ -99,7 +100,7 @@ def receive(channel: Channel, size: int) -> Frame:
     header = bytearray(_HEADER.size)
     channel.recv_into(header)
     magic, kind, tensors, number, carried, whole = _HEADER.unpack(header)
-    if magic != _MAGIC or kind not in (TENSORS, ERROR, HELLO) or header[5]:
+    if magic != _MAGIC or kind not in (TENSORS, ERROR, HELLO, WORKING) or header[5]:
         raise FormatError("frame: is none")
     if not size <= whole <= MAX_FRAME or whole % size or carried > whole:
         raise FormatError(f"frame: got {carried} bytes of {whole}, wanted a multiple of {size} up to {MAX_FRAME}")

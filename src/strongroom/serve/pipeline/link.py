@@ -4,8 +4,10 @@
   connection has room first.
 - A connection that ends, however it does, is made again, and what was sent over it and not answered is sent again, over
   the next that has room, before what waits.
-- One that is silent for much longer than any answer took is ended: whatever is the matter there, another enclave of the
-  part may answer.
+- One that is silent is ended, for a part that works says so: whatever is the matter there, another enclave of the part
+  may answer.
+- A request is not sent again for ever: where a connection ended `TRIES` times while the part worked on it, it may be
+  what ends the part, and fails. One that nobody waits for any more is forgotten, wherever it is.
 - An answer to a number that nobody waits for any more is dropped.
 - A part that is another than the document says gets no request.
 """
@@ -13,30 +15,39 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from strongroom.channel import Channel
-from strongroom.errors import ChannelError, PeerIdentityError, ServeError, StrongroomError, from_wire
+from strongroom.errors import (
+    ChannelError,
+    PeerIdentityError,
+    ServeError,
+    StrongroomError,
+    UnansweredError,
+    from_wire,
+)
+from strongroom.serve.pipeline.alive import Patience
 from strongroom.serve.pipeline.document import Part, Pipeline
 from strongroom.serve.pipeline.frames import (
     ERROR,
     HELLO,
     TENSORS,
+    WORKING,
     Frame,
     read_tensors,
     read_text,
     receive,
     tensors_frame,
 )
-from strongroom.serve.pipeline.patience import Patience
 from strongroom.serve.pipeline.tick import Tick
 from strongroom.serve.tensors import Array
 
 WINDOW = 2
+TRIES = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 1.0
 _IDLE_SECONDS = 0.5  # between two looks whether a part that has nothing to do is still there
 _CLOSE_SECONDS = 1.0  # for which one that is just being made is waited for
@@ -44,11 +55,12 @@ Dial = Callable[[], Channel]
 """Gives a channel to an enclave under the part's policy; raises StrongroomError if there is none just now."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     number: int
     frame: list[memoryview] = field(repr=False)
     answer: Future[dict[str, Array]] = field(default_factory=Future)
+    tries: int = 0  # that ended while the part worked on it
 
 
 class Link:
@@ -60,7 +72,6 @@ class Link:
         tell: is given a line about each connection that ended.
         window: how many requests may be under way on a connection.
         tick: when frames leave; by default as the pipeline has it.
-        clock: seconds that only go forward.
 
     Attributes:
         ended: how many connections have ended.
@@ -76,11 +87,10 @@ class Link:
         tell: Callable[[str], None],
         window: int = WINDOW,
         tick: Tick | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ended = self.dropped = 0
         self.pipeline, self.number, self.dial, self.tell, self.window = pipeline, number, dial, tell, window
-        self.tick, self.clock = tick or Tick(pipeline.tick), clock
+        self.tick = tick or Tick(pipeline.tick)
         self.waiting: deque[_Job] = deque()
         self.change = threading.Condition()
         self.closed = False
@@ -119,7 +129,13 @@ class Link:
                 raise ServeError("service: is stopping")
             self.waiting.append(job)
             self.change.notify_all()
+        job.answer.add_done_callback(lambda _: self._forget(job))
         return job.answer
+
+    def _forget(self, job: _Job) -> None:
+        if job.answer.cancelled():
+            with self.change, suppress(ValueError):  # it is under way, or was answered
+                self.waiting.remove(job)
 
     def close(self) -> None:
         """End it; what is not answered fails."""
@@ -148,7 +164,7 @@ class _Connection(threading.Thread):
         self.up = False
         self.sent: OrderedDict[int, _Job] = OrderedDict()
         self._link = link
-        self._patience = Patience(link.clock)
+        self._patience = Patience()
 
     def run(self) -> None:
         link, pause = self._link, _FIRST_PAUSE
@@ -171,13 +187,30 @@ class _Connection(threading.Thread):
                 link.tell(f"part {link.number}: its link ended, and is made again: {why}")
             finally:
                 channel.close()
-                with link.change:
-                    self.up = False
-                    # What was sent goes first, in its order.
-                    link.waiting.extendleft(reversed(self.sent.values()))
-                    self.sent.clear()
-                    link.change.notify_all()
+                self._give_back()
         link.fail_all(link.waiting)
+
+    def _give_back(self) -> None:
+        """What was sent and not answered goes first, in its order; but not one that ends the part again and again."""
+        link = self._link
+        with link.change:
+            self.up = False
+            left = [job for job in self.sent.values() if not job.answer.cancelled()]
+            self.sent.clear()
+            worked_on = left[0] if left else None
+            if worked_on is not None and not link.closed:
+                worked_on.tries += 1
+                if worked_on.tries >= TRIES:
+                    left.pop(0)
+            link.waiting.extendleft(reversed(left))
+            link.change.notify_all()
+        if worked_on is not None and worked_on.tries >= TRIES and worked_on.answer.set_running_or_notify_cancel():
+            worked_on.answer.set_exception(
+                UnansweredError(
+                    f"pipeline: part {link.number} ended {TRIES} times while it worked on this request",
+                    hint="it may want more memory than the part has: send fewer rows at once",
+                )
+            )
 
     def _connect(self) -> Channel:
         link = self._link
@@ -235,18 +268,18 @@ class _Connection(threading.Thread):
                 job = link.waiting.popleft()
                 if job.answer.cancelled():
                     continue
-                if not self.sent:
-                    self._patience.asked()
                 self.sent[job.number] = job
                 jobs.append(job)
         return jobs
 
     def _answered(self, frame: Frame) -> None:
+        self._patience.heard()
         with self._link.change:
+            if frame.kind == WORKING and frame.number in self.sent:
+                return
             job = self.sent.pop(frame.number, None)
         if job is None or frame.kind not in (TENSORS, ERROR):
             raise PeerIdentityError(f"it answers to number {frame.number}, which it was not asked")
-        self._patience.answered()
         if not job.answer.set_running_or_notify_cancel():
             self._link.dropped += 1
             return

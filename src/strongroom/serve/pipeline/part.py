@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from strongroom.channel import Channel
 from strongroom.crypto import digest
-from strongroom.errors import ChannelError, FormatError, IntegrityError, StrongroomError
+from strongroom.errors import ChannelError, FormatError, IntegrityError, ServeError, StrongroomError
+from strongroom.serve.pipeline.alive import Alive
 from strongroom.serve.pipeline.document import Part, Pipeline
 from strongroom.serve.pipeline.frames import HELLO, error_frame, read_tensors, receive, tensors_frame, text_frame
 from strongroom.serve.pipeline.tick import Tick
@@ -50,19 +51,24 @@ def answer(pipeline: Pipeline, number: int, stage: Stage, channel: Channel, *, t
     part, tick = pipeline.parts[number - 1], tick or Tick(pipeline.tick)
     hello = {"pipeline": pipeline.digest, "part": number}
     channel.queue(text_frame(HELLO, 0, hello, part.answers))
-    while True:
-        _answer_next(part, stage, channel, tick)
+    with Alive(channel, part.answers, tick) as alive:
+        while True:
+            _answer_next(part, stage, channel, tick, alive)
 
 
-def _answer_next(part: Part, stage: Stage, channel: Channel, tick: Tick) -> None:
+def _answer_next(part: Part, stage: Stage, channel: Channel, tick: Tick, alive: Alive) -> None:
     """Answer one request; who waits for the next one holds nothing of it."""
     frame = receive(channel, part.asks)
     tensors, results = read_tensors(frame, part.takes), {}
     try:
-        results = stage.infer(tensors, part.gives)
+        with alive.working(frame.number):
+            results = stage.infer(tensors, part.gives)
         pieces = tensors_frame(frame.number, [results[name] for name in part.gives], part.answers)
     except StrongroomError as error:
         pieces = error_frame(frame.number, error, part.answers)
+    except MemoryError:
+        full = ServeError("part: has not the memory for this request", hint="send fewer rows at once")
+        pieces = error_frame(frame.number, full, part.answers)
     tick.wait()
     channel.queue(pieces)
     channel.flush()

@@ -89,11 +89,17 @@ class Loop:
     def _turn(self) -> None:
         timers = self._timers
         timeout = -1.0 if not timers else max(0.0, timers[0][0] - time.monotonic())
+        handlers = self._handlers
         for descriptor, events in self._poll.poll(timeout, _EVENTS):
-            if descriptor == self._wake:
-                os.eventfd_read(self._wake)
-            elif (handler := self._handlers.get(descriptor)) is not None:  # else it was removed in this turn
-                self._guard(handler, events)
+            handler = handlers.get(descriptor)
+            if handler is None:  # it was removed in this turn, or somebody calls
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                continue
+            try:
+                handler(events)
+            except Exception:
+                _log.exception("network shield")
         while self._calls:
             self._guard(self._calls.popleft())
         while timers and timers[0][0] <= time.monotonic():

@@ -96,7 +96,7 @@ class Netlink:
         """
         wanted = self._number
         self._socket.send(b"".join(messages))
-        bodies = []
+        bodies: list[bytes] = []
         while True:
             raw, at = self._socket.recv(_ANSWER), 0
             while at + _HEADER.size <= len(raw):

@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -93,7 +94,7 @@ def _reject(kind: int, code: int) -> list[bytes]:
 
 
 class Rules:
-    """The rules of the namespace that the caller is in, which they stay with.
+    """The rules of the namespace that the caller is in, which they stay with. May be used from several threads.
 
     Args:
         own: the enclave's address.
@@ -105,6 +106,7 @@ class Rules:
 
     def __init__(self, own: IPv4Address, port: int) -> None:
         self._members: set[IPv4Address] = set()
+        self._lock = threading.Lock()
         try:
             self._link = Netlink(NETFILTER)
             self._make(own, port)
@@ -168,11 +170,12 @@ class Rules:
     def admit(self, members: Collection[IPv4Address]) -> None:
         """Have exactly these addresses lead to the proxy. Raises OSError if the kernel refused."""
         now = set(members)
-        new, gone = sorted(now - self._members), sorted(self._members - now)
-        for kind, flags, some in ((_NEW_ELEMENTS, CREATE, new), (_DEL_ELEMENTS, 0, gone)):
-            for at in range(0, len(some), _ELEMENTS):
-                self._batch(self._elements(kind, flags, some[at : at + _ELEMENTS]))
-        self._members = now
+        with self._lock:
+            new, gone = sorted(now - self._members), sorted(self._members - now)
+            for kind, flags, some in ((_NEW_ELEMENTS, CREATE, new), (_DEL_ELEMENTS, 0, gone)):
+                for at in range(0, len(some), _ELEMENTS):
+                    self._batch(self._elements(kind, flags, some[at : at + _ELEMENTS]))
+            self._members = now
 
     def _elements(self, kind: int, flags: int, addresses: Sequence[IPv4Address]) -> bytes:
         each = [attribute(1, [attribute(1, [attribute(1, one.packed)])]) for one in addresses]
@@ -182,7 +185,9 @@ class Rules:
         """What has been refused until now. Raises OSError."""
         counts = []
         parts = (attribute(1, _TABLE), attribute(2, _REFUSED))
-        for body in self._link.send(self._message(_GET_RULE, DUMP, *parts)):
+        with self._lock:
+            bodies = self._link.send(self._message(_GET_RULE, DUMP, *parts))
+        for body in bodies:
             for expression in elements(attributes(body[4:]).get(4, b"")):
                 found = attributes(expression)
                 if found.get(1, b"") == b"counter\0":

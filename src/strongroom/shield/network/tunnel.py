@@ -34,6 +34,7 @@ PATIENCE: Final = 20.0
 """Seconds for which a port at which nobody has listened yet is tried, while the program that connects waits."""
 _AGAIN = 0.1
 _PIECE = 1 << 18
+_NOTHING = memoryview(b"")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: to close is to reset
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 _UNSENT_MS = 30_000
@@ -91,9 +92,10 @@ class Tunnel:
         """The fingerprint of the other end's key, once it is known."""
         self.sent = self.received = 0
         """Bytes of the program's."""
-        self._to_outer = self._to_inner = memoryview(b"")  # what was not taken
+        self._to_outer = self._to_inner = _NOTHING  # what was not taken
         self._inner_ended = self._outer_ended = False  # no more comes from there
         self._said_end = self._passed_end = False
+        self._flowing = False  # both ends are read, and nothing is left to be sent
         self._events = {"outer": 0, "inner": 0}
         prepare(outer, outer=True)
 
@@ -136,28 +138,50 @@ class Tunnel:
         self._guarded(self._shake)
 
     def _on_outer(self, events: int) -> None:
-        self._guarded(self._outer_turn, events)
-
-    def _on_inner(self, events: int) -> None:
-        self._guarded(self._inner_turn, events)
-
-    def _guarded(self, step: Callable[..., None], *arguments: int) -> None:
         if self.closed:
             return
         try:
-            step(*arguments)
-            if not self.closed:
-                self._settle()
-        except ssl.SSLCertVerificationError:
+            if events & WRITE:
+                self._send_outer()
+            if events & ~WRITE:
+                self._read_outer()
+            self._settle()
+        except (ssl.SSLError, ChannelError, OSError) as error:
+            self._fail(error)
+
+    def _on_inner(self, events: int) -> None:
+        if self.closed:
+            return
+        try:
+            if events & WRITE:
+                self._send_inner()
+            if events & ~WRITE and not self._inner_ended:
+                self._read_inner()
+            self._settle()
+        except (ssl.SSLError, ChannelError, OSError) as error:
+            self._fail(error)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """The same for whatever else there is to do."""
+        if self.closed:
+            return
+        try:
+            step()
+            self._settle()
+        except (ssl.SSLError, ChannelError, OSError) as error:
+            self._fail(error)
+
+    def _fail(self, error: ssl.SSLError | ChannelError | OSError) -> None:
+        """End it, for a reason that is counted."""
+        if isinstance(error, ssl.SSLError | ChannelError):
             self._flush_alert()
-            self.close("certificate")
-        except ssl.SSLError as error:
-            self._flush_alert()
-            self.close("handshake" if not self._shaken else f"broken: {(error.reason or 'tls').lower()}")
-        except ChannelError as error:
-            self._flush_alert()
+        if isinstance(error, ChannelError):
             self.close(error.message)
-        except OSError:
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            self.close("certificate")
+        elif isinstance(error, ssl.SSLError):
+            self.close("broken" if self._shaken else "handshake")
+        else:
             self.close("cut")
 
     def _flush_alert(self) -> None:
@@ -177,18 +201,6 @@ class Tunnel:
         if certificate is None:
             raise ChannelError("certificate")
         self.shaken(certificate)
-
-    def _outer_turn(self, events: int) -> None:
-        if events & WRITE:
-            self._send_outer()
-        if events & ~WRITE:
-            self._read_outer()
-
-    def _inner_turn(self, events: int) -> None:
-        if events & WRITE:
-            self._send_inner()
-        if events & ~WRITE and not self._inner_ended:
-            self._read_inner()
 
     # From the other proxy to the program.
 
@@ -222,7 +234,7 @@ class Tunnel:
             filled = 0
             while filled < _PIECE:
                 try:
-                    count = self._tls.read(_PIECE - filled, spare[filled:])  # type: ignore[arg-type]
+                    count = int(self._tls.read(_PIECE - filled, spare[filled:]))
                 except ssl.SSLWantReadError:
                     break
                 except ssl.SSLZeroReturnError:
@@ -230,15 +242,20 @@ class Tunnel:
                 if not count:
                     self._outer_ended = True
                     break
-                filled += int(count)
+                filled += count
+                if not self._incoming.pending:
+                    break  # to be told that there is no whole record costs an exception
             if not filled:
                 break
+            more = self._incoming.pending or self._tls.pending()
             data = spare[:filled]
             if not self.opened:
                 data = self.first(data)
             if data:
                 self.received += len(data)
                 self._give_inner(data)
+            if not more:
+                break
         if self._outgoing.pending:  # TLS answers a change of keys
             self._send_outer()
 
@@ -275,15 +292,13 @@ class Tunnel:
         self._send_outer()
 
     def _send_outer(self) -> None:
-        while True:
-            if not self._to_outer:
-                if not self._outgoing.pending:
-                    return
-                self._to_outer = memoryview(self._outgoing.read())
+        data: bytes | memoryview
+        while data := self._to_outer or self._outgoing.read():
             try:
-                self._to_outer = self._to_outer[self._outer.send(self._to_outer) :]
+                count = self._outer.send(data)
             except BlockingIOError:
-                return
+                count = 0
+            self._to_outer = _NOTHING if count == len(data) else memoryview(data)[count:]
             if self._to_outer:
                 return
 
@@ -302,6 +317,10 @@ class Tunnel:
 
     def _settle(self) -> None:
         """After each step: ends that are to be passed on, and what is waited for next."""
+        if self._flowing and not (self._to_outer or self._to_inner or self._inner_ended or self._outer_ended):
+            return
+        if self.closed:
+            return
         if self._inner_ended and not self._said_end and not self._to_outer:
             self._said_end = True
             with suppress(ssl.SSLWantReadError):
@@ -320,6 +339,7 @@ class Tunnel:
         if self._inner is not None:
             inner = (READ if not self._to_outer and not self._inner_ended else 0) | (WRITE if self._to_inner else 0)
             self._wait("inner", self._inner, inner, self._on_inner)
+            self._flowing = outer == inner == READ
 
     def _wait(self, name: str, sock: socket.socket, events: int, handler: Callable[[int], None]) -> None:
         before = self._events[name]
@@ -387,7 +407,7 @@ class Outgoing(Tunnel):
         self._inner = self._inner_first  # what the program sends goes at once; nothing is passed on before the answer
 
     def first(self, data: memoryview) -> memoryview:
-        if data[:1] != OPEN:
+        if bytes(data[:1]) != OPEN:
             raise ChannelError("refused")
         self.opens(self._inner_first)
         return data[1:]
