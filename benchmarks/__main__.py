@@ -38,6 +38,7 @@ AREAS = {
     "serve_links": "stages over links of 1 Gbit/s",
     "serve_lite": "one model in an enclave by TensorFlow, LiteRT and ONNX Runtime, in 94 MiB",
     "enclave": "programs in an enclave beside the same outside: start-up, training, sealed data, classification",
+    "mesh_training": "distributed training and sums through the mesh's proxies beside as many processes outside",
     "plan": "the planner: its speed, its plans against all there are, what it predicts against what is measured",
     "pipeline_models": "models in parts answer as the whole: trained ones, Temper's networks, a language model",
     "pipeline_faults": "a model in parts whose enclaves are killed under load: what is lost, and how long requests wait",

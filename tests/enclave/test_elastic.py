@@ -135,4 +135,4 @@ def test_replicas_that_die_and_new_ones_that_join(kills, world: World, bubblewra
         for _ in lines:
             pass
         assert replicas.wait() == 0
-    assert float(results(job)["right"]) > 0.9
+    assert float(results(job)["right"]) > 0.85

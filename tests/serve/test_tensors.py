@@ -191,6 +191,14 @@ def test_what_json_cannot_carry_is_said_not_sent(value):
     assert np.array_equal(back, answer.outputs["y"], equal_nan=True)
 
 
+def test_an_answer_that_is_large_is_written_as_bytes_alone():
+    """As text it takes many times its size, of a service that everybody shares."""
+    answer = InferResponse({"y": np.zeros((1 << 20) + 1, np.uint8)}, "m", "1", None)
+    with pytest.raises(ServeError, match="1048577 elements, wanted at most 1048576 in JSON"):
+        write_response(answer, {"y": False})
+    assert write_response(answer, {"y": True}).pieces
+
+
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([None]), np.zeros(1, "M8[s]")])
 def test_arrays_without_a_datatype(array):
     with pytest.raises(ServeError, match="wanted one of BOOL"):

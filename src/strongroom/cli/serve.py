@@ -281,6 +281,8 @@ def announce(
     while not serving.wait(0.2):
         if not alive():
             return
+    if not alive():  # what ended it is told by who waits for it
+        return
     if args.json:
         output.result({"url": url, "policy": policy.name, "measurement": policy.reference.measurements[0]})
     else:

@@ -71,7 +71,7 @@ class Supervisor:
 
     @property
     def running(self) -> bool:
-        return not self._over.is_set()
+        return not self._over.is_set() and self.present.fleet.failure is None
 
     def start(self, version: Version) -> None:
         self._present = version

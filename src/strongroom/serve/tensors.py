@@ -40,6 +40,8 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 MAX_RANK = 32
 MAX_ELEMENTS = 1 << 40
+MAX_TEXT = 1 << 20
+"""Elements of a tensor as JSON: each takes some 50 bytes while it is written, and readers take `MAX_JSON` at most."""
 # JSON before binary tensors is padded to this, so that they can be used where they lie.
 _ALIGNMENT = 64
 # Messages up to this size are one piece: sending one costs more than copying it. Longer ones are not copied.
@@ -191,7 +193,7 @@ def write_response(response: InferResponse, binary: Mapping[str, bool]) -> Messa
     """An answer's body; `binary` says of each output whether it travels as raw bytes.
 
     Raises:
-        ServeError: an output holds what JSON cannot carry.
+        ServeError: an output holds what JSON cannot carry, or too much for it.
     """
     entries, pieces = _write_tensors(response.outputs, binary)
     head: dict[str, object] = {"model_name": response.model_name}
@@ -260,6 +262,11 @@ def _write_tensors(
             entry["parameters"] = {"binary_data_size": len(raw)}
             pieces.append(raw)
         else:
+            if array.size > MAX_TEXT:
+                raise ServeError(
+                    f"tensor {name}: {array.size} elements, wanted at most {MAX_TEXT} in JSON",
+                    hint='send binary tensors, and ask for them with parameters {"binary_data": true}',
+                )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ServeError(
                     f"tensor {name}: holds NaN or infinity, which JSON cannot carry",

@@ -14,7 +14,7 @@ import pytest
 
 from strongroom.channel import Channel, Identity, TlsChannel, accept, connect, expect_key
 from strongroom.errors import ChannelError, IntegrityError, ServeError, StrongroomError, UnansweredError
-from strongroom.serve.pipeline import alive, part
+from strongroom.serve.pipeline import alive, frames, part
 from strongroom.serve.pipeline.link import Link
 from strongroom.serve.pipeline.model import PipelineModel
 from strongroom.serve.pipeline.tick import Tick
@@ -491,3 +491,48 @@ def test_a_part_without_the_memory_for_a_request_says_so(stages):
         assert parts.links[0].ended == 0
     finally:
         parts.close()
+
+
+@pytest.fixture
+def played():
+    """A link to part 1, whose other end the test plays; gives the link, that end, and what the link told."""
+    ours, theirs = socket.socketpair()
+    ends, said = [ours], []
+
+    def dial():
+        if not ends:
+            raise ChannelError("away")
+        return Channel(ends.pop(), "part 1", seconds=30)
+
+    link, channel = Link(pipeline(), 1, dial, tell=said.append), Channel(theirs, "front door", seconds=30)
+    hello = {"pipeline": pipeline().digest, "part": 1}
+    channel.queue(frames.text_frame(frames.HELLO, 0, hello, link.part.answers))
+    yield link, channel, said
+    channel.close()
+    link.close()
+
+
+def test_no_more_is_under_way_than_the_window(played):
+    link, channel, _ = played
+    asked = [link.submit(number, [X]) for number in range(1, 6)]
+    for number in range(1, 6):
+        frame = frames.receive(channel, link.part.asks)
+        assert frame.number == number
+        if number >= 2:
+            assert not channel.hears(0.05)  # what comes next waits for an answer
+            channel.queue(frames.error_frame(number - 1, ServeError("no"), link.part.answers))
+            channel.flush()
+            assert isinstance(asked[number - 2].exception(), ServeError)
+
+
+@pytest.mark.parametrize("kind", [frames.TENSORS, frames.ERROR, frames.WORKING])
+def test_an_answer_to_what_was_not_asked_ends_the_link(played, kind):
+    link, channel, said = played
+    link.submit(1, [X])
+    assert frames.receive(channel, link.part.asks).number == 1
+    channel.queue(frames.text_frame(kind, 7, {}, link.part.answers))
+    channel.flush()
+    assert channel.hears(30)
+    with pytest.raises(ChannelError, match="closed"):
+        frames.receive(channel, link.part.asks)
+    assert "number 7, which it was not asked" in said[0]
