@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ from strongroom.sealed.threads import end_threads
 CIPHERTEXT = "/run/strongroom"  # where the launcher puts the vaults
 _EVERYBODY = ["0", "0", str((1 << 32) - 1)]  # the map of user ids where there is no user namespace
 _CAP_KILL = 5
+_GONE_SECONDS = 2.0  # for which threads that have ended are waited for
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _MEMORY = ("/tmp", "/dev/shm")  # noqa: S108  # the enclave's own
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "dri", "kfd", "nvidiactl", "nvidia-uvm")
@@ -111,7 +113,10 @@ def become(control: Control, config: BootConfig, layout: Mapping[str, Any]) -> N
         OSError: the kernel refused.
     """
     end_threads()
-    threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+    threads, ends = _threads(), time.monotonic() + _GONE_SECONDS
+    while threads != 1 and time.monotonic() < ends:
+        time.sleep(0.001)  # one that was joined is gone a moment later
+        threads = _threads()
     if threads != 1:
         raise EnclaveError(f"privileges: {threads} threads have them, wanted one: each gives up its own alone")
     sandboxed = config.isolation == SANDBOX
@@ -133,6 +138,10 @@ def become(control: Control, config: BootConfig, layout: Mapping[str, Any]) -> N
     else:
         filter_calls(filtered)
     control.event("confined", seccomp=filtered is not None, landlock=rules.version if rules else 0, user=user)
+
+
+def _threads() -> int:
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
 
 
 def _leave_root_behind() -> None:
