@@ -41,7 +41,7 @@ AREAS = {
     "mesh_training": "distributed training and sums through the mesh's proxies beside as many processes outside",
     "plan": "the planner: its speed, its plans against all there are, what it predicts against what is measured",
     "pipeline_models": "models in parts answer as the whole: trained ones, Temper's networks, a language model",
-    "pipeline_faults": "a model in parts whose enclaves are killed under load: what is lost, and how long requests wait",
+    "pipeline_faults": "a model in parts whose enclaves are killed under load: what is lost, how long requests wait",
     "plinius": "Plinius's networks on MNIST: trained through kills, asked in an enclave",
 }
 

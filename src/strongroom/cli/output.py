@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, _MutuallyExclusiveGroup
 from typing import Literal
 
 from rich.console import Console
@@ -42,7 +42,7 @@ SIMULATED_BANNER = (
 )
 
 
-def add_json(parser: ArgumentParser) -> None:
+def add_json(parser: ArgumentParser | _MutuallyExclusiveGroup) -> None:
     """Give a verb that reports the flag `--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

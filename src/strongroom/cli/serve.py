@@ -286,7 +286,7 @@ def announce(
     if args.json:
         output.result({"url": url, "policy": policy.name, "measurement": policy.reference.measurements[0]})
     else:
-        output.stdout.print(f"serving at {url} under policy {policy.name}", markup=False)
+        output.stdout.print(f"serving at {url} under policy {policy.name}", markup=False, soft_wrap=True)
         output.note(f"strongroom predict --url {url} --policy {policy.name} INPUT.npy   asks it; Ctrl-C ends it")
 
 

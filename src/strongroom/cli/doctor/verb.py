@@ -123,7 +123,6 @@ def _attester(probe: Probe, group: str, provider: str | None) -> Row:
 
 def _network(probe: Probe) -> Iterator[Row]:
     group = "network"
-    yield _program(probe, group, "nft", "the network shield's redirection", "install nftables")
     modules = f"/lib/modules/{probe.release}/modules."
     lists = (probe.read(modules + "builtin"), probe.read(modules + "dep"))
     there = probe.exists("/sys/module/wireguard") or any("/wireguard.ko" in (text or "") for text in lists)
@@ -132,7 +131,7 @@ def _network(probe: Probe) -> Iterator[Row]:
         "wireguard",
         "ok" if there else "missing",
         "the kernel has it" if there else "not in this kernel",
-        "another transport for the mesh, never by default",
+        "nothing yet: the mesh is TLS",
         "a kernel with CONFIG_WIREGUARD",
     )
 

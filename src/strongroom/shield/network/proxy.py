@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, Final
 
@@ -154,7 +155,7 @@ class Proxy:
 
     def _cut(self, tunnels: list[Tunnel], why: str) -> None:
         for tunnel in tunnels:
-            tunnel.loop.call(lambda tunnel=tunnel: tunnel.close(why))
+            tunnel.loop.call(partial(tunnel.close, why))
 
     def _known(self, certificate: Certificate) -> Member | None:
         """The member that shows this certificate, which the CAS has issued; None if it has told none of that key.
