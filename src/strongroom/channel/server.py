@@ -28,6 +28,8 @@ _LONG_BODY = 1 << 14  # of which a copy costs more than a call
 _HEAD_SECONDS = 15.0
 _MAX_HEAD, _MAX_HEADERS = 1 << 16, 100  # bytes and lines of a request's head
 _MAX_CONNECTIONS = 512
+_MAX_DESCRIPTORS = 2 * _MAX_CONNECTIONS  # for those, and for what a server has open besides
+_READ_SECONDS = 30.0  # that a peer may take to read what is waiting for it
 _KEEP_ALIVE_SECONDS = 75  # an enclave attests anew on every connection, so idle ones are worth keeping
 
 Scope = MutableMapping[str, Any]

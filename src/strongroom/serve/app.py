@@ -31,8 +31,11 @@ from strongroom.serve.wire import an_object, read_json, show
 
 MAX_BODY = 64 << 20
 MAX_QUEUE = 64
-# All bodies in memory together, as a multiple of the longest one.
+# All bodies in memory together, as a multiple of the longest one; and so all answers that wait to be read.
 _BODIES = 4
+# An answer is sent in pieces that its reader takes one by one, in this time and a second for each so many bytes.
+_PIECE = 1 << 18
+_SEND_SECONDS, _SEND_BYTES = 60.0, 1 << 18
 _BODY_SECONDS = 60.0
 _MAX_NONCE_BODY = 256
 _NONCE = re.compile(r"[0-9a-f]{64}")
@@ -118,6 +121,7 @@ class ServiceApp:
         self._admitted = 0
         self._admission = threading.Lock()
         self._body_bytes = 0
+        self._answer_bytes = 0
 
     def close(self) -> None:
         """Let running inferences end, drop waiting ones, and end the worker threads."""
@@ -140,7 +144,13 @@ class ServiceApp:
             # The type only: what an exception says may quote an input.
             _log.error("request failed: %s", type(error).__name__)
             answer = _json(StrongroomError("internal error").to_wire(), 500)
-        await _send(send, answer)
+        # Until its client has read it, or is given up.
+        size = sum(map(len, answer.pieces))
+        self._answer_bytes += size
+        try:
+            await _send(send, answer, size)
+        finally:
+            self._answer_bytes -= size
 
     async def _answer(self, scope: Event, receive: Receive) -> _Answer:
         path, method = scope["path"], scope["method"]
@@ -264,7 +274,7 @@ class ServiceApp:
                 raise _busy(f"{self._admitted} requests are running or waiting")
             self._admitted += 1
         try:
-            running = self._pool.submit(job)
+            running = self._pool.submit(self._begin, job)
         except RuntimeError:
             self._release()
             raise _RefusedError(503, ServeError("service: is stopping")) from None
@@ -282,6 +292,11 @@ class ServiceApp:
             answer.cancel()
             # Else an error holds this frame, which holds the error and all that it has of the request.
             del answer, running, job
+
+    def _begin(self, job: Callable[[], _Answer]) -> _Answer:
+        if self._answer_bytes > _BODIES * self._max_body:
+            raise _busy("too many bytes of answers wait to be read")
+        return job()
 
     def _release(self, size: int = 0, done: Future[_Answer] | None = None) -> None:
         with self._admission:
@@ -320,14 +335,23 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-async def _send(send: Send, answer: _Answer) -> None:
-    length = sum(map(len, answer.pieces))
+async def _send(send: Send, answer: _Answer, length: int) -> None:
+    """Send it; of what its client does not read in time, no more. The server then ends the connection."""
     headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
     headers.append((b"content-length", str(length).encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    for piece in answer.pieces[:-1]:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": answer.pieces[-1]})
+    try:
+        async with asyncio.timeout(_SEND_SECONDS + length / _SEND_BYTES):
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            left = length
+            for piece in answer.pieces:
+                view = memoryview(piece)
+                for start in range(0, max(1, len(view)), _PIECE):
+                    part = view[start : start + _PIECE]
+                    left -= len(part)
+                    if part or not length:
+                        await send({"type": "http.response.body", "body": part, "more_body": left > 0})
+    except TimeoutError:
+        return
 
 
 def _json(value: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None) -> _Answer:
