@@ -5,14 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from strongroom.attest.claims import REGISTERS, registers_measurement
 from strongroom.attest.tee.simulated import SimulatedAttester
+from strongroom.cas.enclaves import mesh
 from strongroom.cas.policy.version import parse_policy
-from strongroom.errors import FormatError, PolicyError, StrongroomError, UnauthorizedError
+from strongroom.errors import (
+    FormatError,
+    InstanceLimitError,
+    PolicyError,
+    StrongroomError,
+    TooManyRequestsError,
+    UnauthorizedError,
+)
 from tests.cas.world import MEASURED, Clock, cas_in, world_in
 
 MESH = "[mesh]\n"
@@ -130,7 +139,11 @@ def test_a_lease_that_has_run_out_is_no_member_and_leaves_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "localhost:1", "1.2.3.400:1", "::1:1", "[::g]:1"]
+    "endpoint",
+    [
+        *("", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "localhost:1", "1.2.3.400:1", "::1:1", "[::g]:1"),
+        *("0.0.0.0:1", "224.0.0.1:1", "169.254.169.254:80", "[::]:1", "[fe80::1]:1"),
+    ],
 )
 def test_an_endpoint_is_an_address_and_a_port(world, endpoint):
     world.renew(more=MESH)
@@ -138,6 +151,80 @@ def test_an_endpoint_is_an_address_and_a_port(world, endpoint):
         session.attest()
         with pytest.raises(FormatError, match=r"endpoint: got"):
             session.join_mesh(endpoint)
+
+
+def test_addresses_of_a_policy_without_living_enclaves_are_given_to_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh, "BLOCKS", 2)
+    with ExitStack() as held:
+        cas = held.enter_context(cas_in(tmp_path, Clock(float(int(time.time())))))
+        worlds = [held.enter_context(world_in(cas, more=MESH)) for _ in range(3)]
+        one, other, third = (held.enter_context(world.session()) for world in worlds)
+        for each in (one, other, third):
+            each.attest()
+        first, second = (each.join_mesh("127.0.0.1:9")["address"] for each in (one, other))
+        with pytest.raises(InstanceLimitError, match="living enclaves of 2 policies"):
+            third.join_mesh("127.0.0.1:9")
+        other.end()
+        assert third.join_mesh("127.0.0.1:9")["address"] == second != first
+        assert one.join_mesh("127.0.0.1:9")["address"] == first
+
+
+def test_an_enclave_moves_once_in_a_while(tmp_path, monkeypatch):
+    clock = Clock(float(int(time.time())))
+    with cas_in(tmp_path, clock) as cas, world_in(cas, more=MESH) as world, world.session(clock=clock) as one:
+        one.attest()
+        monkeypatch.setattr(one._http, "_sleep", lambda seconds: None)
+        for endpoint in ("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:2"):
+            one.join_mesh(endpoint)
+        with pytest.raises(TooManyRequestsError, match="another endpoint just now"):
+            one.join_mesh("127.0.0.1:3")
+        clock.now += mesh.MOVE_SECONDS
+        one.join_mesh("127.0.0.1:3")
+        assert world.events().count("joined") == 3
+
+
+def test_who_may_be_no_member_any_more_is_told_of_nobody(world):
+    world.renew(more=MESH)
+    news: list[Mapping[str, Any]] = []
+    emptied = threading.Event()
+
+    def heard(told: Mapping[str, Any]) -> None:
+        news.append(told)
+        if not told["members"]:
+            emptied.set()
+
+    with world.session() as one, world.session() as other:
+        one.attest()
+        other.attest()
+        other.join_mesh("127.0.0.1:10")
+        one.join_mesh("127.0.0.1:9")
+        watch = one.watch_mesh(heard, lambda: one.join_mesh("127.0.0.1:9"))
+        watch._step(watch._asking, wait=0)
+        assert news[-1]["members"]
+        world.renew(more="")
+        watch.start()
+        assert emptied.wait(20)
+        watch.close()
+
+
+def test_news_that_could_not_be_taken_in_are_asked_for_again(world):
+    world.renew(more=MESH)
+    heard: list[Mapping[str, Any]] = []
+
+    def fails_once(told: Mapping[str, Any]) -> None:
+        heard.append(told)
+        if len(heard) == 1:
+            raise OSError(105, "no buffer space")
+
+    with world.session() as one:
+        one.attest()
+        one.join_mesh("127.0.0.1:9")
+        watch = one.watch_mesh(fails_once, lambda: None)
+        with pytest.raises(OSError, match="no buffer space"):
+            watch._step(watch._waiting, wait=20)
+        watch._step(watch._waiting, wait=20)
+        watch.close()
+    assert heard[0] == heard[1]
 
 
 def test_an_enclave_whose_policy_has_no_mesh_does_not_join(world):

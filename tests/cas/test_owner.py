@@ -393,7 +393,7 @@ def test_a_database_of_something_else_is_refused(closed):
     with sqlite3.connect(closed / "cas.sqlite") as db:
         db.execute("PRAGMA user_version = 7")
     db.close()
-    with pytest.raises(IntegrityError, match="got version 7 of application 0x53724361, wanted 4"):
+    with pytest.raises(IntegrityError, match="got version 7 of application 0x53724361, wanted 5"):
         prepare(closed)
     (closed / "cas.sqlite").write_bytes(b"not a database at all, but long enough to look" * 100)
     with pytest.raises(IntegrityError, match="file is not a database"):

@@ -1,10 +1,13 @@
 """Both ends of a channel: who the peer is, the exporter, HTTP over it, and what happens when something is wrong."""
 
+import asyncio
+import contextlib
 import datetime as dt
 import json
 import os
 import signal
 import socket
+import threading
 import warnings
 
 import pytest
@@ -15,10 +18,12 @@ from strongroom.channel import (
     Server,
     accept,
     bind,
+    connect,
     expect_authority,
     expect_key,
     tls_info,
 )
+from strongroom.channel.connections import have_descriptors
 from strongroom.crypto import CertificateAuthority, SigningKey
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UnknownPolicyError, UsageError
 
@@ -218,8 +223,6 @@ def test_tls_1_2_is_refused(server):
 
 def converse(server, *pieces):
     """Send raw bytes over TLS; what came back before the server hung up."""
-    from strongroom.channel import connect
-
     answer = b""
     with connect(socket.create_connection(("127.0.0.1", server.port)), expect=expect_key(server.key)) as stream:
         try:
@@ -254,6 +257,60 @@ def test_a_port_that_is_none_is_named():
     for port in (-1, 65_536, 99_999):
         with pytest.raises(UsageError, match="wanted 0 to 65535"):
             bind("127.0.0.1", port)
+
+
+def silent(server):
+    return socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_those_that_say_nothing_count_and_give_way(monkeypatch):
+    """Who opens all connections there may be and says nothing keeps nobody out, and takes no more than these."""
+    monkeypatch.setattr("strongroom.channel.server._MAX_CONNECTIONS", 3)
+    identity = Identity.fresh("server", now=NOW)
+    with Server(application, bind("127.0.0.1", 0), identity) as running, contextlib.ExitStack() as held:
+        running.key = identity.key.public.fingerprint
+        first, *_ = [held.enter_context(silent(running)) for _ in range(3)]
+        with client(running) as http:
+            assert http.get("/")["count"] == 1
+            assert first.recv(1) == b""
+            for _ in range(2):
+                held.enter_context(client(running)).get("/")
+            with pytest.raises(ChannelError):
+                held.enter_context(client(running)).get("/")  # nobody who has ended a handshake gives way
+            assert http.get("/")["count"] == 2
+
+
+def test_a_server_may_open_what_its_connections_need():
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = 256 if soft == resource.RLIM_INFINITY else min(soft, 256)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))
+        have_descriptors(least + 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] in (least + 1, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_does_not_read_an_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr("strongroom.channel.server._READ_SECONDS", 0.0)
+    ended = threading.Event()
+
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()
+        gone = asyncio.ensure_future(receive())
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 18), "more_body": True})
+            await asyncio.sleep(0)
+        ended.set()
+
+    identity = Identity.fresh("server", now=NOW)
+    with Server(endless, bind("127.0.0.1", 0), identity) as running:
+        stream = connect(silent(running), expect=expect_key(identity.key.public.fingerprint))
+        stream.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert ended.wait(60)
+        stream.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -78,11 +78,29 @@ def test_a_smaller_model_is_measured_beside_the_given_one(model: Path, capsys: p
         (["--memory", "1GiB", "--labels", "y.npy"], "--calibrate"),
         (["--memory", "1GiB", "--save-model", "y.onnx"], "smaller model"),
         (["--memory", "1GiB", "--batch", "0"], "at least 1"),
+        (["--memory", "1GiB", "--threads", "0"], "at least 1"),
+        (["--memory", "1GiB", "--output", "nowhere/plan.json"], "--output: there is no directory nowhere"),
+        (["--memory", "1GiB", "--output", "."], "--output: . cannot be written"),
+        (["--memory", "1GiB", "--draw", "plan.gif"], "ends in .svg or .png"),
+        (["--memory", "1GiB", "--compare", "nowhere.json"], "--compare: nowhere.json"),
     ],
 )
 def test_options_that_make_no_sense(model: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", str(model), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_is_compared_must_be_a_plan(model: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", str(model), "--memory", "1GiB", "--compare", str(model)]) == 10
+    assert f"--compare: {model} is no plan" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model))
+    assert main(["plan", str(model), "--threads", "1", "--memory", "1GiB"]) == 0
+    assert "not remembered" in capsys.readouterr().err
 
 
 def test_a_sealed_model_is_planned_and_stays_sealed(

@@ -10,7 +10,7 @@ import pytest
 from strongroom.cli.main import main
 from strongroom.cli.run import verb
 from strongroom.cli.run.failed import name_vaults, tell_left_out
-from strongroom.cli.run.vaults import made_vaults
+from strongroom.cli.run.vaults import made_vaults, only_writer
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import EnclaveError, UsageError, WrongKeyError
 
@@ -48,6 +48,24 @@ def test_vaults_go_again_and_what_was_there_stays(place):
         keep()
         raise KeyboardInterrupt
     new.open().close()
+
+
+def test_a_vault_has_one_writer_at_a_time(place, capsys):
+    out = SealedVault.at(place / "out.vault")
+    with made_vaults([out]), only_writer([out]):
+        assert main(["run", "--out", "out.vault", "--", "python", "-c", "pass"]) == 25
+        assert "another `strongroom run` writes out.vault" in capsys.readouterr().err
+    with only_writer([out]):
+        pass
+
+
+def test_a_script_of_ones_own_comes_along(place):
+    (place / "jobs").mkdir()
+    for name in ("jobs/job.sh", "other.sh"):
+        (place / name).write_text("#!/bin/sh\n")
+    assert list(verb.program_of(["jobs/job.sh", "x"], [])[1]) == ["jobs/job.sh"]
+    assert list(verb.program_of(["./other.sh"], ["other.sh"])[1]) == ["other.sh"]
+    assert verb.program_of(["/bin/sh"], [])[1] == {}
 
 
 def test_ctrl_c_before_the_program_begins_is_said(place, capsys, monkeypatch):

@@ -56,6 +56,8 @@ class Played:
             self.turn.shutdown(socket.SHUT_RDWR)
         self.over.set()
 
+    running = property(lambda self: not self.killed and not self.over.is_set())
+
 
 class Machine:
     """What launches them.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from strongroom.enclave.control import Control, _receive, _send, socket_pair
+from strongroom.enclave.control import Control, HostSide, _receive, _send, socket_pair
 from strongroom.enclave.program import tellable
 from strongroom.errors import EnclaveError
 
@@ -35,6 +37,34 @@ def test_a_hint_fits_whatever_names_a_program_makes(name):
     assert [*tellable(["/a.py"] * 301)] == [["/a.py"] * 300, ["/a.py"]]
     for end in (host, theirs):
         end.close()
+
+
+def test_sockets_of_a_mesh_wait_for_nothing_else_that_the_host_does():
+    ours, theirs = socket_pair()
+    dialled, go_on = threading.Event(), threading.Event()
+
+    def dial():
+        dialled.set()
+        go_on.wait(20)
+        return socket.socket()
+
+    host = HostSide(ours, b"", {}, None, {"cas": dial}, None, lambda *_: None, meshed=True)
+    host.start()
+    control = Control(theirs.detach())
+    sockets = control.sockets()
+    with ThreadPoolExecutor(1) as threads:
+        dialling = threads.submit(control.ask_socket, "dial", peer="cas")
+        assert dialled.wait(20)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with sockets.ask_socket("socket", family=int(family)) as given:
+                assert given.family == family
+        go_on.set()
+        dialling.result(20).close()
+    with pytest.raises(EnclaveError, match="nothing to answer"):
+        control.sockets()
+    sockets.close()
+    control.close()
+    host.join()
 
 
 def no_socket(host):

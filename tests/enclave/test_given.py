@@ -15,7 +15,7 @@ from strongroom.cas.policy.version import parse_policy
 from strongroom.cli.main import main
 from strongroom.cli.run.verb import boot_config, check_launchable
 from strongroom.cli.workspace import SealedVault, entrust
-from strongroom.enclave.config import BootConfig, FileMount, VaultMount
+from strongroom.enclave.config import PROCESS, BootConfig, FileMount, VaultMount
 from strongroom.enclave.enforce import check_enforced
 from strongroom.errors import EnclaveError
 from strongroom.sealed import create_key, load_key, open_sealed
@@ -205,14 +205,16 @@ def test_what_an_enclave_was_measured_with_must_do_what_the_policy_says():
         check_enforced(CONFIG, [("/data", "host", ""), ("/data/in", "ephemeral", "")], ())
     with pytest.raises(EnclaveError, match="the policy does not say so"):
         check_enforced(replace(CONFIG, host=("/shared",)), [], ())
-    with pytest.raises(EnclaveError, match="mesh: this launcher cannot enforce it"):
-        check_enforced(CONFIG, [], ("mesh",))
+    check_enforced(CONFIG, [], ("mesh",))
+    for config, key in (replace(CONFIG, isolation=PROCESS), "mesh"), (CONFIG, "mesh.publish"):
+        with pytest.raises(EnclaveError, match=f"{key}: this launcher cannot enforce it"):
+            check_enforced(config, [], (key,))
 
 
 @pytest.mark.parametrize(
     ("more", "key"),
     [
-        ('[mesh]\npeers = ["acme/worker"]\n', "mesh"),
+        ('[mesh]\npeers = ["acme/worker"]\npublish = [{ name = "api", port = 8443 }]\n', "mesh"),
         ('[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\n', "egress"),
         ('[[paths]]\npath = "/h"\nrule = "host"\n[[paths]]\npath = "/h/in"\nrule = "ephemeral"\n', "paths.path"),
     ],

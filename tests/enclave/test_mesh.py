@@ -14,7 +14,7 @@ from strongroom.cli.workspace import write_policy
 from strongroom.errors import RevokedError, UsageError
 
 PAIR = """
-import ctypes, json, os, socket, sys
+import ctypes, json, os, signal, socket, sys
 rank = int(os.environ["RANK"])
 seen = {"rank": rank, "name": socket.getfqdn(), "address": socket.gethostbyname(socket.gethostname())}
 seen["task"] = json.loads(os.environ["TF_CONFIG"])["task"]
@@ -42,7 +42,10 @@ else:
     peer = socket.create_connection((os.environ["MASTER_ADDR"], 7000))
     peer.sendall(b"hello")
     print(json.dumps(seen), flush=True)
-    peer.recv(1)
+    try:
+        peer.recv(1)
+    except ConnectionResetError:
+        signal.pause()  # the other side may have heard of it first
 """
 
 

@@ -214,6 +214,7 @@ def test_a_part_on_another_machine_answers_over_tcp_though_the_wire_is_cut(world
         (["--memory", "lots"], "wanted a size"),
         (["--memory", "1MiB", "--require-lineage"], "on a whole model"),
         (["--at", "1=localhost:1"], "in parts"),
+        (["--batch-delay", "3"], "in parts"),
         (["--listen", "localhost:1"], "add --part"),
     ],
 )

@@ -243,6 +243,7 @@ class Silent:
         raise AssertionError(f"{name}: told before every vault was committed")
 
     control = property(lambda self: self)
+    layout = property(lambda self: {})
 
 
 def test_where_there_are_no_overlays_a_mount_is_bound_to_its_place(monkeypatch, tmp_path):

@@ -172,6 +172,23 @@ def test_errors(app, method, path, body, headers, status, message):
     assert set(wire) <= {"error", "code", "hint"}
 
 
+def test_a_doubled_header_is_refused(app):
+    async def story():
+        events, sent = [{"type": "http.request", "body": b"{}"}], []
+
+        async def receive():
+            return events.pop()
+
+        async def send(event):
+            sent.append(event)
+
+        headers = 2 * [(HEADER.encode(), b"2")]
+        await app({"type": "http", "method": "POST", "path": INFER, "headers": headers}, receive, send)
+        assert sent[0]["status"] == 400 and b"is there twice" in bytes(sent[1]["body"])
+
+    asyncio.run(story())
+
+
 def test_405_names_what_is_allowed(app):
     _, headers, _ = asyncio.run(talk(app, "PUT", INFER))
     assert headers["allow"] == "POST"
@@ -259,6 +276,59 @@ def test_bodies_in_memory_are_bounded():
         await app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, None)
 
     with front_door(max_body=1000) as app:
+        asyncio.run(story())
+
+
+def test_answers_that_nobody_reads_are_bounded_and_let_go(monkeypatch):
+    """In pieces, counted until they are sent, and for a time that their length gives."""
+
+    async def story():
+        x, sent = np.ones((40_000, 3), np.float32), []
+        message = write_request(InferRequest({"x": x}, binary=True))
+        headers = [(name.lower().encode(), value.encode()) for name, value in message.headers.items()]
+        go = asyncio.Event()
+
+        async def unread():
+            events = [{"type": "http.request", "body": b"".join(message.pieces)}]
+
+            async def receive():
+                return events.pop() if events else await asyncio.Event().wait()
+
+            async def send(event):
+                sent.append(len(event.get("body", b"")))
+                await go.wait()
+
+            await app({"type": "http", "method": "POST", "path": INFER, "headers": headers}, receive, send)
+
+        stuck = []
+        for _ in range(2):
+            stuck.append(asyncio.ensure_future(unread()))
+            await until(lambda: len(sent) == len(stuck))
+        assert app._answer_bytes > 2 * x.nbytes
+        body = json.dumps(X).encode()
+        status, _, raw = await talk(app, "POST", INFER, body)
+        assert (status, json.loads(raw)["error"]) == (429, "service: busy, too many bytes of answers wait to be read")
+        go.set()
+        await asyncio.gather(*stuck)
+        assert app._answer_bytes == 0 and sum(sent) > 2 * x.nbytes and max(sent) <= 1 << 18
+        assert (await talk(app, "POST", INFER, body))[0] == 200
+
+    monkeypatch.setattr("strongroom.serve.app._BODIES", 1)
+    with front_door(max_body=600_000) as app:
+        asyncio.run(story())
+
+
+def test_an_answer_is_given_up_whose_client_takes_too_long(monkeypatch):
+    monkeypatch.setattr("strongroom.serve.app._SEND_SECONDS", -1.0)
+
+    async def story():
+        async def send(event):
+            await asyncio.Event().wait()
+
+        await app({"type": "http", "method": "GET", "path": "/v2", "headers": []}, None, send)
+        assert app._answer_bytes == 0
+
+    with front_door() as app:
         asyncio.run(story())
 
 

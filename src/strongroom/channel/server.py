@@ -17,6 +17,7 @@ import uvicorn
 from OpenSSL import SSL
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from strongroom.channel.connections import Connections, have_descriptors
 from strongroom.channel.tls import CHUNK, PLAIN_RECORD, Identity, export, peer_chain, server_context
 from strongroom.crypto import Certificate
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UsageError
@@ -28,7 +29,6 @@ _LONG_BODY = 1 << 14  # of which a copy costs more than a call
 _HEAD_SECONDS = 15.0
 _MAX_HEAD, _MAX_HEADERS = 1 << 16, 100  # bytes and lines of a request's head
 _MAX_CONNECTIONS = 512
-_MAX_DESCRIPTORS = 2 * _MAX_CONNECTIONS  # for those, and for what a server has open besides
 _READ_SECONDS = 30.0  # that a peer may take to read what is waiting for it
 _KEEP_ALIVE_SECONDS = 75  # an enclave attests anew on every connection, so idle ones are worth keeping
 
@@ -120,10 +120,11 @@ class Server:
         context = server_context(identity)
         # Where all connections are decrypted to: HTTP copies what it keeps before another's turn comes.
         plain = memoryview(bytearray(_PLAIN_BUFFER))
+        connections = Connections(_MAX_CONNECTIONS)
         # How uvicorn takes a protocol of one's own: a class that it calls with keyword arguments.
         config = uvicorn.Config(
             app,
-            http=lambda **kwargs: _TlsProtocol(context, plain, kwargs),  # type: ignore[arg-type]
+            http=lambda **kwargs: _TlsProtocol(context, plain, connections, kwargs),  # type: ignore[arg-type]
             ws="none",
             loop="asyncio",  # what is tested, whatever else is installed
             lifespan="off",
@@ -132,7 +133,6 @@ class Server:
             access_log=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=_MAX_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=drain_seconds,
         )
@@ -144,6 +144,7 @@ class Server:
 
         The signal is raised once more at the end, for the handler that it had before.
         """
+        have_descriptors(2 * _MAX_CONNECTIONS)  # and for what else is open
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
@@ -261,8 +262,11 @@ class _Http(HttpToolsProtocol):
 class _TlsProtocol(asyncio.Protocol):
     """Ciphertext from the socket -> OpenSSL's memory buffers -> plaintext to `_Http`, and back."""
 
-    def __init__(self, context: SSL.Context, plain: memoryview, kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, context: SSL.Context, plain: memoryview, connections: Connections, kwargs: dict[str, Any]
+    ) -> None:
         self._plain = plain
+        self._connections = connections
         self._tls = SSL.Connection(context, None)
         self._tls.set_accept_state()
         self._http = _Http(**kwargs)
@@ -271,13 +275,19 @@ class _TlsProtocol(asyncio.Protocol):
         self._secure = False
         self._flushing = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # a stream's, by create_server
         self._deadline = asyncio.get_running_loop().call_later(_HANDSHAKE_TIMEOUT, self._abandon)
+        self._connections.made(self)
 
     def _abandon(self) -> None:
-        if not self._secure and self._transport is not None:
+        if not self._secure:
+            self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -317,6 +327,7 @@ class _TlsProtocol(asyncio.Protocol):
             self.flush()
             return False
         self._secure = True
+        self._connections.finished(self)
         if self._deadline is not None:
             self._deadline.cancel()
         assert self._transport is not None  # noqa: S101  # data comes after connection_made
@@ -338,7 +349,7 @@ class _TlsProtocol(asyncio.Protocol):
         except SSL.Error:
             return
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview[int]) -> None:
         """Encrypt, and send together with whatever else is written in this turn of the loop."""
         view = memoryview(data)
         try:
@@ -346,7 +357,10 @@ class _TlsProtocol(asyncio.Protocol):
                 view = view[self._tls.send(view[:CHUNK]) :]
         except SSL.Error:
             self._close()
-        self._flush_soon()
+        if len(data) < CHUNK:
+            self._flush_soon()
+        else:
+            self.flush()  # so that who writes more is told to wait for the reader
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -367,22 +381,34 @@ class _TlsProtocol(asyncio.Protocol):
     def _close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+            self.await_reader()
+
+    def await_reader(self) -> None:
+        """From now on the peer must read what is waiting for it within the limit."""
+        if self._unread is None and self._transport is not None:
+            self._unread = asyncio.get_running_loop().call_later(_READ_SECONDS, self.abort)
 
     def eof_received(self) -> None:
         if self._secure:
             self._http.eof_received()
 
     def pause_writing(self) -> None:
+        self.await_reader()
         if self._secure:
             self._http.pause_writing()
 
     def resume_writing(self) -> None:
+        if self._unread is not None and self._transport is not None and not self._transport.is_closing():
+            self._unread.cancel()
+            self._unread = None
         if self._secure:
             self._http.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._connections.lost(self)
+        for timer in (self._deadline, self._unread):
+            if timer is not None:
+                timer.cancel()
         if self._secure:
             self._http.connection_lost(exc)
         self._transport = None
@@ -397,12 +423,13 @@ class _PlainTransport(asyncio.Transport):
         self._protocol = tls
 
     def write(self, data: bytes | bytearray | memoryview[int]) -> None:
-        self._protocol.write(bytes(data) if not isinstance(data, bytes) else data)
+        self._protocol.write(data)
 
     def close(self) -> None:
         if not self._inner.is_closing():
             self._protocol.say_goodbye()
         self._inner.close()
+        self._protocol.await_reader()
 
     def abort(self) -> None:
         self._inner.abort()

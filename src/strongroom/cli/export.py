@@ -100,6 +100,8 @@ def _example(path: Path) -> Any:
 
 def _model(text: str) -> Any:
     """What to export: a path, or what the user's own program makes."""
+    if text.endswith(".py"):
+        raise UsageError(f"model: {text} is a program", hint=f"wanted {text}:NAME, a model in it or what makes one")
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py"):
         return text

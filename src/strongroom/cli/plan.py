@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.markup import escape
 
 from strongroom.cli import output
-from strongroom.cli.plan_model import add_model, source_of
+from strongroom.cli.plan_model import add_model, read_plan, source_of
 from strongroom.errors import FormatError, StrongroomError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -88,16 +88,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from strongroom.serve.plan import choices
     from strongroom.serve.plan.cache import Cache
-    from strongroom.serve.plan.document import Plan
     from strongroom.serve.plan.make import compare, prepare
     from strongroom.serve.plan.profile import remembered
 
-    others = {path.name: Plan.parse(path.read_bytes()) for path in args.compare}
+    others = {path.name: read_plan(path, "--compare") for path in args.compare}
     dims = dict(map(_dim, args.dim))
-    threads = args.threads or len(os.sched_getaffinity(0))
+    threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
     if threads < 1 or args.batch < 1:
         raise UsageError("--threads, --batch: wanted at least 1")
     _require_choices(args)
+    _require_places(args)
     cache = Cache.of_user()
     wanted = _wanted(args, threads, cache, dims)
     paging, note = _paging(args, cache)
@@ -136,7 +136,9 @@ def run(args: argparse.Namespace) -> int:
         from strongroom.serve.plan import draw
 
         draw.write(draw.draw(plan, profile.costs, source.name), args.draw)
-    notes = [*prepared.chain.model.notes, *prepared.chain.notes, note]
+    from strongroom.serve.pipeline.cut import telling_sizes
+
+    notes = [*prepared.chain.model.notes, *prepared.chain.notes, *telling_sizes(prepared.chain, plan), note]
     if args.json:
         output.result(_result(plan, profile, compared, measured, took, notes))
     else:
@@ -151,6 +153,21 @@ def _require_choices(args: argparse.Namespace) -> None:
         raise UsageError("--labels: are those of --calibrate's inputs, give that")
     if (args.calibrate or args.save_model) and not (args.quantize or args.prune):
         raise UsageError("--calibrate, --save-model: are for a smaller model, add --quantize int8 or --prune F")
+
+
+def _require_places(args: argparse.Namespace) -> None:
+    """What is written at the end can be, as far as that can be told before all is measured."""
+    for option, path in (("--output", args.output), ("--draw", args.draw)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise UsageError(f"{option}: there is no directory {path.parent}")
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"{option}: {path} cannot be written")
+    if args.draw:
+        from strongroom.serve.plan import draw
+
+        draw.check(args.draw)
 
 
 def _dim(text: str) -> tuple[str, int]:

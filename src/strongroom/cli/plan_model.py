@@ -10,11 +10,26 @@ from typing import TYPE_CHECKING
 
 from strongroom.cli.secrets import add_opening, sealed_vault
 from strongroom.cli.workspace import SealedVault
-from strongroom.errors import UsageError
+from strongroom.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from strongroom.serve.graph import Model
+    from strongroom.serve.plan.document import Plan
     from strongroom.vault import Vault
+
+
+def read_plan(path: Path, option: str) -> Plan:
+    """The plan in a file. Raises UsageError if there is none, FormatError if it is none."""
+    from strongroom.serve.plan.document import Plan
+
+    try:
+        return Plan.parse(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{option}: {path}: {(error.strerror or str(error)).lower()}") from None
+    except FormatError as error:
+        raise FormatError(
+            f"{option}: {path} is no plan: {error.message}", hint="`strongroom plan --output FILE` writes one"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from strongroom.errors import UsageError
 from strongroom.lineage.requirement import Requirement
 
 _MODEL_VAULT = "model"
+BATCH_DELAY = 2.0  # milliseconds
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -84,9 +85,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-delay",
         type=float,
-        default=2.0,
         metavar="MS",
-        help="by a plan for batches, how long a request waits for others (default: %(default)s)",
+        help=f"by a plan for batches, how long a request waits for others (default: {BATCH_DELAY:g})",
     )
     parser.add_argument(
         "--tick",
@@ -177,10 +177,12 @@ def models_of(args: argparse.Namespace) -> tuple[SealedVault, list[str]]:
 def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
     """Whether the arguments ask for a model in parts. Raises UsageError where they do not fit each other."""
     if args.plan is None and args.memory is None:
-        if args.standby or args.tick or args.at:
-            raise UsageError("--standby, --tick, --at: are for a model in parts, add --plan FILE or --memory SIZE")
+        if args.standby or args.tick or args.at or args.batch_delay is not None:
+            raise UsageError(
+                "--standby, --tick, --at, --batch-delay: are for a model in parts, add --plan FILE or --memory SIZE"
+            )
         return False
-    for option, value in (("--batch-delay", args.batch_delay), ("--tick", args.tick)):
+    for option, value in (("--batch-delay", args.batch_delay or 0.0), ("--tick", args.tick)):
         if not 0 <= value <= 10_000:
             raise UsageError(f"{option}: got {value:g}, wanted 0 to 10,000 milliseconds")
     if args.require_lineage:

@@ -128,7 +128,8 @@ class Fleet:
 
     def signal(self, name: str, number: int, *, which: int = 0) -> None:
         """Send a signal to an enclave of a role: of several to the one that works, or to another."""
-        slot = sorted((slot for slot in self.slots if slot.role.name == name), key=lambda slot: not slot.working)[which]
+        of_role = (slot for slot in self.slots if slot.role.name == name)
+        slot = sorted(of_role, key=lambda slot: not (slot.working and slot.alive))[which]
         if slot.enclave is not None:
             slot.enclave.signal(number)
 
@@ -201,6 +202,12 @@ class Slot(threading.Thread):
             fleet.say(f"{self.role.name}: {error.message}; it is started again")
             if not killed and failures:
                 fleet.pause(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE))
+
+    @property
+    def alive(self) -> bool:
+        """Whether its enclave runs: what else is known of it lags behind its end."""
+        enclave = self.enclave
+        return enclave is not None and enclave.running
 
     def give_turn(self) -> None:
         """Have the front door accept."""

@@ -50,9 +50,10 @@ class PartDirectory:
             raise FormatError(f"{path / PART_FILE}: longer than {_MAX_FILE} bytes")
         fields = ("format", "version", "part", "pipeline", "cas", "cas_reference")
         said = an_object(read_json(raw, PART_FILE), PART_FILE, required=fields)
-        if said["format"] != "strongroom-part" or said["version"] != 1 or not isinstance(said["pipeline"], str):
+        version, text = said["version"], said["pipeline"]
+        if said["format"] != "strongroom-part" or type(version) is not int or version != 1 or not isinstance(text, str):
             raise FormatError(f"{path / PART_FILE}: is no part of a pipeline, version 1")
-        pipeline, number = Pipeline.parse(said["pipeline"]), said["part"]
+        pipeline, number = Pipeline.parse(text), said["part"]
         if type(number) is not int or not 0 < number <= len(pipeline.parts):
             raise FormatError(f"{path / PART_FILE}: part: wanted 1 to {len(pipeline.parts)}")
         cas = an_object(said["cas"], "cas", required=("url", "root"))

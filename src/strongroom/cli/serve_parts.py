@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.cas import reference as cas_reference
+from strongroom.cli.plan_model import read_plan
 from strongroom.cli.run import evidence as run_evidence
-from strongroom.cli.serve import announce, local_url, models_of, until_told
+from strongroom.cli.serve import BATCH_DELAY, announce, local_url, models_of, until_told
 from strongroom.cli.serve_part import PartDirectory, start_part
-from strongroom.cli.serve_pipeline import made_plan, read_plan, start_pipeline
+from strongroom.cli.serve_pipeline import made_plan, start_pipeline
 from strongroom.cli.workspace import Home, SealedVault
 from strongroom.enclave.launch import Isolation
 from strongroom.enclave.machine.kind import Machine
@@ -31,7 +32,7 @@ def run_pipeline(
     machine: Machine | None,
 ) -> int:
     def planned(sealed: SealedVault, model: str) -> Plan:
-        return read_plan(args.plan) if args.plan else made_plan(sealed, model, args.memory)
+        return read_plan(args.plan, "--plan") if args.plan else made_plan(sealed, model, args.memory)
 
     def roll() -> None:
         """What lies in the vault and the plan's file now."""
@@ -57,7 +58,7 @@ def run_pipeline(
             machine=machine,
             debug=args.debug_enclave,
             standby=args.standby,
-            delay=round(args.batch_delay * 1000),
+            delay=round((BATCH_DELAY if args.batch_delay is None else args.batch_delay) * 1000),
             tick=round(args.tick * 1000),
             reference=cas_reference.document_of(args),
             places=places,
@@ -116,7 +117,7 @@ def run_part(args: argparse.Namespace, isolation: Isolation) -> int:
                     output.result(said)
                 else:
                     text = f"part {directory.number} of {directory.pipeline.name} is loaded, and listens at {place}"
-                    output.stdout.print(text, markup=False)
+                    output.stdout.print(text, markup=False, soft_wrap=True)
 
         threading.Thread(target=tell, daemon=True).start()
         return supervisor.wait()

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cli import output
@@ -17,14 +16,6 @@ from strongroom.enclave.machine.kind import Machine
 from strongroom.errors import ServeError, UsageError
 from strongroom.serve.pipeline.place import Place
 from strongroom.serve.plan import Plan
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan in a file. Raises UsageError if there is none, FormatError if it is none."""
-    try:
-        return Plan.parse(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"--plan: {path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def made_plan(sealed: SealedVault, model: str, memory: str) -> Plan:
@@ -52,7 +43,8 @@ def made_plan(sealed: SealedVault, model: str, memory: str) -> Plan:
         raise ServeError(
             f"--memory: {error.message}", hint="more memory, or a plan with more choices: strongroom plan, then --plan"
         ) from None
-    output.note(f"planned: {len(plan.stages)} stages, plan {plan.digest[:12]}; see more: strongroom plan")
+    stages = "1 stage" if len(plan.stages) == 1 else f"{len(plan.stages)} stages"
+    output.note(f"planned: {stages}, plan {plan.digest[:12]}; see more: strongroom plan")
     return plan
 
 

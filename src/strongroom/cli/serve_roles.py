@@ -33,7 +33,7 @@ from strongroom.enclave.launch import Enclave, launch
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import Measurement, measure
 from strongroom.errors import StrongroomError
-from strongroom.serve.pipeline.cut import cut
+from strongroom.serve.pipeline.cut import cut, telling_sizes
 from strongroom.serve.pipeline.document import Pipeline, command
 from strongroom.serve.pipeline.part import MODEL
 from strongroom.serve.pipeline.place import Place
@@ -139,6 +139,8 @@ class Serving:
         pipeline = pieces.pipeline(name, front=front, policies=policies, delay=self.delay, tick=self.tick)
         if before is not None and before.digest == pipeline.digest:
             return None
+        for line in telling_sizes(pieces.chain, plan):
+            self.supervisor.say(line)
         with known_digests(self.home), self.home.owner_client(self.address, self.home.owner()) as client:
             config, measured, program = part_config(self.address, pipeline, 0, self.reference)
             old = before.fleet.roles[0].measured.value if before is not None else None

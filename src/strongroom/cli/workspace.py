@@ -19,7 +19,7 @@ from typing import Literal
 from strongroom import vault
 from strongroom.attest.reference import ReferenceValues
 from strongroom.attest.tee.simulated import SimulatedVendor
-from strongroom.cas.client.address import ADDRESS_FILE, CasAddress
+from strongroom.cas.client.address import CasAddress
 from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import create_once
 from strongroom.cas.log.head import FileHead
@@ -27,11 +27,11 @@ from strongroom.cas.log.note import origin_of
 from strongroom.cas.policy.restores import goes_back
 from strongroom.cas.policy.table import to_toml
 from strongroom.cas.policy.version import Policy, Program, VaultRule, parse_policy
-from strongroom.cas.service.server import running_cas
 from strongroom.cli import early, output
+from strongroom.cli.development_cas import development_cas
 from strongroom.cli.mirror.directory import mirror_key
 from strongroom.crypto import Signer, SigningKey, digest
-from strongroom.errors import CasError, ChannelError, PolicyError, StrongroomError, UnknownPolicyError, UsageError
+from strongroom.errors import CasError, ChannelError, PolicyError, UnknownPolicyError, UsageError
 from strongroom.sealed import NO_FRESHNESS, FileAnchor, Root, open_sealed
 from strongroom.sealed.keyfile import create_key, load_key
 from strongroom.storage import LocalDirectory
@@ -104,26 +104,9 @@ class Home:
 
     @contextmanager
     def cas(self) -> Iterator[CasAddress]:
-        """The development CAS: the one that already runs for this home, or one inside this process."""
-        directory = self.path / "cas"
-        running = self._running(directory)
-        if running is not None:
-            yield running
-            return
-        if not (directory / ADDRESS_FILE).exists():
-            output.note(f"makes this user's development CAS, in {directory}")
-        with running_cas(directory) as address:
+        """The development CAS: the one that runs for this home, or one inside this process."""
+        with development_cas(self.path / "cas") as address:
             yield address
-
-    @staticmethod
-    def _running(directory: Path) -> CasAddress | None:
-        try:
-            address = CasAddress.load(directory / ADDRESS_FILE)
-            with OwnerClient(address.url, cas_root=address.cas_root) as client:
-                client.describe()
-        except (OSError, StrongroomError):
-            return None
-        return address
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ enclave, and evidence is judged by the CAS. What the host can do is refuse.
 - ``evidence`` {report_data} -> evidence: by a host that stands for a simulated enclave's hardware, or by the machine
 - ``dial`` {peer} -> a connection to the CAS, to a server of a computation on shares, P0 or P1, or to a part of a model
 - ``listener`` -> the socket that a service accepts on, or the proxy of a mesh
-- ``socket`` {family} -> an unconnected TCP socket in the host's network, for the proxy of a mesh
+- ``sockets`` -> a wire of its own for a mesh's proxy, on which nothing else is waited for. It takes one request:
+  ``socket`` {family} -> an unconnected TCP socket in the host's network
 - ``unchanged`` -> nothing, if the files that were measured are what they were; a host that stands for hardware says so
 - ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
 """
@@ -22,6 +23,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +88,7 @@ class HostSide:
         attester: stands for the hardware of a simulated enclave, or is that of the machine.
         dials: what connects to each peer that the enclave may ask for, by its name.
         listener: what a service, or the proxy of a mesh, accepts on.
-        meshed: whether it may ask for sockets of the host's network.
+        meshed: whether it may ask for sockets of the host's network; it gets one wire for them.
         on_event: called with each event, from that thread.
         unchanged: raises MeasurementError if what was measured is not what it was.
     """
@@ -141,10 +143,12 @@ class HostSide:
                     _send(self.sock, {}, connection.fileno())
             case "listener" if self.listener is not None:
                 _send(self.sock, {}, self.listener.fileno())
-            case "socket" if self.meshed:
-                family = socket.AF_INET6 if message.get("family") == socket.AF_INET6 else socket.AF_INET
-                with socket.socket(family, socket.SOCK_STREAM) as unconnected:
-                    _send(self.sock, {}, unconnected.fileno())
+            case "sockets" if self.meshed:
+                self.meshed = False
+                ours, theirs = socket_pair()
+                with theirs:
+                    threading.Thread(target=_give_sockets, args=(ours,), name="enclave-sockets", daemon=True).start()
+                    _send(self.sock, {}, theirs.fileno())
             case "unchanged" if self.unchanged is not None:
                 self.unchanged()
                 _send(self.sock, {})
@@ -156,6 +160,18 @@ class HostSide:
                 self.status = int(message["status"])
             case other:
                 raise EnclaveError(f"host: nothing to answer to {other!r} with")
+
+
+def _give_sockets(sock: socket.socket) -> None:
+    """Answer ``socket`` until the other side is gone."""
+    with sock, suppress(OSError, ValueError, EnclaveError):
+        while (message := _receive(sock)[0]) is not None:
+            try:
+                family = socket.AF_INET6 if message.get("family") == socket.AF_INET6 else socket.AF_INET
+                with socket.socket(family, socket.SOCK_STREAM) as unconnected:
+                    _send(sock, {}, unconnected.fileno())
+            except OSError as error:
+                _send(sock, {"failed": EnclaveError(f"host: {error}").to_wire()})
 
 
 class Control:
@@ -189,6 +205,10 @@ class Control:
         except OSError as error:
             os.close(descriptor)
             raise EnclaveError(f"host: sent something else than a socket for {op}: {error}") from None
+
+    def sockets(self) -> Control:
+        """A wire of its own for sockets of the host's network."""
+        return Control(self.ask_socket("sockets").detach())
 
     def tell(self, op: str, **arguments: object) -> None:
         """Report something. A host that has gone away misses it."""

@@ -21,7 +21,7 @@ from strongroom.cas.threads import Repeating
 from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import ROOT_DIRECTORY
 from strongroom.enclave.drop import bind
-from strongroom.errors import EnclaveError, FormatError, StrongroomError
+from strongroom.errors import EnclaveError, FormatError, StrongroomError, UnauthorizedError
 from strongroom.shield.network.identity import Credentials
 from strongroom.shield.network.members import MAX_MEMBERS, Directory, Member, Place, member_name
 from strongroom.shield.network.namespace import enter_namespace, listen_inside, unreachable
@@ -33,6 +33,7 @@ MASTER_PORT: Final = 29500  # torchrun's own default
 TASK_PORT: Final = 2222  # TensorFlow's examples'
 COORDINATOR_PORT: Final = 1234  # JAX's examples'
 _TELL_SECONDS = 2.0
+_DRAIN_SECONDS = 60.0
 _HOST_NAME: Final = 64  # the longest, linux/utsname.h
 
 
@@ -51,6 +52,7 @@ class Meshed:
         self._lock = threading.Lock()
         self._proxy: Proxy | None = None
         self._told: dict[str, Any] = {}
+        self._displaced = False
         self.variables: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -68,12 +70,14 @@ class Meshed:
         inside = listen_inside()
         self._rules = Rules(own.address, inside.getsockname()[1])
         self._watch = session.watch_mesh(self._news, self._join_again)
+        self._sockets = sockets = booted.control.sockets()
+        self._identity = session.linking_identity()  # the session may be waiting for the CAS when it is asked later
         self._proxy = proxy = Proxy(
             own.address,
             inside=inside,
             outside=booted.control.ask_socket("listener"),
-            dial=lambda family: booted.control.ask_socket("socket", family=int(family)),
-            credentials=Credentials(session.linking_identity),
+            dial=lambda family: sockets.ask_socket("socket", family=int(family)),
+            credentials=Credentials(lambda: self._identity),
             ask=self._watch.ask,
         )
         hosts = Path(ROOT_DIRECTORY if booted.config.image else "/", "etc/hosts")
@@ -97,9 +101,12 @@ class Meshed:
     ) -> None:
         if self._proxy is None:
             return
+        if error is None:
+            self._proxy.drain(_DRAIN_SECONDS)
         self._telling.close()
         self._watch.close()
         self._proxy.close()
+        self._sockets.close()
         self._booted.control.event("mesh-ended", **self.status())
         self._rules.close()
 
@@ -122,7 +129,8 @@ class Meshed:
         return {"name": self._own.name, "address": str(self._own.address), **status}
 
     def _tell(self) -> float:
-        """Tell whoever launched it, where something is another than before."""
+        """Show the newest certificate from now on, and tell the launcher where something is another than before."""
+        self._identity = self._booted.session.linking_identity()
         status = self.status()
         if status != self._told:
             self._told = status
@@ -131,7 +139,7 @@ class Meshed:
 
     def _news(self, told: Mapping[str, Any]) -> None:
         assert self._own is not None and self._proxy is not None  # noqa: S101
-        directory = _directory(told)
+        directory = Directory() if self._displaced else _directory(told)
         with self._lock:
             self._proxy.update(directory)
             self._rules.admit(directory.by_address)
@@ -142,9 +150,23 @@ class Meshed:
                 file.truncate()
 
     def _join_again(self) -> None:
-        """The CAS has forgotten it: a lease that had run out, or a state that was put back."""
+        """The CAS has forgotten it: a lease that had run out, or a state that was put back.
+
+        Raises:
+            UnauthorizedError: it may not be a member any more.
+        """
+        assert self._own is not None  # noqa: S101
         try:
-            self._booted.session.join_mesh(self._endpoint)
+            answer = self._booted.session.join_mesh(self._endpoint)
+            place = answer.get("number"), answer.get("address")
+            if place != (self._own.number, str(self._own.address)):
+                # Its address is another's: what it would send and get there is not meant for it.
+                self._displaced = True
+                self._news({"members": [], "places": []})
+                text = "mesh: its address has gone to another; it has nobody to talk to any more: launch it again"
+                self._booted.control.event("notice", text=text)
+        except UnauthorizedError:
+            raise
         except StrongroomError as error:
             self._booted.control.event("notice", text=f"mesh: not joined again: {error.message}")
 

@@ -228,6 +228,8 @@ class ServiceApp:
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise _RefusedError(415, ServeError(f"content-encoding: got {encoding[:60]!r}, wanted none"))
+        if sum(key.lower() == HEADER.encode() for key, _ in scope["headers"]) > 1:
+            raise FormatError(f"{HEADER}: is there twice")
         json_length = header_length(headers.get(HEADER))
         if int(headers.get("content-length", 0)) > self._max_body:
             raise self._too_long()

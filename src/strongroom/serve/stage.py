@@ -111,7 +111,7 @@ class Stage:
             # ONNX Runtime's words name the model's nodes and the inputs' shapes: neither is for the client.
             raise ServeError(
                 f"model {self.name}: fails on these inputs ({type(error).__name__})",
-                hint="do the inputs' dynamic dimensions fit each other?",
+                hint="do the inputs' dynamic dimensions fit each other? are values such as token ids within bounds?",
             ) from None
         return dict(zip(names, results, strict=True))
 

@@ -164,6 +164,21 @@ def test_classifiers_of_scikit_learn(tmp_path):
     assert ([info.datatype for info in done.outputs], len(done.notes)) == (["FP32"], 1)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("skl2onnx") is None, reason="skl2onnx is not installed")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("HistGradientBoostingClassifier", {"max_iter": 3}), ("IsolationForest", {"n_estimators": 3, "random_state": 0})],
+)
+def test_trees_of_scikit_learn(tmp_path, name, options):
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    rows = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32)
+    model = getattr(ensemble, name)(**options).fit(rows, (rows[:, 0] > 0).astype(int))
+    done = export(model, tmp_path / "model.onnx")
+    stage = Stage.load((tmp_path / "model.onnx").read_bytes(), name="m")
+    answers = stage.infer({done.inputs[0].name: rows})
+    assert np.array_equal(answers[done.outputs[0].name].ravel(), model.predict(rows))
+
+
 def test_the_verb_runs_the_users_program_and_takes_what_it_names(tmp_path, capfd):
     program = tmp_path / "train.py"
     program.write_text("import torch\nprint('training')\ndef model():\n    return torch.nn.Linear(4, 2)\n")

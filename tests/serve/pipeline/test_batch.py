@@ -76,6 +76,29 @@ def test_one_that_fails_does_not_fail_the_others(doubles):
     ours.close()
 
 
+def test_one_that_fails_costs_few_runs(doubles):
+    ours = batches(doubles, rows=16)
+    asked = [ours.submit(rows(13 if number == 5 else 1)) for number in range(16)]
+    assert [number for number, each in enumerate(asked) if each.exception()] == [5]
+    assert len(doubles.ran) == 9  # the batch, and two halves four times
+    ours.close()
+
+
+def test_who_waits_no_more_is_not_run_again(doubles):
+    now = [0.0]
+
+    def takes_long(inputs):
+        now[0] += 10
+        return doubles(inputs)
+
+    ours = Batches(takes_long, rows=3, delay=LONG, at_once=1, clock=lambda: now[0])
+    late, bad, good = ours.submit(rows(1), 5.0), ours.submit(rows(13), 100.0), ours.submit(rows(2), 100.0)
+    assert good.result()["y"].tolist() == [[4, 4]]
+    assert isinstance(late.exception(), UnansweredError) and "thirteen" in str(bad.exception())
+    assert [each[:, 0].tolist() for each in doubles.ran] == [[1, 13, 2], [13, 2, 0], [13, 0, 0], [2, 0, 0]]
+    ours.close()
+
+
 def test_who_has_gone_is_not_run(doubles):
     doubles.gate.clear()
     ours = batches(doubles, rows=1)

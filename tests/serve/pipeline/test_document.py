@@ -8,6 +8,7 @@ import json
 import pytest
 
 from strongroom.attest.binding import canonical
+from strongroom.cli.serve_part import PartDirectory
 from strongroom.errors import FormatError, StrongroomError, UsageError
 from strongroom.serve.pipeline.cut import cut
 from strongroom.serve.pipeline.document import Pipeline, command, of_command
@@ -51,6 +52,23 @@ def test_what_is_none(change, words):
     target.update(change)
     with pytest.raises(FormatError, match=words):
         Pipeline.parse(canonical(wire).decode())
+
+
+def test_text_that_is_none_in_utf_8():
+    with pytest.raises(FormatError, match="no text"):
+        Pipeline.parse("\ud800")
+
+
+def test_a_part_s_directory_whose_file_is_none(tmp_path):
+    wire = {"format": "strongroom-part", "version": 1, "part": 1, "pipeline": pipeline().to_text()}
+    wire |= {"cas": {"url": "https://127.0.0.1:1", "root": "sha256:" + 64 * "a"}, "cas_reference": ""}
+    file = tmp_path / "part.json"
+    file.write_text(json.dumps(wire))
+    assert PartDirectory.read(tmp_path).number == 1
+    for change, words in (({"version": True}, "version 1"), ({"pipeline": "\ud800"}, "no text")):
+        file.write_text(json.dumps(wire | change))
+        with pytest.raises(FormatError, match=words):
+            PartDirectory.read(tmp_path)
 
 
 @pytest.mark.parametrize("words", [["--pipeline"], ["--pipeline", "3", ""], ["--pipeline", "-1", ""]])

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from strongroom.shield.network import proxy, tunnel
+from strongroom.shield.network import openings, tunnel
 from strongroom.shield.network.namespace import unreachable
 from tests.shield.network.mesh_world import receive
 
@@ -149,12 +149,12 @@ def test_tunnels_are_bounded_together_and_of_one_member(mesh):
 
 def test_connections_that_say_nothing_end_and_no_more_of_them_open_at_once(mesh, monkeypatch):
     monkeypatch.setattr(tunnel, "DEADLINE", 0.2)
-    monkeypatch.setattr(proxy, "MAX_OPENING", 3)
+    monkeypatch.setattr(openings, "STRANGERS", 3)
     one, other = mesh.pair()
     listener = other.serve(7007)
     for each in [mesh.hold(socket.create_connection(other.member.endpoint, 20)) for _ in range(5)]:
         assert each.recv(1) == b""
-    assert other.refusals == {"timeout": 5}
+    assert other.refusals == {"crowded": 2, "timeout": 3}
     monkeypatch.setattr(tunnel, "DEADLINE", 30.0)
     client = one.connect(other, 7007)
     client.sendall(b"x")

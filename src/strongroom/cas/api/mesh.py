@@ -122,7 +122,9 @@ def _endpoint(body: dict[str, object]) -> str:
     try:
         if found is None or int(found[3]) >= 1 << 16:
             raise ValueError
-        ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(found[2])
+        address = ipaddress.ip_address(found[1] or found[2])
+        if address.is_unspecified or address.is_multicast or address.is_link_local:
+            raise ValueError
     except ValueError:
-        raise FormatError(f"endpoint: got {text[:80]!r}, wanted ADDRESS:PORT, in numbers") from None
+        raise FormatError(f"endpoint: got {text[:80]!r}, wanted ADDRESS:PORT of one machine, in numbers") from None
     return text

@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import json
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +20,8 @@ from strongroom.errors import CasUnreachableError, FormatError, UsageError
 ADDRESS_FILE = "cas.json"
 MAX_ANSWER = 1 << 22
 TIMEOUT = 30.0
+_RETURNS_WITHIN = 15.0
+_returning: list[tuple[str, int]] = []
 
 
 @dataclass(frozen=True)
@@ -61,20 +66,36 @@ def cas_expectation(cas_root: str) -> Expect:
     return expect_authority(cas_root, uri=CAS_URI, now=_utc)
 
 
+@contextmanager
+def returning(url: str) -> Iterator[None]:
+    """Meanwhile a CAS that has ended there is started again at once: where it is dialled, that is waited for."""
+    place = split_address(url)
+    _returning.append(place)
+    try:
+        yield
+    finally:
+        _returning.remove(place)
+
+
 def dial_cas(host: str, port: int, *, timeout: float = TIMEOUT) -> socket.socket:
     """A TCP connection to a CAS.
 
     Raises:
         CasUnreachableError: nothing answers there.
     """
-    try:
-        return socket.create_connection((host, port), timeout=timeout)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CasUnreachableError(
-            f"CAS: {host}:{port}: {reason}",
-            hint="is it running? `strongroom cas start` and `strongroom serve` run this user's",
-        ) from None
+    end = time.monotonic() + _RETURNS_WITHIN
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=timeout)
+        except OSError as error:
+            if isinstance(error, ConnectionRefusedError) and (host, port) in _returning and time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            reason = (error.strerror or str(error)).lower()
+            raise CasUnreachableError(
+                f"CAS: {host}:{port}: {reason}",
+                hint="is it running? `strongroom cas start` and `strongroom serve` run this user's",
+            ) from None
 
 
 def _utc() -> dt.datetime:

@@ -17,7 +17,7 @@ from strongroom.cas.client.address import MAX_ANSWER, TIMEOUT, cas_expectation
 from strongroom.cas.log.head import CasHttp, HeadMemory
 from strongroom.cas.threads import Repeating
 from strongroom.channel import Identity
-from strongroom.errors import CasError, StrongroomError
+from strongroom.errors import CasError, StrongroomError, UnauthorizedError
 
 WAIT = 20
 """Seconds that one request waits for news; less than the connection's timeout."""
@@ -33,7 +33,8 @@ class MeshWatch:
         identity: with the key of the enclave's lease.
         heads: the highest head seen of the CAS's log.
         on_news: called with what is told whenever it is another than before, and when it was asked for.
-        on_lost: called where the CAS knows this enclave as no member any more; it joins again.
+        on_lost: called where the CAS knows this enclave as no member any more; it joins again. Where it raises
+            UnauthorizedError, since nobody of the policy may, `on_news` is told of no members.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MeshWatch:
         self._dial, self._policy = dial, policy
         self._on_news, self._on_lost = on_news, on_lost
         self._state = ""
+        self._taking = threading.Lock()
         self._asked = threading.Event()
         self._ended = False
         self._socket: socket.socket | None = None
@@ -95,12 +97,29 @@ class MeshWatch:
     def _wait(self) -> float:
         try:
             return self._step(self._waiting, wait=WAIT)
+        except UnauthorizedError as error:
+            _log.debug("mesh: %s", error.message)
+            self._refused()
         except StrongroomError as error:
             _log.debug("mesh: %s", error.message)
         except Exception:
             if not self._ended:  # else it was closed under its hands
                 raise
         return RETRY_SECONDS
+
+    def _refused(self) -> None:
+        """The CAS knows no lease of it, or its policy has no mesh any more: then it has nobody to talk to."""
+        try:
+            self._on_lost()
+        except UnauthorizedError:
+            self._take({"state": "", "members": [], "places": []}, whatever=True)
+
+    def _take(self, told: Mapping[str, Any], *, whatever: bool) -> None:
+        """Tell of it where it is another than before. Only then is it what is known."""
+        with self._taking:
+            if whatever or told["state"] != self._state:
+                self._on_news(told)
+            self._state = str(told["state"])
 
     def _answer(self) -> float:
         """What somebody waits for: the news themselves, whatever the other request waits for."""
@@ -126,10 +145,7 @@ class MeshWatch:
         told = answer.expect_ok().json()
         if not isinstance(told.get("state"), str) or not isinstance(told.get("members"), list):
             raise CasError("answer: says nothing of the mesh")
-        news = told["state"] != self._state
-        self._state = str(told["state"])
-        if news or not wait:
-            self._on_news(told)
+        self._take(told, whatever=not wait)
         if told.get("joined") is False:
             self._on_lost()
             return RETRY_SECONDS

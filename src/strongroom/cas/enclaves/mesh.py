@@ -6,8 +6,9 @@ Rules:
   each policy names the other in `mesh.peers`: neither owner decides that alone.
 - A policy may hold a peer, or its own replicas, to measurements: who has another is not told of, nor told. It may hold
   them to ports, too, which is up to the proxy that they connect to.
-- A policy has a block of addresses, numbered in the order in which they are first wanted, and keeps it. A replica's
-  place in it is its number; an enclave that is no numbered one has the first free place.
+- A policy has a block of addresses, numbered in the order in which they are first wanted, and keeps it; but where none
+  is left, a policy of which no enclave lives loses its own. A replica's place in it is its number; an enclave that is
+  no numbered one has the first free place.
 - A member is told of as long as its lease lives. It joins by naming where its proxy listens, which nobody vouches for:
   who is there is proved by TLS.
 - What a caller has seen has a name, by which it waits for something else.
@@ -28,12 +29,14 @@ from strongroom.cas.policy.version import Policy
 from strongroom.cas.state.ledger import Change
 from strongroom.cas.state.store import Store
 from strongroom.crypto import digest
-from strongroom.errors import InstanceLimitError, UnauthorizedError, UnknownPolicyError
+from strongroom.errors import InstanceLimitError, TooManyRequestsError, UnauthorizedError, UnknownPolicyError
 
 NETWORK: Final = IPv4Network("10.0.0.0/8")
 BLOCK: Final = 1 << 14
 """Addresses of a policy, of which the first is nobody's: more than it may have instances."""
 BLOCKS: Final = NETWORK.num_addresses // BLOCK
+MOVE_SECONDS: Final = 10
+"""From one endpoint that an enclave names to the next."""
 MAX_TOLD: Final = 10_000
 """Members that are told of, of all policies together."""
 
@@ -54,6 +57,7 @@ class Mesh:
 
     def __init__(self, store: Store, leases: Leases) -> None:
         self._store, self._leases = store, leases
+        self._moved: dict[str, int] = {}  # when keys have named another endpoint, lately
 
     def join(self, policy: Policy, lease: Lease, endpoint: str, *, now: int) -> Place:
         """Have an enclave told of from now on.
@@ -61,6 +65,7 @@ class Mesh:
         Raises:
             UnauthorizedError: its policy has no mesh.
             InstanceLimitError: there is no address for it.
+            TooManyRequestsError: it has named another endpoint a moment ago.
         """
         if policy.mesh is None:
             raise UnauthorizedError(
@@ -69,7 +74,9 @@ class Mesh:
         with self._store.transaction():
             block = self._block(policy.name)
             made = block is None
-            block = self._free_block() if block is None else block
+            taken_back: list[Change] = []
+            if block is None:
+                block, taken_back = self._free_block(now)
             before = self._row(policy.name, lease.key)
             live = {each.key for each in self._leases.live(policy.name, now)}
             rows = dict(self._rows(policy.name))
@@ -86,12 +93,24 @@ class Mesh:
             row = {"number": number, "endpoint": endpoint}
             if row == before:
                 return place
-            changes: list[Change] = [("mesh", policy.name, f"key:{key}", None) for key in rows if key not in live]
+            if before is not None:
+                self._move(lease.key, now)
+            changes = taken_back
+            changes += [("mesh", policy.name, f"key:{key}", None) for key in rows if key not in live]
             changes += [("mesh", policy.name, "block", str(block).encode())] if made else []
             changes.append(("mesh", policy.name, f"key:{lease.key}", json.dumps(row).encode()))
             detail = {"lease": lease.number, "number": number, "address": str(place.address), "endpoint": endpoint}
             self._store.change_rows(changes, event="joined", policy=policy.name, detail=detail, now=now)
         return place
+
+    def _move(self, key: str, now: int) -> None:
+        """Each is an entry of the log, and news for all peers."""
+        self._moved = {each: at for each, at in self._moved.items() if 0 <= now - at < MOVE_SECONDS}
+        if key in self._moved:
+            error = TooManyRequestsError("mesh: this enclave has named another endpoint just now")
+            error.seconds = MOVE_SECONDS
+            raise error
+        self._moved[key] = now
 
     def told(self, policy: Policy, key: str, *, now: int) -> dict[str, Any]:
         """What an enclave of a policy is told: members and places, without itself, and what that is called."""
@@ -159,15 +178,20 @@ class Mesh:
         row = self._store.row("mesh", policy, "block")
         return None if row is None else int(row)
 
-    def _free_block(self) -> int:
-        taken = {self._block(policy) for policy in self._store.row_groups("mesh")}
-        free = next((number for number in range(BLOCKS) if number not in taken), None)
-        if free is None:
-            raise InstanceLimitError(
-                f"mesh: {BLOCKS} policies have addresses, and there are no more",
-                hint="run another CAS for further ones",
-            )
-        return free
+    def _free_block(self, now: int) -> tuple[int, list[Change]]:
+        """A block, and what is to be forgotten of the policy that had it."""
+        taken = {policy: self._block(policy) for policy in self._store.row_groups("mesh")}
+        blocks = set(taken.values())
+        free = next((number for number in range(BLOCKS) if number not in blocks), None)
+        if free is not None:
+            return free, []
+        for policy, block in taken.items():
+            if block is not None and not any(True for _ in self._leases.live(policy, now)):
+                return block, [("mesh", policy, what, None) for what in self._store.row_stamps("mesh", policy)]
+        raise InstanceLimitError(
+            f"mesh: living enclaves of {BLOCKS} policies have addresses, and there are no more",
+            hint="run another CAS for further ones",
+        )
 
 
 def _first(block: int) -> IPv4Address:

@@ -99,4 +99,4 @@ def cas_of(args: argparse.Namespace, home: Home) -> Iterator[CasAddress]:
 
 def shown(args: argparse.Namespace, address: CasAddress) -> str:
     """For a person's terminal, so that nobody takes what went to the one for stored in the other."""
-    return address.url if named(args) else "this user's development CAS"  # whose port is another one each time
+    return address.url if named(args) else "this user's development CAS"  # whose port says nothing

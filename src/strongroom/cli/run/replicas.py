@@ -57,6 +57,8 @@ def listener_of(place: str | None, cas: CasAddress) -> tuple[socket.socket, str]
     host, _, port = (place or "").partition(":")
     if place and (not host or (port and not (port.isascii() and port.isdigit() and int(port) < 1 << 16))):
         raise UsageError(f"--mesh-address: got {place[:80]!r}, wanted ADDRESS or ADDRESS:PORT")
+    if host == "0.0.0.0":  # noqa: S104  # is refused
+        raise UsageError("--mesh-address: 0.0.0.0 is no address that peers can reach", hint="one of this machine's")
     if not host:
         host = _towards(*split_address(cas.url))
     try:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from strongroom.cas.policy.version import VaultRule
 from strongroom.cli import output
+from strongroom.cli.locks import locked
 from strongroom.cli.workspace import SealedVault
-from strongroom.errors import UsageError, WrongKeyError
+from strongroom.errors import LockedError, UsageError, WrongKeyError
 
 
 def vaults_of(
@@ -44,6 +45,22 @@ def vaults_of(
         if sealed[one.name].path.resolve() == sealed[other.name].path.resolve():
             raise UsageError(f"vault: {sealed[one.name].path} is used twice", hint=f"give {flag} another vault")
     return sealed, tuple(rules)
+
+
+@contextmanager
+def only_writer(vaults: Sequence[SealedVault]) -> Iterator[None]:
+    """Meanwhile no other `strongroom run` writes these vaults, under whatever policy of this user's.
+
+    Raises:
+        LockedError: one does, and the second to end would lose its results.
+    """
+    with ExitStack() as held:
+        for vault in vaults:
+            if not locked(held.enter_context(vault.key_path.open("rb")).fileno()):
+                raise LockedError(
+                    f"vault: another `strongroom run` writes {vault.path}", hint="wait for it, or give another vault"
+                )
+        yield
 
 
 @contextmanager

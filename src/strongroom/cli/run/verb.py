@@ -36,7 +36,7 @@ from strongroom.cli.run import words as run_words
 from strongroom.cli.run.events import describe_event
 from strongroom.cli.run.failed import name_vaults, tell_left_out
 from strongroom.cli.run.replicas import Replicas, check_count, listener_of, numbered
-from strongroom.cli.run.vaults import made_vaults, pairs
+from strongroom.cli.run.vaults import made_vaults, only_writer, pairs
 from strongroom.cli.run.words import LOG, MIRROR
 from strongroom.cli.workspace import (
     Home,
@@ -163,7 +163,8 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     sealed, rules = run_words.vaults(args)
     # What a policy would refuse is refused before anything is made.
     _draft(program, rules)
-    with made_vaults([sealed[rule.name] for rule in rules if rule.access == "read-write"]) as keep_vaults:
+    written = [sealed[rule.name] for rule in rules if rule.access == "read-write"]
+    with made_vaults(written) as keep_vaults, only_writer(written):
         return _run_approved(
             args, home, command, program, files, sealed, rules, image=image, machine=machine, keep_vaults=keep_vaults
         )
@@ -435,7 +436,7 @@ def program_of(
 
     A script below the current directory keeps its relative name; another one's directory becomes the program's. All
     Python files below the script's directory come along, or below the current one for ``python -m`` and for a command
-    that a package brings. With an image, the command's words are the image's.
+    that a package brings. Of ``./job.sh`` that file does. With an image, the command's words are the image's.
     """
     base = Path.cwd()
     names: list[str] = []
@@ -455,6 +456,8 @@ def program_of(
             names = sorted({*names, script.resolve().relative_to(base.resolve()).as_posix()})
     elif image is None and entry_of(command[0], site.getsitepackages()) is not None:
         names = python_files(base, base)
+    elif image is None and (own_file := _own_file(command[0], base)) is not None:
+        names = [own_file]
     for extra in include:
         path = Path(extra).resolve()
         if not path.exists() or not path.is_relative_to(base.resolve()):
@@ -463,6 +466,14 @@ def program_of(
         own = (each for each in below if "__pycache__" not in each.parts)
         names += [name for each in own if (name := each.relative_to(base.resolve()).as_posix()) not in names]
     return command, program_files(base, names)
+
+
+def _own_file(word: str, base: Path) -> str | None:
+    """The file that a command such as ``./job.sh`` starts, if it lies below `base`: by its name from there."""
+    path = Path(word)
+    if "/" not in word or path.is_absolute() or ".." in path.parts or not path.is_file():
+        return None
+    return path.as_posix() if path.resolve().is_relative_to(base.resolve()) else None
 
 
 def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:

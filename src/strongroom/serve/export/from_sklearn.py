@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,11 @@ def of_sklearn(model: Any, example: Example | None, *, opset: int | None) -> Mad
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            proto = skl2onnx.to_onnx(model, rows[:1], options=options, target_opset=opset)
+            default = opset or skl2onnx.convert.get_latest_tested_opset_version()
+            # Later versions of the second are not for all estimators: IsolationForest has none.
+            opsets = {"": default, "ai.onnx.ml": _ML_OPSET}
+            with _whole_numbers():
+                proto = skl2onnx.to_onnx(model, rows[:1], options=options, target_opset=opsets)
     except Exception as error:  # of whatever class
         raise ModelFormatError(f"model: skl2onnx cannot convert it: {printable(error)[:300]}") from error
     # What there is no answer of the model's own to compare with is left out.
@@ -69,4 +75,26 @@ def of_sklearn(model: Any, example: Example | None, *, opset: int | None) -> Mad
     return Made(proto, "scikit-learn", {proto.graph.input[0].name: rows}, answers, notes)
 
 
+@contextmanager
+def _whole_numbers() -> Iterator[None]:
+    """Have trees' flags be numbers: of HistGradientBoosting skl2onnx 1.20 gives NumPy's bools, which onnx refuses.
+
+    Not for several threads at once.
+    """
+    import skl2onnx.common.tree_ensemble as trees
+
+    real = trees.add_node
+
+    def add_node(*args: Any, **named: Any) -> Any:
+        flag = "nodes_missing_value_tracks_true"
+        return real(*args, **(named | ({flag: int(named[flag])} if flag in named else {})))
+
+    trees.add_node = add_node
+    try:
+        yield
+    finally:
+        trees.add_node = real
+
+
 _STRING = 8  # onnx.TensorProto.STRING
+_ML_OPSET = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ from strongroom.serve.graph.split import splits
 
 _PER_TENSOR = 4096  # what a tensor costs at a cut besides its bytes, in bytes
 _MOST_TENSORS = 64  # that may cross a cut
+# What sizes are called that exporters compute of others: ``floor(h/2) + 1``.
+_NAMES, _FUNCTIONS = re.compile(r"[^\W\d]\w*"), {"floor", "ceil", "ceiling", "max", "Max", "min", "Min", "Mod"}
 # Operators with a state or a flow of their own: what goes on inside them is never cut.
 WHOLE = {"If", "Loop", "Scan", "SequenceMap", "LSTM", "GRU", "RNN"}
 
@@ -91,6 +94,17 @@ class Chain:
         for estimates, and no stage declares them.
         """
         return self.row.sizes(dims or {})
+
+    def unnamed(self, start: int, end: int) -> tuple[str, ...]:
+        """Of what a stage gives, names of tensors with a size that is not made of the inputs': values may decide it."""
+        known = {size for each in self.frontier(0) for size in each.shape if isinstance(size, str)}
+
+        def told(size: int | str) -> bool:
+            if isinstance(size, int) or size in known:
+                return True
+            return not size.startswith("?") and set(_NAMES.findall(size)) - _FUNCTIONS <= known
+
+        return tuple(each.name for each in self.outputs(start, end) if not all(map(told, each.shape)))
 
     def weight_bytes(self, start: int, end: int) -> int:
         """Bytes of the weights of units ``start`` to ``end - 1`` as one stage: what several of them use counts once."""

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -29,6 +30,7 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 class _Asked:
     inputs: Mapping[str, Array] = field(repr=False)
     rows: int
+    ends: float
     answer: Future[dict[str, Array]] = field(default_factory=Future)
 
     def like(self, other: _Asked) -> bool:
@@ -46,10 +48,13 @@ class Batches:
         rows: of a batch.
         delay: seconds that the first request of one waits.
         at_once: how many batches may be under way.
+        clock: seconds that only go forward.
     """
 
-    def __init__(self, run: Run, *, rows: int, delay: float, at_once: int) -> None:
-        self._run, self._rows, self._delay = run, rows, delay
+    def __init__(
+        self, run: Run, *, rows: int, delay: float, at_once: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run, self._rows, self._delay, self._clock = run, rows, delay, clock
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="batch")
         self._room = threading.Semaphore(at_once)
@@ -61,9 +66,13 @@ class Batches:
         rows = {each.shape[0] if each.ndim else 0 for each in inputs.values()}
         return len(rows) == 1 and 0 < max(rows) <= self._rows
 
-    def submit(self, inputs: Mapping[str, Array]) -> Future[dict[str, Array]]:
-        """Have a request that fits answered."""
-        asked = _Asked(inputs, next(iter(inputs.values())).shape[0])
+    def submit(self, inputs: Mapping[str, Array], ends: float = math.inf) -> Future[dict[str, Array]]:
+        """Have a request that fits answered.
+
+        Args:
+            ends: when its answer is waited for no more, by the clock.
+        """
+        asked = _Asked(inputs, next(iter(inputs.values())).shape[0], ends)
         self._asked.put(asked)
         return asked.answer
 
@@ -110,6 +119,9 @@ class Batches:
             self._room.release()
 
     def _together(self, batch: list[_Asked]) -> None:
+        batch = [asked for asked in batch if not self._late(asked)]
+        if not batch:
+            return
         try:
             outputs = self._run(self._joined(batch))
             for name, each in outputs.items():
@@ -120,8 +132,11 @@ class Batches:
         except StrongroomError as error:
             if len(batch) == 1:
                 _fail(batch, error)
-            for asked in batch if len(batch) > 1 else ():  # one of them is at fault, and the others need not know
-                self._together([asked])
+                return
+            # One of them is at fault, and the others need not know: halves find it in few runs.
+            half = len(batch) // 2
+            self._together(batch[:half])
+            self._together(batch[half:])
         except Exception as error:
             _fail(batch, error)
         else:
@@ -129,6 +144,13 @@ class Batches:
             for asked in batch:
                 asked.answer.set_result({name: each[row : row + asked.rows] for name, each in outputs.items()})
                 row += asked.rows
+
+    def _late(self, asked: _Asked) -> bool:
+        """Whether nobody waits for its answer any more; if so, it has one."""
+        if self._clock() < asked.ends:
+            return False
+        asked.answer.set_exception(UnansweredError("pipeline: the time that the request had is over"))
+        return True
 
     def _joined(self, batch: list[_Asked]) -> dict[str, Array]:
         joined = {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from strongroom.crypto import digest
-from strongroom.errors import FormatError, UsageError
+from strongroom.errors import FormatError, UsageError, printable
 from strongroom.serve.graph import Chain, Tensor, load, optimise, stage_model, units
 from strongroom.serve.pipeline.document import MAX_BATCH, MAX_PARTS, MAX_REPLICAS, Part, Pipeline
 from strongroom.serve.pipeline.frames import size_of
@@ -94,6 +94,15 @@ def cut(model: bytes, plan: Plan, *, external: Callable[[str], bytes] | None = N
         raise FormatError("model: does not say how many sizes its inputs have, wanted a number of them")
     models = tuple(stage_model(chain, each.first, each.last).SerializeToString() for each in plan.stages)
     return Pieces(plan, chain, models)
+
+
+def telling_sizes(chain: Chain, plan: Plan) -> Iterator[str]:
+    """Where the size of what goes between two enclaves may tell of an input's values; one line for each part."""
+    for number, stage in enumerate(plan.stages, 1):
+        names = chain.unnamed(stage.first, stage.last)
+        if names:
+            said = ", ".join(repr(printable(each)[:80]) for each in names[:3]) + (", ..." if len(names) > 3 else "")
+            yield f"part {number}: the host sees how large {said} is, which may follow from an input's values"
 
 
 def _info(tensor: Tensor) -> TensorInfo:

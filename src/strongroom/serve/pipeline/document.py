@@ -118,7 +118,11 @@ class Pipeline:
         Raises:
             FormatError: it is not one that `to_text` writes, or a part takes what none before it gives.
         """
-        value = an_object(parse_canonical(text.encode(), cap=_MAX_DOCUMENT), "pipeline", required=_FIELDS)
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError:
+            raise FormatError("pipeline: is no text that UTF-8 has") from None
+        value = an_object(parse_canonical(raw, cap=_MAX_DOCUMENT), "pipeline", required=_FIELDS)
         if value["format"] != FORMAT or value["version"] != VERSION or isinstance(value["version"], bool):
             raise FormatError(
                 f"pipeline: got format {show(value['format'])} version {show(value['version'])}, wanted {VERSION}"

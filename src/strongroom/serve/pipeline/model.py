@@ -68,6 +68,7 @@ class PipelineModel:
                 rows=pipeline.batch,
                 delay=pipeline.delay / 1e6,
                 at_once=_under_way(pipeline),
+                clock=clock,
             )
 
     def check(self) -> None:
@@ -102,7 +103,7 @@ class PipelineModel:
         if self._batches is None or not self._batches.fits(inputs):
             outputs = self._through(inputs, ends)
         else:
-            answer = self._batches.submit(inputs)
+            answer = self._batches.submit(inputs, ends)
             try:
                 outputs = answer.result(max(0.0, ends - self._clock()))
             except LateError:

@@ -7,6 +7,7 @@ that nobody else can read or write, and says that it is of exactly what is asked
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import sys
@@ -18,6 +19,7 @@ from strongroom.attest.binding import canonical, parse_canonical
 from strongroom.crypto import digest
 from strongroom.errors import FormatError
 
+_log = logging.getLogger("strongroom.serve.plan")
 _FORMAT: Final = "strongroom-profile"
 _VERSION: Final = 1
 _MAX: Final = 16 << 20
@@ -67,7 +69,14 @@ class Cache:
         return measured
 
     def put(self, of: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-        """Remember it, in place of what was."""
+        """Remember it, in place of what was. Where it cannot be written, that is logged, and it is not remembered."""
+        try:
+            self._put(of, measured)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            _log.warning("what was measured is not remembered: %s: %s", self._directory, reason)
+
+    def _put(self, of: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
         path = self._path(of)
         raw = canonical({"format": _FORMAT, "version": _VERSION, "of": dict(of), "measured": dict(measured)}, cap=_MAX)
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -5,6 +5,7 @@ The picture is a list of shapes first, so that SVG is written without any librar
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,14 @@ def draw(plan: Plan, costs: Costs, title: str) -> Picture:
     return Picture(_WIDTH, y + 24, shapes)
 
 
+def check(path: Path) -> None:
+    """Raises as `write` does for a file of that name."""
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"picture: got {path.name[:60]!r}, wanted a name that ends in .svg or .png")
+    if path.suffix == ".png":
+        _require_matplotlib()
+
+
 def write(picture: Picture, path: Path) -> None:
     """Write a ``.svg``, or with matplotlib a ``.png``.
 
@@ -124,12 +133,11 @@ def write(picture: Picture, path: Path) -> None:
         UsageError: another ending.
         MissingDependencyError: matplotlib is not installed.
     """
+    check(path)
     if path.suffix == ".svg":
         path.write_text(to_svg(picture), encoding="utf-8")
-    elif path.suffix == ".png":
-        _to_png(picture, path)
     else:
-        raise UsageError(f"picture: got {path.name[:60]!r}, wanted a name that ends in .svg or .png")
+        _to_png(picture, path)
 
 
 def to_svg(picture: Picture) -> str:
@@ -162,15 +170,18 @@ def to_svg(picture: Picture) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
-def _to_png(picture: Picture, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import FancyBboxPatch
-    except ModuleNotFoundError:
+def _require_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependencyError(
             "matplotlib: is not installed, wanted to write a .png",
             hint="pip install 'strongroom[plot]', or name a .svg, which needs nothing",
-        ) from None
+        )
+
+
+def _to_png(picture: Picture, path: Path) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
+
     figure = Figure(figsize=(picture.width / 72, picture.height / 72), dpi=144, facecolor=_PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, picture.width), ylim=(picture.height, 0))
     axes.axis("off")

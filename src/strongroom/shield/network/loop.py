@@ -37,6 +37,7 @@ class Loop:
         self._order = itertools.count()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ended = False
+        self._lock = threading.Lock()
         self._poll.register(self._wake, READ)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.buffer = memoryview(bytearray(1 << 18))
@@ -74,8 +75,9 @@ class Loop:
             self._poll.unregister(descriptor)
 
     def _ring(self) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_write(self._wake, 1)
+        with self._lock, suppress(BlockingIOError):
+            if not self._poll.closed:
+                os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         while not self._ended:
@@ -83,8 +85,9 @@ class Loop:
                 self._turn()
             except Exception:
                 _log.exception("network shield")
-        self._poll.close()
-        os.close(self._wake)
+        with self._lock:  # else somebody rings at a descriptor that is another's by now
+            self._poll.close()
+            os.close(self._wake)
 
     def _turn(self) -> None:
         timers = self._timers

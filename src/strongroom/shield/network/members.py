@@ -93,14 +93,22 @@ class Directory:
         self.by_key = {member.key: member for member in self.members}
 
     def hosts(self, own: Member, extra: Sequence[tuple[str, IPv4Address]] = ()) -> str:
-        """Lines for the file of host names: of the members, and of places of which nobody lives yet."""
-        names: dict[str, IPv4Address] = {}
+        """Lines for the file of host names: of the members, and of places of which nobody lives yet.
+
+        Policies' names have dots, so two can make one host name: it is the own policy's, or else nobody's.
+        """
+        found: dict[str, dict[str, IPv4Address]] = {}  # by name, of each policy
         for place in self.places:
-            names[policy_host(place.policy)] = place.first
+            found.setdefault(policy_host(place.policy), {})[place.policy] = place.first
             for number in range(place.count):
-                names[member_name(place.policy, number)] = place.first + number
+                found.setdefault(member_name(place.policy, number), {})[place.policy] = place.first + number
         for member in (*self.members, own):
-            names[member.name] = member.address
+            found.setdefault(member.name, {})[member.policy] = member.address
+        names = {
+            name: of.get(own.policy, next(iter(of.values())))
+            for name, of in found.items()
+            if len(of) == 1 or own.policy in of
+        }
         lines = [f"127.0.0.1 localhost\n::1 localhost\n{own.address} {own.name} replica-{own.number}\n"]
         for name, address in sorted(names.items()):
             if name != own.name:

@@ -6,14 +6,17 @@ Rules:
   the member's policy and is valid now.
 - It comes from a key that the CAS has told as a member. Of one that it has not told yet the CAS is asked, once, while
   the tunnel waits; a certificate alone opens nothing.
-- A key that is revoked, or is no member any more, has its tunnels cut on both sides.
+- A key that is revoked, or is no member any more, has its tunnels cut on both sides. What a member had sent before it
+  ended in order still reaches the program here.
 - What is refused is counted by why. How many tunnels there may be is bounded, together and of one member, and so is how
-  many may be opening: the rest waits in the kernel's queue, or is refused.
+  many may be opening (`openings`).
+- The host is never waited for on a thread that carries bytes.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import resource
 import socket
 import ssl
@@ -32,14 +35,16 @@ from strongroom.errors import ChannelError, StrongroomError
 from strongroom.shield.network.identity import Credentials
 from strongroom.shield.network.loop import READ, Loop
 from strongroom.shield.network.members import Directory, Member
+from strongroom.shield.network.openings import UNKNOWN, Openings, Wanted
 from strongroom.shield.network.tunnel import Incoming, Outgoing, Tunnel, reset
 
 _ORIGINAL_DESTINATION = 80  # linux/netfilter_ipv4.h
 _FIRST_FREE = 256  # descriptors that are for others
 MAX_TUNNELS: Final = 16_384
-MAX_OPENING: Final = 256
 _LOOPS = 4
 _ACCEPTED = 64  # at one turn
+_NO_DESCRIPTORS_SECONDS = 0.1  # for which nothing is accepted
+_ACCEPT_SECONDS = _DIALLER_SECONDS = 5.0  # that these threads are waited for
 
 Dial = Callable[[int], socket.socket]
 """Gives a socket outside, of that address family, that is not connected."""
@@ -66,7 +71,8 @@ class _State:
     directory: Directory = field(default_factory=Directory)
     tunnels: set[Tunnel] = field(default_factory=set)
     of: Counter[str] = field(default_factory=Counter)
-    opening: int = 0
+    openings: Openings = field(default_factory=Openings)
+    dialling: int = 0
     traffic: dict[str, Traffic] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)
     waiting: list[tuple[Incoming, Loop, Certificate]] = field(default_factory=list)
@@ -101,10 +107,13 @@ class Proxy:
         self._dial, self._credentials, self._ask = dial, credentials, ask
         self._limit = min(MAX_TUNNELS, _room()) if limit is None else limit
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._state = _State()
-        self._accepting = True
+        self._draining = False
         self._loops = [Loop(f"mesh-{number}") for number in range(min(_LOOPS, os.cpu_count() or 1))]
         self._next = 0
+        self._wanted: queue.SimpleQueue[Wanted | None] = queue.SimpleQueue()
+        self._dialler = threading.Thread(target=self._dial_all, name="mesh-dial", daemon=True)
 
     @property
     def inside_port(self) -> int:
@@ -115,20 +124,52 @@ class Proxy:
         for listener in (self._inside, self._outside):
             listener.setblocking(False)
         first = self._loops[0]
-        first.add(self._inside.fileno(), READ, lambda _: self._accept(self._inside, self._out))
-        first.add(self._outside.fileno(), READ, lambda _: self._accept(self._outside, self._in))
+        for listener, take in ((self._inside, self._out), (self._outside, self._in)):
+            first.add(listener.fileno(), READ, partial(self._acceptable, listener, take))
+        self._dialler.start()
         for loop in self._loops:
             loop.start()
 
+    def drain(self, seconds: float) -> None:
+        """The program has ended: wait until the others' machines have what it sent, for so many seconds at most."""
+        accepted = threading.Event()
+
+        def accept() -> None:
+            while self._accept(self._inside, self._out) == _ACCEPTED:
+                pass
+            accepted.set()
+
+        with self._lock:
+            self._draining = True
+        self._loops[0].call(accept)
+        accepted.wait(_ACCEPT_SECONDS)
+        with self._changed:
+            state = self._state
+            for tunnel in state.tunnels:
+                never = isinstance(tunnel, Incoming) and not tunnel.opened
+                tunnel.loop.call(partial(tunnel.close, "") if never else tunnel.drain)
+            self._changed.wait_for(
+                lambda: not (state.tunnels or state.dialling or state.openings.waiting), timeout=seconds
+            )
+
     def close(self) -> None:
         """End all tunnels."""
+        self._wanted.put(None)
         for loop in self._loops:
             loop.close()
         with self._lock:
             tunnels = list(self._state.tunnels)
+            vain = self._state.openings.forget(set())
         for tunnel in tunnels:
             with suppress(Exception):
                 tunnel.close("closed")
+        self._dialler.join(_DIALLER_SECONDS)
+        with suppress(queue.Empty):
+            while True:
+                wanted = self._wanted.get_nowait()
+                vain += [] if wanted is None else [wanted]
+        for each in vain:
+            reset(each.inner)
         self._inside.close()
         self._outside.close()
 
@@ -142,7 +183,12 @@ class Proxy:
             keys = directory.by_key.keys()
             gone = [tunnel for tunnel in state.tunnels if tunnel.key and tunnel.key not in keys]
             waiting, state.waiting = state.waiting, []
-        self._cut(gone, "gone")
+            vain = state.openings.forget(set(keys))
+        for tunnel in gone:
+            tunnel.loop.call(partial(tunnel.leave, "gone"))
+        for wanted in vain:
+            self._count("gone")
+            reset(wanted.inner)
         for tunnel, loop, certificate in waiting:
             self._judge_again(tunnel, loop, certificate)
 
@@ -151,11 +197,8 @@ class Proxy:
         with self._lock:
             self._state.revoked.add(key)
             gone = [tunnel for tunnel in self._state.tunnels if tunnel.key == key]
-        self._cut(gone, "revoked")
-
-    def _cut(self, tunnels: list[Tunnel], why: str) -> None:
-        for tunnel in tunnels:
-            tunnel.loop.call(partial(tunnel.close, why))
+        for tunnel in gone:
+            tunnel.loop.call(partial(tunnel.close, "revoked"))
 
     def _known(self, certificate: Certificate) -> Member | None:
         """The member that shows this certificate, which the CAS has issued; None if it has told none of that key.
@@ -196,26 +239,29 @@ class Proxy:
 
     def _room_for(self, key: str) -> bool:
         with self._lock:
-            return self._state.of[key] < max(1, self._limit // 2)
+            state = self._state
+            return state.of[key] + state.openings.to(key) < max(1, self._limit // 2)
 
     # Connections
 
-    def _accept(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
-        for _ in range(_ACCEPTED):
-            with self._lock:
-                full = self._state.opening >= MAX_OPENING
-                if full:
-                    self._pause()
-                    return
+    def _acceptable(self, listener: socket.socket, take: Callable[[socket.socket], None], events: int) -> None:
+        self._accept(listener, take)
+
+    def _accept(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> int:
+        """All that wait, but not too many at once; how many there were."""
+        for count in range(_ACCEPTED):
             try:
                 connection, _ = listener.accept()
             except BlockingIOError:
-                return
+                return count
             except OSError:
                 self._count("descriptors")
-                return
+                self._loops[0].change(listener.fileno(), 0)
+                self._loops[0].later(_NO_DESCRIPTORS_SECONDS, partial(self._loops[0].change, listener.fileno(), READ))
+                return count
             with self._lock:
-                full = len(self._state.tunnels) >= self._limit
+                state = self._state
+                full = len(state.tunnels) + state.dialling + state.openings.waiting >= self._limit
             if full:
                 self._count("limit")
                 reset(connection)
@@ -225,19 +271,7 @@ class Proxy:
             except (StrongroomError, ssl.SSLError, OSError) as error:
                 self._count("unreachable" if isinstance(error, OSError) else "refused")
                 reset(connection)
-
-    def _pause(self) -> None:
-        """Accept nothing until some of those that are opening have opened."""
-        if self._accepting:
-            self._accepting = False
-            for listener in (self._inside, self._outside):
-                self._loops[0].change(listener.fileno(), 0)
-
-    def _go_on(self) -> None:
-        if not self._accepting:
-            self._accepting = True
-            for listener in (self._inside, self._outside):
-                self._loops[0].change(listener.fileno(), READ)
+        return _ACCEPTED
 
     def _loop(self) -> Loop:
         self._next = (self._next + 1) % len(self._loops)
@@ -246,65 +280,115 @@ class Proxy:
     def _begin(self, tunnel: Tunnel) -> None:
         with self._lock:
             self._state.tunnels.add(tunnel)
-            self._state.opening += 1
+            draining = self._draining
         tunnel.loop.call(tunnel.begin)
+        if draining:
+            tunnel.loop.call(tunnel.drain)
 
     def _out(self, inner: socket.socket) -> None:
         """The program has connected to somebody."""
         raw = inner.getsockopt(socket.IPPROTO_IP, _ORIGINAL_DESTINATION, 16)
         (port,), address = struct.unpack_from("!H", raw, 2), IPv4Address(raw[4:8])
         with self._lock:
-            member = self._state.directory.by_address.get(address)
+            member = self._state.directory.by_address.get(address) if address != self._own else None
             revoked = member is not None and member.key in self._state.revoked
         if member is None or revoked or not self._room_for(member.key):
             self._count("unknown" if member is None else "revoked" if revoked else "limit")
             reset(inner)
             return
-        wanted = member
+        wanted = Wanted(inner, member, port)
+        with self._lock:
+            if self._state.openings.wants(wanted):
+                self._go_on(wanted)
+
+    def _go_on(self, wanted: Wanted) -> None:
+        self._state.dialling += 1
+        self._wanted.put(wanted)
+
+    def _dial_all(self) -> None:
+        """Until it is closed: sockets for those that are wanted. The host gives each when it likes."""
+        while (wanted := self._wanted.get()) is not None:
+            why = ""
+            try:
+                self._tunnel_to(wanted)
+            except Exception as error:  # whatever the host answers, the thread goes on
+                why = "unreachable" if isinstance(error, OSError) else "refused"
+            with self._changed:
+                self._state.dialling -= 1
+                if why:
+                    self._count(why)
+                    self._ended(wanted.member.key)
+                self._changed.notify_all()
+            if why:
+                reset(wanted.inner)
+
+    def _tunnel_to(self, wanted: Wanted) -> None:
+        member = wanted.member
 
         def judge(certificate: bytes) -> str:
             shown = Certificate.shown(certificate)
             found = self._known(shown)
-            if shown.key.fingerprint != wanted.key or found is None:
+            if shown.key.fingerprint != member.key or found is None:
                 raise ChannelError("another")
-            return wanted.key
+            return member.key
 
         host, at = member.endpoint
         outer = self._dial(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        outer.setblocking(False)
-        with suppress(BlockingIOError):
-            outer.connect((host, at))
-        self._begin(
-            Outgoing(
+        try:
+            outer.setblocking(False)
+            with suppress(BlockingIOError):
+                outer.connect((host, at))
+            tunnel = Outgoing(
                 self._loop(),
                 outer,
                 self._credentials.client,
-                inner=inner,
-                port=port,
+                inner=wanted.inner,
+                port=wanted.port,
                 judge=judge,
                 on_open=self._opened,
                 on_close=self._closed,
             )
-        )
+        except BaseException:
+            outer.close()
+            raise
+        tunnel.wanted = member.key
+        self._begin(tunnel)
+
+    def _ended(self, key: str) -> None:
+        """One of the program's to that member is opening no more. With the lock held."""
+        following = self._state.openings.ended(key)
+        if following is not None:
+            self._go_on(following)
 
     def _in(self, outer: socket.socket) -> None:
         """Somebody has connected to us."""
-        self._begin(
-            Incoming(
-                self._loop(),
-                outer,
-                self._credentials.server,
-                judge=self._judge,
-                connect=self._connect,
-                awaited=lambda port: port not in self._state.listened,
-                on_open=self._opened,
-                on_close=self._closed,
-            )
+        if self._draining:
+            reset(outer)
+            return
+        address = str(outer.getpeername()[0])
+        tunnel = Incoming(
+            self._loop(),
+            outer,
+            self._credentials.server,
+            judge=self._judge,
+            connect=self._connect,
+            awaited=lambda port: port > 0 and port not in self._state.listened,
+            on_open=self._opened,
+            on_close=self._closed,
         )
+        with self._lock:
+            pushed = self._state.openings.came(tunnel, address)
+        if pushed is not None:
+            pushed.loop.call(partial(pushed.close, "crowded"))
+        self._begin(tunnel)
 
     def _judge(self, tunnel: Incoming, certificate: bytes) -> None:
         shown = Certificate.shown(certificate)
         member = self._known(shown)
+        with self._lock:
+            room = self._state.openings.shown(tunnel, shown.key.fingerprint, member=member is not None)
+            if not room or (member is None and len(self._state.waiting) >= UNKNOWN):
+                raise ChannelError("crowded")
         if member is not None:
             self._admit(tunnel, member)
             return
@@ -316,7 +400,7 @@ class Proxy:
         """To the program here, as if the member had connected to it."""
         with self._lock:
             member = self._state.directory.by_key.get(key)
-        if member is None:
+        if member is None or self._draining:
             raise ChannelError("gone")
         if member.ports and port not in member.ports:
             raise ChannelError("port")
@@ -335,7 +419,7 @@ class Proxy:
 
     def _opened(self, tunnel: Tunnel) -> None:
         with self._lock:
-            self._no_more_opening()
+            self._no_more_opening(tunnel)
             self._state.of[tunnel.key] += 1
             self._traffic(tunnel.key).opened += 1
             if isinstance(tunnel, Incoming):
@@ -353,14 +437,16 @@ class Proxy:
                 traffic.sent += tunnel.sent
                 traffic.received += tunnel.received
             else:
-                self._no_more_opening()
-        if why:
-            self._count(why)
+                self._no_more_opening(tunnel)
+            if why:
+                self._count(why)
+            self._changed.notify_all()
 
-    def _no_more_opening(self) -> None:
-        self._state.opening -= 1
-        if not self._accepting and self._state.opening < MAX_OPENING // 2:
-            self._loops[0].call(self._go_on)
+    def _no_more_opening(self, tunnel: Tunnel) -> None:
+        if isinstance(tunnel, Outgoing):
+            self._ended(tunnel.wanted)
+        else:
+            self._state.openings.done(tunnel)
 
     def _traffic(self, key: str) -> Traffic:
         return self._state.traffic.setdefault(key, Traffic())
@@ -389,7 +475,7 @@ class Proxy:
             return {
                 "members": members,
                 "tunnels": sum(each.opened for each in live),
-                "opening": state.opening,
+                "opening": sum(not each.opened for each in live) + state.dialling + state.openings.waiting,
                 "limit": self._limit,
                 "refusals": dict(sorted(state.refusals.items())),
             }

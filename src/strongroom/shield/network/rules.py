@@ -105,7 +105,7 @@ class Rules:
     """
 
     def __init__(self, own: IPv4Address, port: int) -> None:
-        self._members: set[IPv4Address] = set()
+        self._own, self._members = own, set[IPv4Address]()
         self._lock = threading.Lock()
         try:
             self._link = Netlink(NETFILTER)
@@ -168,8 +168,8 @@ class Rules:
         )
 
     def admit(self, members: Collection[IPv4Address]) -> None:
-        """Have exactly these addresses lead to the proxy. Raises OSError if the kernel refused."""
-        now = set(members)
+        """Have exactly these addresses lead to the proxy, never the own one. Raises OSError if the kernel refused."""
+        now = set(members) - {self._own}
         with self._lock:
             new, gone = sorted(now - self._members), sorted(self._members - now)
             for kind, flags, some in ((_NEW_ELEMENTS, CREATE, new), (_DEL_ELEMENTS, 0, gone)):

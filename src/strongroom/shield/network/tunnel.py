@@ -6,15 +6,18 @@ Rules:
   end (close_notify, RFC 8446, section 6.1) while the other goes on.
 - What is not taken is not read: each direction holds at most one buffer that is still to be sent.
 - An end that was not announced is a reset, here as there: a tunnel that was cut never looks like one that ended.
+- What came before an announced end reaches the program, whatever becomes of the connection and of its sender meanwhile.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import ssl
 import struct
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -33,11 +36,13 @@ DEADLINE: Final = 10.0
 PATIENCE: Final = 20.0
 """Seconds for which a port at which nobody has listened yet is tried, while the program that connects waits."""
 _AGAIN = 0.1
+_LOOK = 0.02  # how often one looks whether the kernel has been rid of the last bytes
 _PIECE = 1 << 18
 _NOTHING = memoryview(b"")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: to close is to reset
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 _UNSENT_MS = 30_000
+_NOT_ENDED = (1, 2, 3, 4, 5)  # states of TCP in which more may come, linux/tcp_states.h
 
 
 def reset(sock: socket.socket) -> None:
@@ -56,6 +61,11 @@ def prepare(sock: socket.socket, *, outer: bool = False) -> None:
         for name, value in _KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, name, value)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNSENT_MS)
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Bytes that the other machine's kernel has not confirmed; an end counts as one."""
+    return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
 
 
 class Tunnel:
@@ -95,6 +105,10 @@ class Tunnel:
         self._to_outer = self._to_inner = _NOTHING  # what was not taken
         self._inner_ended = self._outer_ended = False  # no more comes from there
         self._said_end = self._passed_end = False
+        self._mute = False  # nothing can be sent, or may be: what is to be sent is dropped
+        self._looking = False
+        self._outer_gone = False
+        self._draining = False
         self._flowing = False  # both ends are read, and nothing is left to be sent
         self._events = {"outer": 0, "inner": 0}
         prepare(outer, outer=True)
@@ -210,22 +224,32 @@ class Tunnel:
             count = self._outer.recv_into(buffer)
         except BlockingIOError:
             return
+        except OSError:
+            count = 0
         if not count:
-            self._outer_gone()
+            self._lose_outer()
             return
+        if self._outer_ended:
+            return  # nothing counts after the end
         self._incoming.write(buffer[:count])
         if not self._shaken:
             self._shake()
         if self._shaken and not self.closed:
             self._decrypt()
 
-    def _outer_gone(self) -> None:
-        """The connection has ended: in order only where TLS had ended before."""
+    def _lose_outer(self) -> None:
+        """The connection is over: in order only where TLS had ended before, and then the program gets all of it."""
         if not self._outer_ended:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        if not self._inner_ended or self._to_outer:
-            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        self._finish_if_done()
+        self._outer_gone = True
+        self.loop.remove(self._outer.fileno())
+        self._silence()
+
+    def _silence(self) -> None:
+        """Send nothing any more."""
+        self._mute = True
+        self._to_outer = _NOTHING
+        self._outgoing.read()
 
     def _decrypt(self) -> None:
         """All that has come, on to the program."""
@@ -287,6 +311,8 @@ class Tunnel:
         if not count:
             self._inner_ended = True
             return
+        if self._mute:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         self.sent += count
         self._tls.write(buffer[:count])
         self._send_outer()
@@ -294,10 +320,16 @@ class Tunnel:
     def _send_outer(self) -> None:
         data: bytes | memoryview
         while data := self._to_outer or self._outgoing.read():
+            if self._mute:
+                self._to_outer = _NOTHING
+                continue
             try:
                 count = self._outer.send(data)
             except BlockingIOError:
                 count = 0
+            except OSError:  # what has come from there is still read
+                self._silence()
+                return
             self._to_outer = _NOTHING if count == len(data) else memoryview(data)[count:]
             if self._to_outer:
                 return
@@ -317,11 +349,12 @@ class Tunnel:
 
     def _settle(self) -> None:
         """After each step: ends that are to be passed on, and what is waited for next."""
-        if self._flowing and not (self._to_outer or self._to_inner or self._inner_ended or self._outer_ended):
+        busy = self._to_outer or self._to_inner or self._inner_ended or self._outer_ended or self._mute
+        if self._flowing and not busy:
             return
         if self.closed:
             return
-        if self._inner_ended and not self._said_end and not self._to_outer:
+        if self._inner_ended and not self._said_end and not self._to_outer and not self._mute:
             self._said_end = True
             with suppress(ssl.SSLWantReadError):
                 self._tls.unwrap()
@@ -335,9 +368,11 @@ class Tunnel:
             return
         # A program that does not read is not read for; nor is one whose bytes nobody takes.
         outer = (READ if not self._to_inner and not self._outer_ended else 0) | (WRITE if self._to_outer else 0)
-        self._wait("outer", self._outer, outer, self._on_outer)
+        if not self._outer_gone:
+            self._wait("outer", self._outer, outer, self._on_outer)
         if self._inner is not None:
-            inner = (READ if not self._to_outer and not self._inner_ended else 0) | (WRITE if self._to_inner else 0)
+            takes = not self._to_outer and not self._inner_ended and (not self._mute or self._may_refuse())
+            inner = (READ if takes else 0) | (WRITE if self._to_inner else 0)
             self._wait("inner", self._inner, inner, self._on_inner)
             self._flowing = outer == inner == READ
 
@@ -354,8 +389,54 @@ class Tunnel:
             self.loop.change(sock.fileno(), events)
 
     def _finish_if_done(self) -> None:
-        if self._said_end and self._passed_end and not self._to_outer and not self._outgoing.pending:
+        if self._mute and self._passed_end:
+            if self._inner_ended:
+                self.close("")
+        elif self._said_end and self._passed_end and not self._to_outer and not self._outgoing.pending:
             self.close("")
+
+    def _may_refuse(self) -> bool:
+        """Whether the program has all that came, so that a reset for what it sends in vain takes nothing from it."""
+        if not self._passed_end or self._inner is None:
+            return False
+        if not _unacknowledged(self._inner):
+            return True
+        if not self._looking:
+            self._looking = True
+            self.loop.later(_AGAIN, self._look_again)
+        return False
+
+    def _look_again(self) -> None:
+        self._looking = False
+        self._guarded(lambda: None)
+
+    def leave(self, why: str) -> None:
+        """The other end is no member any more: end it, but for what had come before its end. On the loop's thread."""
+        if self.closed:
+            return
+        if not self.opened or self._outer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _NOT_ENDED:
+            self.close(why)
+            return
+        self._silence()
+        self._guarded(lambda: None)
+
+    def drain(self) -> None:
+        """The program here has ended: end it as soon as the other machine has what was sent. On the loop's thread."""
+        if self.closed:
+            return
+        sent = self._said_end and not self._to_outer and not self._outgoing.pending
+        if self._inner_ended and not self.opened and not self.sent:
+            self.close("")  # nobody has been told anything
+            return
+        if self._inner_ended and (self._mute or sent):
+            if not self._draining and not self._outer_gone:
+                self._draining = True
+                with suppress(OSError):
+                    self._outer.shutdown(socket.SHUT_WR)
+            if self._mute or not _unacknowledged(self._outer):
+                self.close("")
+                return
+        self.loop.later(_LOOK, self.drain)
 
     def close(self, why: str) -> None:
         """End it at once: in order where `why` is empty, else with a reset for the program."""
@@ -396,6 +477,8 @@ class Outgoing(Tunnel):
     ) -> None:
         super().__init__(loop, outer, context, on_open=on_open, on_close=on_close)
         self._port, self._judge = port, judge
+        self.wanted = ""
+        """The fingerprint of the key that is to be at the other end."""
         self._inner_first = inner
         self._answered = False
         prepare(inner)
@@ -510,5 +593,5 @@ class Incoming(Tunnel):
     def close(self, why: str) -> None:
         if not self.closed and self._trying is not None and self._inner is None:
             self.loop.remove(self._trying.fileno())
-            self._trying.close()
+            reset(self._trying)  # the program may have accepted it by now
         super().close(why)
