@@ -47,7 +47,8 @@ _code: list[Path | None] = []
 def boot_code(home: Home) -> Path | None:
     """Compiled code of what boot imports, as it is kept after a first run: else each enclave compiles it anew."""
     if not _code and _platform:
-        kept = Compiled(home.path / "compiled", bytes(32), KNOWN)
+        # Not where verbs keep theirs, who remove what is under another key.
+        kept = Compiled(home.path / "compiled-for-tests", bytes(32), KNOWN)
         with sources_of_boot(PROGRAM_ENTRY) as told:
             names = told()
         sources = {entry.path: entry.sha256 for part in _platform[0] for entry in part.entries}
