@@ -84,7 +84,8 @@ def test_the_story_on_mnist_without_a_sandbox(capfd, mnist, monkeypatch, tmp_pat
     check(result)
     assert "no working bubblewrap" in shown
     assert "no sandbox" in result["acts"][2]["protected"]
-    assert [path for path in tmp_path.iterdir() if path != mnist] == []
+    # ONNX Runtime leaves the time and the name of a session of its own, as soon as it is imported.
+    assert [path for path in tmp_path.iterdir() if path not in (mnist, tmp_path / ".ses")] == []
 
 
 def test_data_that_is_not_mnist(tmp_path):

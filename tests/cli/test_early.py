@@ -8,6 +8,7 @@ import time
 import pytest
 
 from strongroom.cli import early
+from strongroom.cli.main import main
 from strongroom.enclave.digests import Digests
 from strongroom.enclave.reader import RECORD
 
@@ -73,4 +74,14 @@ def test_nothing_is_read_for_other_commands(site, words):
 def test_nothing_is_read_where_digests_are_remembered(site, tmp_path):
     (tmp_path / "home" / early.DIGESTS).write_bytes(b"")
     early.begin(["run", "--policy", "policy.toml"])
+    assert not early._reading
+
+
+def test_a_run_that_measures_nothing_leaves_no_reader(tmp_path, monkeypatch):
+    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path))
+    begun = []
+    begin = early.begin
+    monkeypatch.setattr(early, "begin", lambda words: (begin(words), begun.extend(early._reading)))
+    assert main(["run", "--policy", str(tmp_path / "none.toml")]) == 2
+    assert [each.process.returncode is not None for each in begun] == [True]
     assert not early._reading

@@ -19,6 +19,7 @@ class Played:
     def __init__(self, world, role, dials, on_event):
         self.world, self.role, self.tell, self.killed = world, role, on_event, False
         self.over, self.error = threading.Event(), world.fails.get(role.name)
+        self.up = threading.Event()  # once its launch has returned: a real one serves later than that
         self.turn = None
         if self.error is not None:
             self.over.set()
@@ -30,6 +31,7 @@ class Played:
         on_event("standby" if role.name == FRONT else "part", {})
 
     def await_turn(self):
+        self.up.wait()
         if self.turn.recv(1):
             self.tell("serving", {})
             with self.world.change:
@@ -39,6 +41,7 @@ class Played:
             self.over.set()
 
     def wait(self):
+        self.up.set()
         self.over.wait()
         if self.turn is not None:
             self.turn.close()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from strongroom.enclave.directories import cleared_away
+from strongroom.enclave.directories import cleared_away, directory_for_sockets
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux has descriptors of processes")
 
@@ -44,3 +44,9 @@ def test_of_one_that_was_killed(directory):
         select.select([shell], [], [])  # until it has ended
         os.close(shell)
     assert not directory.exists()
+
+
+def test_sockets_fit_in_their_directory(monkeypatch):
+    for path, wanted in (("/tmp/short", "/tmp/short"), (f"/tmp/{'long' * 30}", "/tmp"), (f"/tmp/{'ä' * 30}", "/tmp")):
+        monkeypatch.setattr("tempfile.tempdir", path)
+        assert directory_for_sockets() == wanted

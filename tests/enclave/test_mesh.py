@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -11,7 +12,7 @@ from strongroom.cas.policy.version import parse_policy
 from strongroom.cli.main import main
 from strongroom.cli.run.replicas import check_count, listener_of
 from strongroom.cli.workspace import write_policy
-from strongroom.errors import RevokedError, UsageError
+from strongroom.errors import RevokedError, StrongroomError, UsageError
 
 PAIR = """
 import ctypes, json, os, signal, socket, sys
@@ -49,7 +50,19 @@ else:
 """
 
 
-def test_two_replicas_talk_until_one_is_revoked(world, bubblewrap):
+def stop(enclave):
+    with suppress(StrongroomError):
+        enclave.stop()
+
+
+@pytest.fixture
+def ended():
+    """What ends with the test, also one that fails: the next one is not told of what it left."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_two_replicas_talk_until_one_is_revoked(world, bubblewrap, ended):
     job = world.job(PAIR, replicas=2, tasks=("chief", "ps"))
     logs = [world.directory / f"replica-{number}" for number in range(2)]
     enclaves = []
@@ -58,6 +71,7 @@ def test_two_replicas_talk_until_one_is_revoked(world, bubblewrap):
         with log.open("wb") as stream:
             launched = job.launch(replica=number, listener=listener, endpoint=endpoint, stdout=stream.fileno())
             enclaves.append(launched)
+            ended.callback(stop, launched)
     while not logs[0].read_bytes().endswith(b"\n"):
         assert all(each.running for each in enclaves)
     with world.owner() as client:

@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:  # also while modules are imported and arguments read
         return 128 + signal.SIGINT
+    finally:
+        early.found()  # of a run that failed before it measured anything
 
 
 def _main(argv: list[str]) -> int:

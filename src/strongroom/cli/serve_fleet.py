@@ -172,6 +172,7 @@ class Slot(threading.Thread):
         self.enclave: Enclave | None = None
         self.ready = self.working = self.draining = self._asked = False
         self.turn: socket.socket | None = None
+        self._given: socket.socket | None = None
         self._fleet = fleet
 
     def run(self) -> None:
@@ -209,11 +210,18 @@ class Slot(threading.Thread):
         enclave = self.enclave
         return enclave is not None and enclave.running
 
+    @property
+    def has_turn(self) -> bool:
+        """Whether its present enclave was given the turn, and has it still: not the one before it here."""
+        turn = self.turn
+        return turn is not None and turn is self._given and not self.draining
+
     def give_turn(self) -> None:
         """Have the front door accept."""
-        if self.turn is not None:
+        self._given = turn = self.turn
+        if turn is not None:
             with suppress(OSError):
-                self.turn.send(b"\1")
+                turn.send(b"\1")
 
     def ask_to_end(self) -> None:
         """By a signal once, since a second one would cut off what is being answered."""

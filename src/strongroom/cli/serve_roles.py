@@ -29,6 +29,7 @@ from strongroom.cli.workspace import (
 )
 from strongroom.crypto import digest
 from strongroom.enclave.config import BootConfig
+from strongroom.enclave.directories import directory_for_sockets
 from strongroom.enclave.launch import Enclave, launch
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import Measurement, measure
@@ -185,8 +186,8 @@ class Serving:
         return Role(name, config, measured, policy, {RULE.name: sealed.path}, listener, {}, count), dial
 
     def _unix_listener(self) -> tuple[socket.socket, Callable[[], socket.socket]]:
-        folder = Path(self.resources.enter_context(tempfile.TemporaryDirectory(prefix="strongroom-pipeline-")))
-        path = folder / "part.sock"
+        made = tempfile.TemporaryDirectory(prefix="strongroom-pipeline-", dir=directory_for_sockets())
+        path = Path(self.resources.enter_context(made)) / "part.sock"
         listener = self.resources.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         listener.bind(str(path))
         listener.listen(64)

@@ -170,7 +170,7 @@ class Supervisor:
         if self._over.is_set():
             return
         serving = self._served_by
-        if serving is not None and serving.turn is not None and not serving.draining:
+        if serving is not None and serving.has_turn:
             return
         self._served_by = next((slot for slot in fleet.fronts if slot.turn is not None and not slot.draining), None)
         if self._served_by is not None:

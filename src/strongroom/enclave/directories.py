@@ -13,6 +13,7 @@ from pathlib import Path
 from strongroom.errors import UnsupportedPlatformError
 
 _IN_MEMORY = {"tmpfs", "ramfs"}
+_LONG = 60  # bytes of a path in which sockets may not fit
 
 
 def temporary_directory(prefix: str, parent: Path) -> Path:
@@ -44,6 +45,12 @@ def cleared_away(directories: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         shell.communicate()
+
+
+def directory_for_sockets() -> str:
+    """That for temporary files, unless its path is so long that a socket's may not fit: then ``/tmp``."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= _LONG else "/tmp"  # noqa: S108  # what is made in it is 0700
 
 
 def directory_in_memory() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,8 @@ def onnxruntime() -> Any:
         MissingDependencyError: it is not installed.
     """
     with _loading:
+        # As it is imported it begins a session else, and leaves a file of that among the temporary ones.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
         except ModuleNotFoundError as error:

@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 
 from strongroom.cli import output
 from strongroom.cli.mpc.dealer import read_dealer_policy
+from strongroom.enclave.directories import directory_for_sockets
 from strongroom.errors import ChannelError, MpcError, UnsupportedPlatformError, UsageError
 from strongroom.mpc.peer import NAMES
 
@@ -35,7 +36,6 @@ _POLICY = "dealer.toml"
 _DEALER = len(NAMES) - 1
 _ENCLAVE_WAIT = 300  # seconds: the environment is measured, and PyTorch compiled from what was
 _POLL = 0.05
-_LONG_TMP = 60  # characters of a directory for temporary files in which sockets may not fit
 _FOLLOWING = (ChannelError.exit_code, MpcError.exit_code)  # what a party ends with because another did
 
 Event = tuple[int, int] | None  # a party and its exit status; or our own reader is gone
@@ -49,7 +49,7 @@ def run_three(args: argparse.Namespace, words: Sequence[str]) -> int:
         )
     shown = shown_parties(args.show)
     output.note(ONE_DOMAIN)
-    short = None if len(tempfile.gettempdir()) <= _LONG_TMP else "/tmp"  # noqa: S108  # the directory in it is 0700
+    short = directory_for_sockets()
     with tempfile.TemporaryDirectory(prefix="strongroom-mpc-", dir=short, ignore_cleanup_errors=True) as place:
         commands = [_command(args, words, rank, Path(place)) for rank in range(len(NAMES))]
         policy = Path(place) / _POLICY if args.dealer_enclave else None

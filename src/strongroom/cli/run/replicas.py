@@ -120,7 +120,8 @@ class Replicas:
                 self._replicas.append(self._start(number, launch))
         except BaseException:
             for each in self._replicas:
-                each.enclave.stop()
+                with suppress(StrongroomError):  # one's own failure keeps none of the others running
+                    each.enclave.stop()
             raise
         for each in self._replicas:
             threading.Thread(target=self._await, args=(each,), name=f"replica-{each.number}", daemon=True).start()

@@ -14,11 +14,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from strongroom.channel import Channel
@@ -129,13 +129,16 @@ class Link:
                 raise ServeError("service: is stopping")
             self.waiting.append(job)
             self.change.notify_all()
-        job.answer.add_done_callback(lambda _: self._forget(job))
+        # By its number: else job and answer would hold each other, and what was asked, until they are collected.
+        job.answer.add_done_callback(functools.partial(self._forget, number))
         return job.answer
 
-    def _forget(self, job: _Job) -> None:
-        if job.answer.cancelled():
-            with self.change, suppress(ValueError):  # it is under way, or was answered
-                self.waiting.remove(job)
+    def _forget(self, number: int, answer: Future[dict[str, Array]]) -> None:
+        if answer.cancelled():
+            with self.change:
+                job = next((job for job in self.waiting if job.number == number), None)
+                if job is not None:  # else it is under way, or was answered
+                    self.waiting.remove(job)
 
     def close(self) -> None:
         """End it; what is not answered fails."""
