@@ -290,7 +290,7 @@ def test_a_layer_is_also_what_the_configuration_says(layout: Layout) -> None:
     [
         (b"not gzip", "no gzip file"),
         (gzip.compress(BASE, mtime=0)[:-9], "cut short"),
-        (gzip.compress(BASE)[:-8] + bytes(8, mtime=0), "no gzip file"),
+        (gzip.compress(BASE, mtime=0)[:-8] + bytes(8), "no gzip file"),
         (gzip.compress(BASE[:700], mtime=0), "cut short"),
         (gzip.compress(b"", mtime=0), "cut short"),
         (gzip.compress(BASE + b"\1" * 512, mtime=0), "goes on after its end"),
