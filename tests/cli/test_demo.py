@@ -76,6 +76,7 @@ def test_the_story_on_the_bundled_digits(capfd, tmp_path):
     }
 
 
+@pytest.mark.slow  # the other one takes a minute already
 def test_the_story_on_mnist_without_a_sandbox(capfd, mnist, monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
