@@ -536,3 +536,19 @@ def test_an_answer_to_what_was_not_asked_ends_the_link(played, kind):
     with pytest.raises(ChannelError, match="closed"):
         frames.receive(channel, link.part.asks)
     assert "number 7, which it was not asked" in said[0]
+
+
+def test_a_part_that_works_on_what_nobody_waits_for_is_left(played):
+    """Else one request without an end has it for good."""
+    link, channel, said = played
+    late, _ = link.submit(1, [X]), link.submit(2, [X])
+    assert [frames.receive(channel, link.part.asks).number for _ in range(2)] == [1, 2]
+    assert late.cancel()
+    channel.queue(frames.text_frame(frames.WORKING, 1, {}, link.part.answers))
+    channel.flush()
+    with pytest.raises(ChannelError, match="closed"):
+        frames.receive(channel, link.part.asks)
+    while not link.waiting:
+        assert not link.closed
+    assert "nobody waits for" in said[0]
+    assert [(job.number, job.tries) for job in link.waiting] == [(2, 0)]  # it had not begun

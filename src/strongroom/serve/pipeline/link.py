@@ -198,9 +198,11 @@ class _Connection(threading.Thread):
         link = self._link
         with link.change:
             self.up = False
-            left = [job for job in self.sent.values() if not job.answer.cancelled()]
+            under_way = list(self.sent.values())
+            left = [job for job in under_way if not job.answer.cancelled()]
             self.sent.clear()
-            worked_on = left[0] if left else None
+            # The others had not begun: that it ended is not their doing.
+            worked_on = left[0] if left and left[0] is under_way[0] else None
             if worked_on is not None and not link.closed:
                 worked_on.tries += 1
                 if worked_on.tries >= TRIES:
@@ -279,6 +281,8 @@ class _Connection(threading.Thread):
         self._patience.heard()
         with self._link.change:
             if frame.kind == WORKING and frame.number in self.sent:
+                if self.sent[frame.number].answer.cancelled():  # another enclave of the part may be free
+                    raise ChannelError("it works on what nobody waits for any more")
                 return
             job = self.sent.pop(frame.number, None)
         if job is None or frame.kind not in (TENSORS, ERROR):
