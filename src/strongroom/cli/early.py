@@ -1,7 +1,8 @@
-"""Begins to read the environment before the launcher has imported what it needs: in a run that reads all of it.
+"""Begins with the environment before the launcher has imported what it needs.
 
-That is the first one in a home, which remembers no digests yet. One process reads large files until it is asked what
-it has found; the launcher's own readers go on from there. Little is imported here: that is what it does not wait for.
+In a run, one process looks at what there is, and what the kernel says of each file; where the home remembers no digests
+yet, as in the first one, it reads large files instead, until it is asked what it has found, and the launcher's own
+readers go on from there. Little is imported here: that is what it does not wait for.
 """
 
 from __future__ import annotations
@@ -15,49 +16,82 @@ from typing import NamedTuple
 
 DIGESTS = "digest-cache"
 """The file of a home that remembers digests."""
-_READER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "enclave", "reader.py")  # noqa: PTH118, PTH120
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120
+_READER = os.path.join(_PACKAGE, "enclave", "reader.py")  # noqa: PTH118
+_NO_STDLIB = "site-packages/dist-packages"  # `reader.NO_STDLIB`
 
 
-class _Reading(NamedTuple):
+class _Begun(NamedTuple):
     process: subprocess.Popen[bytes]
-    records: int
-    began: int
+    told: int
+    when: int
 
 
-_reading: list[_Reading] = []
+_reading: list[_Begun] = []
+_looking: list[_Begun] = []
 
 
 def begin(argv: Sequence[str]) -> None:
-    """Do so, if this command line is one of a run that will read everything; a wrong guess costs some time."""
+    """Do so, if this command line is one of a run; a wrong guess costs some time."""
     verb = next((word for word in argv if not word.startswith("-")), None)
     own = argv[: argv.index("--")] if "--" in argv else argv
     if verb != "run" or {"-h", "--help"} & {*own} or not ("--" in argv or "--policy" in own):
         return
-    if not hasattr(os, "memfd_create") or os.path.exists(os.path.join(home_path(), DIGESTS)):  # noqa: PTH110, PTH118
+    if not hasattr(os, "memfd_create"):
         return
     sites = [path for path in sys.path if os.path.basename(path) == "site-packages"]  # noqa: PTH119
-    records = os.memfd_create("reading early")
-    command = [sys.executable, "-I", "-S", "-B", _READER, "early", str(records), str(os.getpid()), *sites]
+    if os.path.exists(os.path.join(home_path(), DIGESTS)):  # noqa: PTH110, PTH118
+        stdlib = os.path.dirname(os.__file__)  # noqa: PTH120
+        of = [stdlib, "", _NO_STDLIB, _PACKAGE, "", ""]
+        _start(_looking, "look", *of, *(word for site in sites for word in (site, _PACKAGE, "")))
+    else:
+        _start(_reading, "early", str(os.getpid()), *sites)
+
+
+def _start(begun: list[_Begun], what: str, *words: str) -> None:
+    told = os.memfd_create(what)
+    command = [sys.executable, "-I", "-S", "-B", _READER, what, str(told), *words]
     null = subprocess.DEVNULL
-    began = time.time_ns()
+    when = time.time_ns()
     try:
-        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, pass_fds=(records,))  # noqa: S603
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, pass_fds=(told,))  # noqa: S603
     except OSError:
-        os.close(records)
-        return
-    _reading.append(_Reading(process, records, began))
+        os.close(told)
+    else:
+        begun.append(_Begun(process, told, when))
 
 
 def found() -> tuple[bytes, int]:
-    """What it has found by now, as `reader` writes it, and when it began; it reads no further. Nothing without one."""
+    """What it has read by now, as `reader` writes it, and when it began; it reads no further. Nothing without one."""
     if not _reading:
         return b"", 0
-    process, records, began = _reading.pop()
-    process.kill()
-    process.wait()
-    with open(records, "rb") as file:  # noqa: PTH123
+    begun = _reading.pop()
+    begun.process.kill()
+    return _told(begun), begun.when
+
+
+def looked() -> bytes:
+    """What it has seen, as `reader.look` writes it, once it has seen all. Nothing without one, or if it failed."""
+    if not _looking:
+        return b""
+    begun = _looking.pop()
+    told = _told(begun)
+    return told if begun.process.returncode == 0 else b""
+
+
+def end() -> None:
+    """End what was begun, and nobody has asked for."""
+    found()
+    for begun in _looking:
+        begun.process.kill()
+    looked()
+
+
+def _told(begun: _Begun) -> bytes:
+    begun.process.wait()
+    with open(begun.told, "rb") as file:  # noqa: PTH123
         file.seek(0)
-        return file.read(), began
+        return file.read()
 
 
 def home_path() -> str:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # also while modules are imported and arguments read
         return 128 + signal.SIGINT
     finally:
-        early.found()  # of a run that failed before it measured anything
+        early.end()  # of a run that failed before it measured anything
 
 
 def _main(argv: list[str]) -> int:

@@ -40,7 +40,7 @@ def known_digests(home: Home) -> Iterator[None]:
 
 def load_digests(home: Home) -> None:
     """Take in the home's digests; says so if they were damaged, and goes on without."""
-    KNOWN.early = early.found
+    KNOWN.early, KNOWN.look = early.found, early.looked
     cache = home.path / _CACHE
     if not home.private:
         output.note(f"{home.path} is another user's, or others may write there: no digests or compiled code from it")

@@ -24,6 +24,7 @@ from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.files import create_once
 from strongroom.cas.log.head import FileHead
 from strongroom.cas.log.note import origin_of
+from strongroom.cas.policy.network import ENDS, EgressRule, Published
 from strongroom.cas.policy.restores import goes_back
 from strongroom.cas.policy.table import to_toml
 from strongroom.cas.policy.version import Policy, Program, VaultRule, parse_policy
@@ -41,6 +42,7 @@ from strongroom.vault.keys import KeyFile
 from strongroom.vault.kind import is_kind
 
 VAULT_SUFFIX = ".vault"
+_OWNER_KEY = "owner.key"
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,19 @@ class Home:
     @property
     def private(self) -> bool:
         """Whether nobody but this user and root may put things there, which are believed because they lie there."""
-        from strongroom.enclave.digests import writable_by_others
+        from strongroom.enclave.reader import writable_by_others
 
         return not writable_by_others(self.path.stat())
 
+    @property
+    def has_owner(self) -> bool:
+        """Whether this user has a key that signs policies: else there is none of theirs."""
+        return (self.path / _OWNER_KEY).exists()
+
     def owner(self) -> SigningKey:
         """The key that signs this user's policies, made on first use."""
-        path = self.path / "owner.key"
-        if not path.exists():
+        path = self.path / _OWNER_KEY
+        if not self.has_owner:
             create_once(path, SigningKey.generate().pem())
             output.note(f"made this user's key, {path}")
         return SigningKey.load(path)
@@ -220,6 +227,8 @@ def write_policy(
     replicas: int | None = None,
     tasks: Sequence[str] = (),
     lease: int | None = None,
+    egress: Sequence[EgressRule] = (),
+    publish: Sequence[Published] = (),
 ) -> str:
     """The text of a development policy.
 
@@ -229,6 +238,8 @@ def write_policy(
         replicas: how many there are, of which number 0 writes, and which talk to each other; None for one alone.
         lease: seconds for which an attestation counts, if not the longest.
         tasks: the kind of task that each of them has, for TensorFlow.
+        egress: the hosts that the program may reach.
+        publish: the services that it has for outsiders.
     """
     quote = to_toml
     lines = [
@@ -262,8 +273,13 @@ def write_policy(
         lines += ["", "[[vaults]]", f"name = {quote(rule.name)}"]
         lines += [f"mount = {quote(rule.mount)}", f"access = {quote(rule.access)}"]
         lines += ["writers = [0]"] if replicas and rule.access == "read-write" else []
-    lines += ["", "[mesh]"] if replicas else []
+    lines += ["", "[mesh]"] if replicas or publish else []
     lines += [f"tasks = {quote(list(tasks))}"] if tasks else []
+    services = (f"{{ name = {quote(each.name)}, port = {each.port} }}" for each in publish)
+    lines += [f"publish = [{', '.join(services)}]"] if publish else []
+    for each in egress:
+        lines += ["", "[[egress]]", f"host = {quote(each.host)}", f"port = {each.port}", f"ca = {quote(each.ca)}"]
+        lines += [f"tls = {quote(each.tls)}"] if each.tls != ENDS[0] else []
     return "\n".join(lines) + "\n"
 
 

@@ -25,15 +25,16 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any, NamedTuple
 
 from strongroom.crypto import derive, equal
+from strongroom.enclave import reader
 from strongroom.enclave.elf import needed
-from strongroom.enclave.reader import IDENTITY, PIECE, RECORD, identity, read_file
+from strongroom.enclave.reader import IDENTITY, LISTED, LOOK, PIECE, RECORD, identity, read_file
 from strongroom.enclave.readers import WORTHWHILE, Readers, batches, processors
 from strongroom.errors import EnclaveError, FormatError
 
@@ -46,7 +47,6 @@ _MAX_ENTRIES = 150_000
 _YOUNG = 2_000_000_000  # nanoseconds
 _BATCH = 64
 _MOST_PLATFORMS = 8
-_NOTHING = bytes(IDENTITY.size)
 
 
 class FileDigest(NamedTuple):
@@ -80,6 +80,8 @@ class Digests:
         """Gives the sources that are compiled, once, where other processes read files; see `code`."""
         self.early: Callable[[], tuple[bytes, int]] = lambda: (b"", 0)
         """Gives, once, what somebody has read by now, records as `reader` has them; and when that began."""
+        self.look: Callable[[], bytes] = bytes
+        """Gives, once, what somebody has seen of directories, as `reader.look` writes it."""
         self.grown = False
 
     def of(self, paths: Sequence[str]) -> list[FileDigest]:
@@ -107,7 +109,7 @@ class Digests:
             digest = known.get(now)
             if digest is None:
                 unknown[index] = told.st_size
-                if not writable_by_others(told):
+                if not reader.writable_by_others(told):
                     self._own.add(now)
                 found.append(None)
             else:
@@ -211,24 +213,20 @@ class Digests:
             self.grown = True
         return FileDigest(digest, size)
 
-    def stamp(self, paths: Sequence[str]) -> Stamp:
-        """What the kernel says of these files now."""
+    def stamp(self, paths: Sequence[str], looked: Mapping[str, tuple[int, bytes]] | None = None) -> Stamp:
+        """What the kernel says of these files now, or has said of some a moment ago, as `Looked.told` has it."""
         told: list[bytes] = []
         seen: dict[str, bytes] = {}
-        regular = stat.S_ISREG
-        for path in paths:
-            try:
-                now = os.stat(path)  # noqa: PTH116
-            except OSError:
-                told.append(_NOTHING)
-                continue
-            if regular(now.st_mode):
-                seen[path] = each = identity(now)
+        looked = looked or {}
+        for path in paths:  # tens of thousands: no call more than it takes
+            kind, each = looked.get(path) or reader.told(path)
+            if kind >= reader.REGULAR:
+                seen[path] = each
                 told.append(each)
-                if each not in self._known and not writable_by_others(now):
+                if kind == reader.OWN and each not in self._known:
                     self._own.add(each)
             else:
-                told.append(_irregular(path).sha256)
+                told.append(_irregular(path).sha256 if kind == reader.IRREGULAR else each)
         over = hashlib.sha256(os.fsencode("\0".join(paths)) + b"\0\0")
         over.update(b"".join(told))
         return Stamp(over.digest(), seen)
@@ -300,17 +298,6 @@ class Digests:
         self._platforms |= rest["platforms"]
 
 
-def writable_by_others(told: os.stat_result) -> bool:
-    """Whether other users than this one and root may write there, as far as its owner and mode say.
-
-    A group of the owner's number is the owner's alone, as systems have it where all that one makes is its group's too.
-    """
-    if not hasattr(os, "geteuid"):
-        return False  # where modes say nothing
-    group = told.st_mode & 0o020 and told.st_gid != told.st_uid
-    return bool(group or told.st_mode & 0o002) or told.st_uid not in (0, os.geteuid())
-
-
 def boot_of_machine() -> bytes:
     """16 bytes that the kernel draws anew at each start."""
     with open("/proc/sys/kernel/random/boot_id") as file:  # noqa: PTH123
@@ -331,48 +318,40 @@ def _unreadable(path: str, error: OSError) -> EnclaveError:
     return EnclaveError(f"measure: {path}: {(error.strerror or str(error)).lower()}")
 
 
-def walk(root: str, skip: Iterable[str] = (), leave_out: str | None = None) -> list[tuple[str, str]]:
-    """Every file below `root` with its name relative to it, but for caches of compiled code.
+def walk(root: str, skip: Sequence[str] = (), leave_out: str = "") -> list[tuple[str, str]]:
+    """Every file below `root`, as `reader.walk` finds them. Raises EnclaveError: a directory cannot be read."""
+    try:
+        return reader.walk(root, skip, leave_out)
+    except OSError as error:
+        raise _unreadable(error.filename or root, error) from None
 
-    A link to a directory is followed, since an import would follow it, after all that lies there by its own name; each
-    directory once, so that loops end. The links themselves are named too: one to a directory that was walked already
-    gives its modules another name.
+
+class Looked:
+    """What `reader.look` saw of directories and the files in them, a moment ago.
 
     Args:
-        skip: directories directly in `root`.
-        leave_out: a path below it.
+        raw: what it has written; of what is not whole, nothing is taken.
 
-    Raises:
-        EnclaveError: a directory cannot be read.
+    Attributes:
+        told: of each file, its kind and its identity, as `reader.LOOK` has them.
     """
-    found: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    links: list[str] = [""]
-    for start in links:  # grows as it goes
-        pending = [start]
-        while pending:
-            inside = pending.pop()
-            folder = f"{root}/{inside}" if inside else root
-            further = []
-            try:
-                told = os.stat(folder)  # noqa: PTH116
-                if (told.st_dev, told.st_ino) in seen:
-                    continue
-                seen.add((told.st_dev, told.st_ino))
-                with os.scandir(folder) as entries:
-                    listing = list(entries)
-            except OSError as error:
-                raise _unreadable(folder, error) from None
-            for entry in listing:
-                name = f"{inside}/{entry.name}" if inside else entry.name
-                if not entry.is_dir():
-                    found.append((name, f"{folder}/{entry.name}"))
-                elif entry.name == "__pycache__" or name in skip or f"{folder}/{entry.name}" == leave_out:
-                    continue
-                elif entry.is_symlink():
-                    found.append((name, f"{folder}/{entry.name}"))
-                    further.append(name)
-                else:
-                    pending.append(name)
-            links += sorted(further)
-    return found
+
+    def __init__(self, raw: bytes = b"") -> None:
+        self.told: dict[str, tuple[int, bytes]] = {}
+        self._walked: dict[tuple[str, tuple[str, ...], str], list[tuple[str, str]]] = {}
+        place = 0
+        with suppress(struct.error, ValueError):
+            while place < len(raw):
+                size, count = LISTED.unpack_from(raw, place)
+                place += LISTED.size
+                of, names = raw[place : place + size], place + size + count * LOOK.size
+                root, leave_out, skip, *found = os.fsdecode(of).split("\0")
+                paths = [f"{root}/{name}" for name in found]
+                self.told |= zip(paths, LOOK.iter_unpack(raw[place + size : names]), strict=True)
+                self._walked[root, tuple(filter(None, skip.split("/"))), leave_out] = [*zip(found, paths, strict=True)]
+                place = names
+
+    def walk(self, root: str, skip: Sequence[str] = (), leave_out: str = "") -> list[tuple[str, str]]:
+        """As `walk`: what was seen then, or what is there now, if that directory was not looked at."""
+        found = self._walked.get((root, tuple(skip), leave_out))
+        return walk(root, skip, leave_out) if found is None else found

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import strongroom
 from strongroom.attest.claims import registers_measurement
 from strongroom.enclave.config import BootConfig
-from strongroom.enclave.digests import Digests, FileDigest, walk
+from strongroom.enclave.digests import Digests, FileDigest, Looked, walk
 from strongroom.enclave.distributions import (
     STARTUP,
     UNOWNED,
@@ -49,6 +49,7 @@ from strongroom.enclave.distributions import (
 )
 from strongroom.enclave.elf import system_libraries
 from strongroom.enclave.paths import check_interpreter, check_pth
+from strongroom.enclave.reader import NO_STDLIB
 from strongroom.enclave.scripts import entry_of
 from strongroom.enclave.tools import found, started
 from strongroom.enclave.unchanged import Seen
@@ -58,7 +59,6 @@ _LABEL = b"strongroom/measured-part/v1\0"
 _ZERO = bytes(48)
 _MAX_PROGRAM_FILES = 5000
 _LINKER_CACHE = Path("/etc/ld.so.cache")
-_NO_STDLIB = ("site-packages", "dist-packages")
 
 PROGRAM_PARTS = ("program", "boot configuration")
 
@@ -300,7 +300,7 @@ def _files(environment: Environment, walked: Callable[..., Named] = walk) -> lis
     """The files of an environment's directories, and those that lie by themselves."""
     paths = [str(path) for path in (*environment.beside, environment.executable.resolve(), _LINKER_CACHE)]
     paths = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
-    paths += [path for _, path in walked(str(environment.stdlib), skip=_NO_STDLIB)]
+    paths += [path for _, path in walked(str(environment.stdlib), skip=NO_STDLIB)]
     paths += [path for _, path in walked(str(environment.package))]
     for site in environment.site_packages:
         paths += [path for _, path in walked(str(site), leave_out=str(environment.package))]
@@ -309,9 +309,11 @@ def _files(environment: Environment, walked: Callable[..., Named] = walk) -> lis
 
 def _remembered(environment: Environment, known: Digests) -> tuple[list[Part], tuple[Seen, ...]]:
     """The parts of every program's platform; of files that are what they were, as they were measured then."""
-    walked = functools.cache(walk)  # of one look; what changes meanwhile is seen by the stamp, or the next
-    paths = _files(environment, walked)
-    stamp = known.stamp([repr(environment), *paths])  # which is no file's name
+    with _uncollected():
+        looked = Looked(known.look())
+        walked = functools.cache(looked.walk)  # of one look; what changes meanwhile is seen by the stamp, or the next
+        paths = _files(environment, walked)
+        stamp = known.stamp([repr(environment), *paths], looked.told)  # the first is no file's name
     seen = Seen(lambda: _files(environment), frozenset(paths), stamp.seen, known)
     found = known.platform(stamp.digest)
     if found is not None and (others := known.stamp(found["others"])).digest.hex() == found["stamp"]:
@@ -432,7 +434,7 @@ def _interpreter(environment: Environment, walked: Callable[..., Named]) -> tupl
     files = [(path.name, str(path)) for path in environment.beside if path.name != "pyvenv.cfg"]
     files.append(("python", str(environment.executable.resolve())))
     startup: Named = []
-    for name, path in walked(str(environment.stdlib), skip=_NO_STDLIB):
+    for name, path in walked(str(environment.stdlib), skip=NO_STDLIB):
         named = (f"{environment.stdlib.name}/{name}", path)
         (startup if is_startup(name) else files).append(named)
     return files, startup

@@ -18,6 +18,7 @@ import stat
 import struct
 import sys
 import warnings
+from collections.abc import Sequence
 
 IDENTITY = struct.Struct("<QQQqq")  # device, inode, size, mtime, ctime (in nanoseconds)
 RECORD = struct.Struct(f"<{IDENTITY.size}s32s")  # a file's identity, and SHA-256 of its content
@@ -25,6 +26,11 @@ FAILED = bytes(RECORD.size)
 COMPILED = struct.Struct("<I32sI")  # the place of a source, its SHA-256, and the length of its code
 JOB = struct.Struct("<IIII")  # what is asked for, the first path, how many, and zero
 DIGESTS, CODE = 1, 2
+ABSENT, IRREGULAR, REGULAR, OWN = range(4)  # kinds of files; own: regular, and nobody else may write there
+LOOK = struct.Struct(f"<B{IDENTITY.size}s")  # a file's kind and its identity
+LISTED = struct.Struct("<II")  # the length of names, and how many files these are
+NO_STDLIB = ("site-packages", "dist-packages")  # directories in that of the standard library which are not part of it
+_NOTHING = bytes(IDENTITY.size)
 _EARLY = (1 << 15, 1 << 26)  # sizes of what is read before the rest
 PIECE = 1 << 18  # stays in a processor's own cache between being read and being hashed
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -149,8 +155,92 @@ def early(records: int, parent: int, roots: list[str]) -> None:
             os.write(records, found)
 
 
+def writable_by_others(told: os.stat_result) -> bool:
+    """Whether other users than this one and root may write there, as far as its owner and mode say.
+
+    A group of the owner's number is the owner's alone, as systems have it where all that one makes is its group's too.
+    """
+    if not hasattr(os, "geteuid"):
+        return False  # where modes say nothing
+    group = told.st_mode & 0o020 and told.st_gid != told.st_uid
+    return bool(group or told.st_mode & 0o002) or told.st_uid not in (0, os.geteuid())
+
+
+def told(path: str) -> tuple[int, bytes]:
+    """What kind of file it is for who measures, and the identity of a regular one."""
+    try:
+        now = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return ABSENT, _NOTHING
+    if not stat.S_ISREG(now.st_mode):
+        return IRREGULAR, _NOTHING
+    return REGULAR if writable_by_others(now) else OWN, identity(now)
+
+
+def walk(root: str, skip: Sequence[str] = (), leave_out: str = "") -> list[tuple[str, str]]:
+    """Every file below `root` with its name relative to it, but for caches of compiled code.
+
+    A link to a directory is followed, since an import would follow it, after all that lies there by its own name; each
+    directory once, so that loops end. The links themselves are named too: one to a directory that was walked already
+    gives its modules another name.
+
+    Args:
+        skip: directories directly in `root`.
+        leave_out: a path below it.
+
+    Raises:
+        OSError: a directory cannot be read.
+    """
+    found: list[tuple[str, str]] = []
+    seen: set[tuple[int, int]] = set()
+    links: list[str] = [""]
+    for start in links:  # grows as it goes
+        pending = [start]
+        while pending:
+            inside = pending.pop()
+            folder = f"{root}/{inside}" if inside else root
+            further = []
+            told = os.stat(folder)  # noqa: PTH116
+            if (told.st_dev, told.st_ino) in seen:
+                continue
+            seen.add((told.st_dev, told.st_ino))
+            with os.scandir(folder) as entries:
+                listing = list(entries)
+            for entry in listing:
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                if not entry.is_dir():
+                    found.append((name, f"{folder}/{entry.name}"))
+                elif entry.name == "__pycache__" or name in skip or f"{folder}/{entry.name}" == leave_out:
+                    continue
+                elif entry.is_symlink():
+                    found.append((name, f"{folder}/{entry.name}"))
+                    further.append(name)
+                else:
+                    pending.append(name)
+            links += sorted(further)
+    return found
+
+
+def look(seen: int, of: list[str]) -> None:
+    """Walk through directories, and ask what there is to know of each file without reading it.
+
+    Args:
+        seen: takes, for each of them, LISTED, its arguments as they were given and the names in it, with zeros between,
+            and a LOOK for each name.
+        of: three for each: its path, what is left out, and the names that are skipped, with slashes between.
+    """
+    for root, leave_out, skip in zip(of[::3], of[1::3], of[2::3], strict=True):
+        found = walk(root, tuple(filter(None, skip.split("/"))), leave_out)
+        names = os.fsencode("\0".join([root, leave_out, skip, *(name for name, _ in found)]))
+        rows = [LOOK.pack(*told(path)) for _, path in found]
+        with open(seen, "ab", closefd=False) as file:
+            file.write(b"".join([LISTED.pack(len(names), len(rows)), names, *rows]))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "early":
         early(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    elif sys.argv[1] == "look":
+        look(int(sys.argv[2]), sys.argv[3:])
     else:
         main(*map(int, sys.argv[1:]))
