@@ -7,7 +7,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 bin := .venv/bin
 # One file of tests runs in one process, as many of them at once as there are processors; ARGS="-n 0" for one by one.
+# In the order of tests/conftest.py: xdist's own, by how many tests a file has, begins those that take longest last.
 workers := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+pytest := $(bin)/python -m pytest -n $(workers) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo lint format test test-all bench clean
 
@@ -31,13 +33,13 @@ format: setup  ## format the code and sort its imports
 	@$(bin)/ruff format
 
 test: lint  ## lint, then every test but the slow ones
-	@$(bin)/python -m pytest -n $(workers) --dist loadfile $(ARGS)
+	@$(pytest) $(ARGS)
 
 test-all: lint  ## lint, then every test
-	@$(bin)/python -m pytest -n $(workers) --dist loadfile -m '' $(ARGS)
+	@$(pytest) -m '' $(ARGS)
 
 bench: setup  ## measure every goal (ARGS=--quick: at most a minute for each area)
 	@$(bin)/python -m benchmarks all $(ARGS)
 
 clean:  ## remove .venv and every cache
-	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@rm -rf .venv .venv-flower .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -7,8 +7,8 @@
 - A request is lost if its user gets no answer from the first call of `Client.predict`, which asks again by itself once.
 - An answer says which request it answers: one for another, or a second one, counts as answered twice.
 - All of it is on one machine, enclaves that start again included: what they take, requests lack. A machine that stands
-  still (another measurement may stop it) is noticed by a clock. Requests of those moments count for no latency; those
-  that failed while it stood still for half a minute and more are counted by themselves.
+  still (another measurement may stop it) is noticed by a clock. Requests of those moments count for no latency. One
+  that failed meanwhile is lost like another; how many these were is told, so that such a run can be judged.
 """
 
 from __future__ import annotations
@@ -91,11 +91,12 @@ class Run:
 
     @property
     def lost(self) -> int:
-        return sum(bool(each.error) and not self._stopped(each, _LONG) for each in self.asked) - self.twice
+        return sum(bool(each.error) for each in self.asked) - self.twice
 
     @property
     def stopped(self) -> int:
-        """Requests that failed while the machine stood still for about as long as a request has, or longer."""
+        """Of the requests that were lost, those under way while the machine stood still for about as long as a request
+        has, or longer."""
         return sum(bool(each.error) and self._stopped(each, _LONG) for each in self.asked)
 
     @property
@@ -273,9 +274,14 @@ def measure(bench: Bench) -> None:
 
 def _one(bench: Bench, name: str, fault: Fault, count: int, runs: list[Run]) -> None:
     runs.append(seen := run(fault, count))
-    for each in [each for each in seen.asked if each.error][:5]:
-        bench.say(f"{name}: lost: {each.error}")
-    bench.record(name, seen.lost + seen.wrong + seen.twice + count - len(seen.asked))
+    for each in [each for each in seen.asked if each.error or each.wrong][:5]:
+        bench.say(f"{name}: {each.error or 'a wrong answer'}")
+    never = count - len(seen.asked)
+    bench.say(
+        f"{name}: of {count:,} requests {seen.lost} lost ({seen.stopped} of them while the machine stood still), "
+        f"{seen.wrong} wrong, {seen.twice} answered twice, {never} never made"
+    )
+    bench.record(name, seen.lost + seen.wrong + seen.twice + never)
 
 
 def show(runs: Sequence[Run]) -> None:

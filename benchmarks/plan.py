@@ -29,6 +29,7 @@ from typing import Final
 from benchmarks import peers
 from benchmarks.harness import Bench, Goal
 from benchmarks.plan_search import as_good, every_small_ask, random_asks
+from benchmarks.serve_groups import PLENTY, EndedError, lower
 from benchmarks.serve_models import NETWORKS, exported
 from strongroom.errors import StrongroomError, UnsupportedPlatformError
 from strongroom.serve.graph import load, stage_model
@@ -198,14 +199,7 @@ def _paged(bench: Bench, costs: Paging, name: str, share: float) -> float | None
     model.write_bytes(stage_model(prepared.chain, 0, len(prepared.chain)).SerializeToString())
     times: list[float] = []
     for _ in range(_PROCESSES):
-        with paged_group(limit) as door:
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.plan_paged", str(door), str(model)],
-                capture_output=True,
-                timeout=300,
-                check=False,
-            )
-        runs = [int(line) for line in done.stdout.split()]
+        runs = _runs(model, limit)
         times += runs[len(runs) // 2 :]
     model.unlink()
     if not times:
@@ -218,3 +212,25 @@ def _paged(bench: Bench, costs: Paging, name: str, share: float) -> float | None
         f"{taken.whole.nanoseconds / 1e6:.0f} ms without paging"
     )
     return 100 * abs(predicted - spent) / spent
+
+
+def _runs(model: Path, limit: int) -> list[int]:
+    """Nanoseconds of each run of a process that is held to a limit once it has loaded; none if the kernel ended it."""
+    command = [sys.executable, "-m", "benchmarks.plan_paged"]
+    with (
+        paged_group(PLENTY) as door,
+        subprocess.Popen(
+            [*command, str(door), str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None  # a pipe
+            if process.stdout.readline() != "loaded\n":
+                return []
+            lower(door, limit)
+            told, _ = process.communicate("go\n", timeout=300)
+        except (EndedError, subprocess.TimeoutExpired):
+            return []
+        finally:
+            process.kill()
+    return [int(line) for line in told.split()]

@@ -101,27 +101,29 @@ def _moved(ask: Ask) -> list[int]:
 def _runs(ask: Ask) -> list[dict[tuple[int, int], int | None]]:
     """For each kind, what each run takes as a stage; None where it does not fit and may not page."""
     costs, n = ask.costs, len(ask.costs)
-    known = {(first, last): size for first, last, size in costs.measured}
+    known = {(first, last): (size, touched) for first, last, size, touched in costs.measured}
+    reads, active = costs.reads or costs.weights, costs.active or costs.working
     found: list[dict[tuple[int, int], int | None]] = []
     for kind in ask.enclaves:
         times: dict[tuple[int, int], int | None] = {}
         for first, last in itertools.combinations(range(n + 1), 2):
             shared = sum(size for a, b, size in costs.ties if first <= a and b < last)
+            read = max(0, sum(reads[first:last]) - shared)
             taken = costs.fixed + sum(costs.weights[first:last]) - shared + max(costs.working[first:last])
-            taken = known.get((first, last), taken) + costs.frontiers[first] + costs.frontiers[last]
+            touched = costs.fixed + read + max(active[first:last])
+            taken, touched = known.get((first, last), (taken, touched))
+            frames = costs.frontiers[first] + costs.frontiers[last]
             spent = max(1, -(-(costs.call + sum(costs.nanoseconds[first:last])) * 100 // kind.percent))
             if ask.paging is not None:
-                weights = sum(costs.weights[first:last]) - shared
-                spent += _paged(ask.paging, taken * costs.touched // 100, weights, kind.memory)
-            times[first, last] = None if ask.paging is None and taken > kind.memory else spent
+                spent += _paged(ask.paging, min(taken, touched) + frames, kind.memory)
+            times[first, last] = None if ask.paging is None and taken + frames > kind.memory else spent
         found.append(times)
     return found
 
 
-def _paged(paging: Paging, touched: int, weights: int, limit: int) -> int:
-    read = min(weights, touched)
-    again = min(Fraction(read), max(0, touched - limit) * Fraction(paging.sharpness, 100))
-    return math.ceil((again + max(0, touched - read - limit)) / PAGE) * paging.page_ns
+def _paged(paging: Paging, touched: int, limit: int) -> int:
+    again = min(Fraction(touched), max(0, touched - limit) * Fraction(paging.sharpness, 100))
+    return math.ceil(again / PAGE) * paging.page_ns
 
 
 def every_small_ask() -> Iterator[Ask]:
@@ -158,8 +160,9 @@ def random_asks(count: int, *, largest: int = LARGEST, seed: int = 7) -> Iterato
             list(_ties(rng, n)),
             rng.randint(0, PAGE),
             rng.randint(0, 20),
-            rng.choice([100, 100, 60, 1]),
-            [(0, n, rng.randint(0, n * PAGE))] if rng.random() < 0.3 else (),
+            [rng.randint(0, each + 1) * PAGE // 8 for each in weights] if (some := rng.random() < 0.5) else (),
+            [rng.randint(0, 3) * PAGE // 8 for _ in range(n)] if some else (),
+            [(0, n, rng.randint(0, n * PAGE), rng.randint(0, n * PAGE))] if rng.random() < 0.3 else (),
         )
         total = sum(costs.weights)
         several = rng.random() < 0.4

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import (
     peers,
+    pipeline_faults,
     serve_attest,
     serve_groups,
     serve_lite,
@@ -99,6 +100,17 @@ def test_what_a_model_takes_is_made_of_its_inputs(tmp_path):
     path.write_bytes(network(SMALL))
     [(name, array)] = serve_runs.inputs_of(path, 3).items()
     assert (name, array.shape, array.dtype) == ("image", (3, 3, 32, 32), np.float32)
+
+
+def test_a_request_that_failed_is_lost_whatever_else_happened_meanwhile():
+    run = pipeline_faults.Run(pipeline_faults.FAULTS[0], still=[(10.0, 70.0)])
+    run.asked = [
+        pipeline_faults.Asked(0.0, 0.1, False),
+        pipeline_faults.Asked(9.0, 60.0, False, "UnansweredError: late"),
+        pipeline_faults.Asked(80.0, 60.0, False, "UnansweredError: late"),
+        pipeline_faults.Asked(81.0, 0.1, False, "ChannelError: answer: is to another request"),
+    ]
+    assert (run.lost, run.stopped, run.twice) == (2, 1, 1)
 
 
 def test_what_was_measured_is_drawn(tmp_path):

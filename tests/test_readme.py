@@ -56,7 +56,7 @@ def test_readme_seals_and_unseals(tmp_path: Path) -> None:
     assert (tmp_path / "rooms" / "rooms.csv").read_text().startswith("30,40,310\n")
 
 
-def test_readme_from_seal_to_predict(tmp_path: Path) -> None:
+def test_readme_from_seal_to_predict(tmp_path: Path, warm_home: Path) -> None:
     from strongroom.enclave import sandbox
 
     pytest.importorskip("onnxruntime")

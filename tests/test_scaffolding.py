@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 import strongroom
 from strongroom.cli.main import VERBS
+from tests.conftest import LONGEST
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -43,6 +44,11 @@ def test_every_make_target_that_the_documents_name_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         assert set(re.findall(r"`make ([a-z-]+)", (ROOT / document).read_text())) <= targets
+
+
+def test_the_files_that_take_longest_exist() -> None:
+    assert len({*LONGEST}) == len(LONGEST)
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -233,6 +239,13 @@ class TestSetup:
         assert status == 0, said
         assert [call.split()[-1] for call in machine.calls[-2:]] == [".[ray]", ".[tensorflow]"]
         assert machine.setup(STRONGROOM_EXTRAS="ray tensorflow") == (0, "")
+
+    def test_flower_has_an_environment_of_its_own_without_the_pins(self, machine: Machine) -> None:
+        status, said = machine.setup(STRONGROOM_EXTRAS="flower,ray")
+        assert status == 0, said
+        flower, ray = machine.calls[-2:]
+        assert "constraints" not in flower and "flwr==" in flower
+        assert "constraints" in ray and (machine.tree / ".venv-flower" / "bin" / "python").exists()
 
     def test_an_extra_that_does_not_install_takes_away_itself_only(self, machine: Machine) -> None:
         status, said = machine.setup(STRONGROOM_EXTRAS="fuse")

@@ -326,6 +326,12 @@ class UnansweredError(ServeError):
     code, exit_code = "unanswered", 71
 
 
+class TooLargeError(ServeError):
+    """A request is larger than what the model's plan has memory for."""
+
+    code, exit_code = "too-large", 72
+
+
 class MpcError(StrongroomError):
     """A computation on shares cannot go on; nothing of it may be tried again in the same epoch."""
 

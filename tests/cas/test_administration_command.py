@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import re
 import urllib.request
@@ -17,7 +18,7 @@ from strongroom.cli import output
 from strongroom.cli.cas import operation as cas_operation
 from strongroom.cli.cas import status as cas_status
 from strongroom.cli.main import main
-from strongroom.crypto import SigningKey
+from strongroom.crypto import Certificate, SigningKey
 from strongroom.testing.oidc import running_issuer
 from tests.cas.world import PROGRAM, World, cas_in, world_in
 
@@ -81,6 +82,15 @@ def test_policies_are_a_table_that_fits_and_json(command, capsys, world, monkeyp
     status, out, _ = command(capsys, "policies", "--json")
     (told,) = json.loads(out)
     assert (status, list(told), told["policy"], told["live"]) == (0, POLICY, world.name, 0)
+
+
+def test_its_root_is_a_certificate_for_tls_clients(command, capsys, world):
+    for words in ((), ("--json",)):
+        status, out, _ = command(capsys, "root", *words)
+        pem = json.loads(out)["certificate"] if words else out
+        found = Certificate.from_pem(pem.encode())
+        assert (status, found.key.fingerprint) == (0, world.cas.address.cas_root)
+        found.verify_issued_by(found, now=dt.datetime.now(dt.UTC))
 
 
 def test_who_administers_nothing_is_told_so(command, capsys, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from strongroom.cas.client.outside import Reached, Served
 from strongroom.cas.policy.templates import parse_template
 from strongroom.errors import FormatError, PolicyError, UnauthorizedError
 from strongroom.sealed import Root
@@ -109,9 +110,12 @@ def test_replicas_that_are_no_writers_read_only(cas):
 def test_what_the_launcher_must_enforce_is_told(cas):
     more = (
         '[[paths]]\npath = "/work"\nrule = "ephemeral"\n[mesh]\npeers = ["acme/worker"]\n'
+        'publish = [{ name = "api", port = 8443 }]\n'
         '[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\n'
     )
     with world_in(cas, more=more) as world, world.session() as session:
         got = session.attest()
     assert got.paths == (("/work", "ephemeral", ""),)
-    assert got.wanted == ("mesh", "egress")
+    assert got.wanted == ("mesh", "mesh.publish", "egress")
+    assert got.egress == (Reached("files.example.com", 443, "system", "enclave"),)
+    assert got.publish == (Served("api", 8443),)

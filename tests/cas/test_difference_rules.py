@@ -10,6 +10,7 @@ from tests.cas.owners import ROOT
 from tests.cas.test_rules import (
     KEY,
     OIDC,
+    PEM,
     WHOLE,
     egress,
     path,
@@ -21,6 +22,7 @@ from tests.cas.test_rules import (
     written,
 )
 
+ROOT_OF_PEM = "sha256:bca37811a62002a4b65a93f67d1c183f05dac1f32ed5f33d8fef07dcc589d1f0"  # openssl x509 -fingerprint
 FROM = {"from": "h/r"}
 IMPORTS = {"purpose": "p"}
 PERSON = f"{KEY} may log for everything"
@@ -47,6 +49,12 @@ PERSON = f"{KEY} may log for everything"
                 ("policy.instances", "more", "was 2, is 3"),
                 ("policy.lease", "more", "was 60 s, is 61 s"),
             ],
+        ),
+        (text("[mesh]\n"), text('[mesh]\ntransport = "tls"\n'), []),
+        (
+            text("[mesh]\n"),
+            text('[mesh]\ntransport = "wireguard"\n'),
+            [("mesh.transport", "other", "was tls, is wireguard")],
         ),
         (
             text(instances=2, expires="2027-01-01T00:00:00Z"),
@@ -188,6 +196,23 @@ PERSON = f"{KEY} may log for everything"
             text(egress()),
             text(egress(ca=KEY)),
             [("egress.a.example:443.ca", "less", f"was any of the system's roots, is the root {KEY}")],
+        ),
+        (
+            text(egress(ca=PEM, tls="program")),
+            text(egress(ca=ROOT_OF_PEM)),
+            [("egress.a.example:443.tls", "less", "the program judged it, the enclave does")],
+        ),
+        (
+            text(egress()),
+            text(egress(tls="program") + egress(port=1, tls="program")),
+            [
+                (
+                    "egress.a.example:1",
+                    "more",
+                    "the program may reach it, vouched for by any of the system's roots, if the program looks",
+                ),
+                ("egress.a.example:443.tls", "more", "the enclave judged it, the program does"),
+            ],
         ),
         (text(egress(ca=ROOT)), text(), [("egress.a.example:443", "less", "the program may not reach it any more")]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from strongroom.cas.policy.version import parse_policy
 from strongroom.errors import (
     FormatError,
     InstanceLimitError,
+    MeasurementError,
     PolicyError,
     StrongroomError,
     TooManyRequestsError,
@@ -89,6 +91,16 @@ def test_a_peer_of_another_measurement_than_it_is_held_to_is_told_of_nowhere(cas
             assert (member["key"], member["ports"]) == (held.key, [9093])
             assert [name for name, *_ in told(held)] == [other.name, one.name]
             assert [name for name, *_ in told(changed)] == [other.name]
+
+
+def test_an_enclave_of_another_measurement_is_no_member(cas):
+    with world_in(cas, more=MESH) as world, world.session() as one:
+        one.attest()
+        stranger = SimulatedAttester(cas.vendor, OTHER)
+        with world.session(attester=stranger) as changed, pytest.raises(MeasurementError):
+            changed.join_mesh("127.0.0.1:10")
+        assert told(one) == []
+        assert "refused" in world.events()
 
 
 def test_news_comes_while_an_enclave_waits_and_who_is_no_member_is_refused(world):
@@ -251,3 +263,39 @@ def test_what_a_policy_says_of_its_mesh_must_make_sense(world, more, instances, 
     with pytest.raises(PolicyError) as refused:
         parse_policy(world.text(more=more, instances=instances))
     assert why in refused.value.message
+
+
+WIRED = f'{MESH}transport = "wireguard"\n'
+KEYS = tuple(base64.b64encode(bytes([number]) * 32).decode() for number in range(4))
+
+
+def test_members_reached_over_devices_are_told_of_with_their_keys(cas):
+    with world_in(cas, more=WIRED) as world, world.session() as one, world.session() as other:
+        one.attest()
+        other.attest()
+        with pytest.raises(FormatError, match="wireguard: wanted the key of a device"):
+            one.join_mesh("192.0.2.1:7000")
+        one.join_mesh("192.0.2.1:7000", base64.b64decode(KEYS[0]))
+        with pytest.raises(UnauthorizedError, match="the key is another member's"):
+            other.join_mesh("192.0.2.2:7000", base64.b64decode(KEYS[0]))
+        for wrong in (b"short", bytes(33)):
+            with pytest.raises(FormatError, match="wanted a public key, 32 bytes in base64"):
+                other.join_mesh("192.0.2.2:7000", wrong)
+        [member] = other.join_mesh("192.0.2.2:7000", base64.b64decode(KEYS[1]))["members"]
+        assert (member["key"], member["wireguard"]) == (one.key, KEYS[0])
+
+
+def test_policies_of_two_transports_are_no_peers(cas):
+    with world_in(cas, more="") as one, world_in(cas, more="") as other:
+        one.renew(more=f'[mesh]\npeers = ["{other.name}"]\n')
+        other.renew(more=f'{WIRED}peers = ["{one.name}"]\n')
+        with one.session() as here, other.session() as there:
+            here.attest()
+            there.attest()
+            assert told(here) == []
+            assert there.join_mesh("127.0.0.1:9", base64.b64decode(KEYS[2]))["members"] == []
+            assert told(here) == []
+            with pytest.raises(FormatError, match="wireguard: wanted none"):
+                here.join_mesh("127.0.0.1:9", base64.b64decode(KEYS[3]))
+            other.renew(more=f'[mesh]\npeers = ["{one.name}"]\n')  # it runs on, and cannot be reached as they are now
+            assert told(here) == []

@@ -25,6 +25,7 @@ from tests.cas.world import document
 
 SCHEMA = policy_schema()
 KEY = "sha256:" + "1a" * 32
+PEM = (Path(__file__).parents[1] / "vectors" / "tpm2" / "swtpm_own" / "ek_root.pem").read_text()
 
 EVERYTHING = f"""
 [[administrators]]
@@ -263,6 +264,7 @@ GOOD = [
         for host in ("localhost", "a-b.example", "1.2.3.4", "::1", "2001:db8::1", "xn--bcher-kva.example", "1.a")
     ),
     text(egress() + egress(port=8443) + egress(host="b.example")),
+    text(egress(ca=PEM, tls="program") + egress(ca=KEY, tls="enclave", port=8443)),
     text(person(**OIDC) + person(**OIDC | {"name": "b", "subject": "y"}) + person(name="c")),
     text(person(resources=["secret:s"], may=["secrets"]) + secret()),
     text(person(**OIDC | {"oidc": "https://[::1]:8443/a/b/"})),
@@ -407,6 +409,7 @@ BAD: list[tuple[str, str, str] | tuple[str, str, str, object]] = [
     (text(path(path="/")), "paths[0].path", "wanted an absolute path"),
     (text(path(path="/tmp/x")), "paths[0].path", "/tmp is the enclave's own"),
     # [mesh]
+    (text('[mesh]\ntransport = "udp"\n'), "mesh.transport", "got 'udp', wanted tls or wireguard"),
     (text('[mesh]\npeers = ["acme"]\n'), "mesh.peers", "got 'acme', wanted the name of a policy"),
     (text('[mesh]\npeers = ["a/b", "a/b"]\n'), "mesh.peers", "'a/b' appears twice"),
     (text('[mesh]\npeers = ["a/*"]\n'), "mesh.peers", "got 'a/*'"),
@@ -441,6 +444,25 @@ BAD: list[tuple[str, str, str] | tuple[str, str, str, object]] = [
     (text(egress(port=None)), "egress[0].port", "missing"),
     (text(egress(ca="any")), "egress[0].ca", "got 'any', wanted system, or a root's digest"),
     (text(egress(ca=None)), "egress[0].ca", "missing"),
+    (text("".join(egress(port=port) for port in range(1, 258))), "egress", "got 257 tables, the limit is 256"),
+    (
+        text("[mesh]\npublish = [" + "".join(f"{{ name = 'a{i}', port = {i} }}," for i in range(1, 66)) + "]\n"),
+        "mesh.publish",
+        "got 65 services, the limit is 64",
+    ),
+    (text(egress(ca=PEM.replace("MII", "XXX"))), "egress[0].ca", "holds no certificate that can be read", UNSAID),
+    (text(egress(ca=PEM + PEM)), "egress[0].ca", "wanted system, or a root's digest"),
+    (text(egress(tls="nobody")), "egress[0].tls", "got 'nobody', wanted enclave or program"),
+    *(
+        (text(egress(host=host)), "egress[0].host", why, UNSAID)
+        for host, why in (
+            ("train.acme.mesh", "names in .mesh are those of enclaves"),
+            ("0.0.0.0", "wanted the address of one machine"),  # noqa: S104
+            ("ff02::1", "wanted the address of one machine"),
+            ("10.0.0.7", "an address that enclaves use among themselves"),
+            ("198.18.0.2", "an address that enclaves use among themselves"),
+        )
+    ),
     (text(egress() + egress(ca=KEY)), "egress[1].host", "'a.example' appears twice with port 443", UNSAID),
 ]
 

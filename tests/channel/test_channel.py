@@ -9,8 +9,10 @@ import signal
 import socket
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from OpenSSL import SSL
 
 from strongroom.channel import (
     HttpClient,
@@ -24,6 +26,7 @@ from strongroom.channel import (
     tls_info,
 )
 from strongroom.channel.connections import have_descriptors
+from strongroom.channel.records import ciphertext_into, read_into
 from strongroom.crypto import CertificateAuthority, SigningKey
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UnknownPolicyError, UsageError
 
@@ -113,6 +116,42 @@ def test_bodies_of_any_size_arrive_whole(server, size):
     body = bytes(range(256)) * (size // 256 + 1)
     with client(server) as http:
         assert http.request("POST", "/echo", body=[body[: size // 2], body[size // 2 : size]]).body == body[:size]
+
+
+class Public:
+    """A connection with what pyOpenSSL documents, and no more."""
+
+    def __init__(self, connection):
+        self.recv_into, self.bio_read = connection.recv_into, connection.bio_read
+
+
+@pytest.mark.parametrize("shown", [lambda connection: connection, Public])
+def test_records_go_to_memory_of_the_reader_s(shown):
+    identity, (near, far) = Identity.fresh("server", now=NOW), socket.socketpair()
+    with ThreadPoolExecutor(1) as pool, near, far:
+        other = pool.submit(accept, far, expect=lambda chain: None, identity=identity)
+        ours, _ = connect(near, expect=expect_key(identity.key.public.fingerprint), identity=identity).release()
+        theirs, _ = other.result().release()
+        near.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            ours.bio_write(near.recv(1 << 16))  # what TLS says after the handshake
+    message, wire, got = os.urandom(40_000), memoryview(bytearray(1000)), memoryview(bytearray(50_000))
+    assert not ciphertext_into(shown(theirs), wire)
+    theirs.send(message)
+    while size := ciphertext_into(shown(theirs), wire):
+        ours.bio_write(wire[:size])
+    filled = 0
+    with pytest.raises(SSL.WantReadError):
+        while True:
+            filled += read_into(shown(ours), got[filled:])
+    assert got[:filled] == message
+    theirs.send(message)
+    forged = bytearray(theirs.bio_read(50_000))
+    forged[20_000] ^= 1
+    ours.bio_write(forged)
+    assert read_into(shown(ours), got) == 1 << 14
+    with pytest.raises(SSL.Error, match="bad record mac"):
+        read_into(shown(ours), got)
 
 
 def test_an_answer_over_the_limit_is_refused(server):
@@ -344,15 +383,15 @@ def test_a_handshake_has_an_end_however_the_peer_drips(monkeypatch):
     monkeypatch.setattr("strongroom.channel.tls.time", Clock)
     with ours, theirs:
         theirs.sendall(b"\x16\x03\x01\x05\xfa")  # the header of a record, and then a byte for each time it is read
-        real = ours.recv
+        real = ours.recv_into
 
         class Drips:
             def __getattr__(self, name):
                 return getattr(ours, name)
 
-            def recv(self, size):
+            def recv_into(self, out):
                 theirs.sendall(b"\x01")
-                return real(1)
+                return real(out, 1)
 
         with pytest.raises(ChannelError, match="not complete after 5 s"):
             accept(Drips(), expect=lambda chain: None, identity=Identity.fresh("x", now=dt.datetime.now(dt.UTC)))

@@ -9,6 +9,8 @@ import pytest
 
 from strongroom.cli.digits import load_digits
 from strongroom.cli.main import main
+from strongroom.cli.remembered import load_digests
+from strongroom.cli.workspace import Home
 from strongroom.enclave import sandbox
 from strongroom.errors import FormatError, UsageError
 
@@ -66,7 +68,8 @@ def check(result):
     assert result["shares"]["received"]["D"] < 1000
 
 
-def test_the_story_on_the_bundled_digits(capfd, tmp_path):
+def test_the_story_on_the_bundled_digits(capfd, tmp_path, warm_home):
+    load_digests(Home.open(warm_home))  # which other tests have read
     result, shown = run_demo(capfd, "--keep", str(tmp_path / "kept"))
     check(result)
     assert result["accuracy"]["served"] > 0.95

@@ -86,7 +86,7 @@ def test_the_last_accepted_measurement_is_what_a_policy_is_compared_with(here, c
     )
     Path("policy.toml").write_text(text)
     words = ["measure", "--cas-root", ROOT, "--policy", "policy.toml", "--diff"]
-    assert "remembers no accepted measurement of policy test/diff" in run(capfd, *words, status=2).err
+    assert "remembers no measurement of policy test/diff" in run(capfd, *words, status=2).err
     config = boot_config("test/diff", CasAddress("", ROOT), program, ())
     for content in ("print(1)\n", "print(2)\n"):  # the second takes the place of the first
         small.write(Path("job.py"), content)
@@ -106,6 +106,27 @@ def test_the_last_accepted_measurement_is_what_a_policy_is_compared_with(here, c
     assert kept.stat().st_mode & 0o777 == 0o600
     kept.write_bytes(kept.read_bytes()[:-9])
     assert "listing" in run(capfd, *words, status=10).err
+
+
+def test_what_was_written_is_compared_with_until_something_was_accepted(here, capfd):
+    """A first run that is refused can be explained."""
+    program = Program(("python", "job.py"), ("job.py",))
+    name = "test/written"
+    text = write_policy(
+        name=name, role="program", owner=ROOT, measurement="0" * 96, vendor_root=ROOT, program=program, vaults=()
+    )
+    Path("policy.toml").write_text(text)
+    words = ["measure", "--cas-root", ROOT, "--policy", "policy.toml"]
+    run(capfd, *words, "--write")
+    small.write(Path("job.py"), "print(1)\n")
+    assert "program: 1 changed\n  changed job.py" in run(capfd, *words, "--diff").out
+    config = boot_config(name, CasAddress("", ROOT), program, ())
+    accepted = Listing.of(measure(config, {"job.py": Path("job.py")}, known=Digests()), config)
+    remembered.remember_accepted(Home.open(), name, accepted)
+    small.write(Path("job.py"), "print(2)\n")
+    Path("policy.toml").write_text(text)
+    run(capfd, *words, "--write")
+    assert remembered.last_accepted(Home.open(), name).measurement == accepted.measurement
 
 
 def test_no_more_than_twenty_are_kept(here):

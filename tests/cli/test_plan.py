@@ -17,6 +17,8 @@ from strongroom.cli.main import main
 from strongroom.sealed import FileAnchor
 from strongroom.serve.plan import Plan
 from strongroom.vault.keys import KeyFile
+from tests.serve.graph.world import INT64, info, node, weight
+from tests.serve.graph.world import model as proto_of
 from tests.serve.plan.world import network
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process's memory is told on Linux alone")
@@ -88,6 +90,26 @@ def test_a_smaller_model_is_measured_beside_the_given_one(model: Path, capsys: p
 def test_options_that_make_no_sense(model: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]):
     assert main(["plan", str(model), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_model_whose_inputs_are_shapes_is_run_on_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    nodes = [node("Reshape", "x shape", "turned"), node("MatMul", "turned w", "y")]
+    inputs = [info("x", (4, 6)), info("shape", (2,), INT64)]
+    place = tmp_path / "shapes.onnx"
+    place.write_bytes(proto_of(nodes, inputs, [info("y", ("A", 2))], [weight("w", 8, 2)]).SerializeToString())
+    words = ["plan", str(place), "--threads", "1", "--memory", "1GiB"]
+    assert main(words) == 70
+    assert "--example" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "request.json").write_text('{"shape": [3, 8]}')
+    assert main([*words, "--example", str(tmp_path / "request.json"), "--json"]) == 0
+    capsys.readouterr()
+    for wrong, said in (('{"shape": [3, 8, 1]}', "shape [3], and planned is [2]"), ('{"size": [3]}', "has size")):
+        (tmp_path / "request.json").write_text(wrong)
+        assert main([*words, "--example", str(tmp_path / "request.json")]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_compared_must_be_a_plan(model: Path, capsys: pytest.CaptureFixture[str]):

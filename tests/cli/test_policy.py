@@ -237,8 +237,6 @@ def test_check_warns_of_what_hardly_anybody_wants(capsys, home):
         "administrators.bob: may apply, without owners: decides alone what gets the secrets",
         "program.command: holds the secret db, for every process of the enclave to see",
         "paths: what is below /shared is the host's, which reads and changes it",
-        "egress: this launcher cannot enforce it: `strongroom run` refuses the policy, and its measurement does not "
-        "cover this",
     ]
     assert [line.removeprefix("strongroom: warning: ") for line in shown.err.splitlines()] == warnings
 
@@ -315,11 +313,18 @@ def test_the_administrator_s_key_is_enough_where_there_are_no_owners(capsys, hom
     assert main(["policy"]) == 2
 
 
-def test_check_says_what_no_launcher_enforces_yet(capsys):
-    assert main(["policy", "init", "--name", "acme/train", "--", "python", "train.py"]) == 0
+@pytest.mark.parametrize(
+    ("role", "tls", "says"),
+    [
+        ("service", "enclave", "egress: this launcher cannot enforce it"),
+        ("program", "program", "egress: files.example.com:443: the program itself judges who answers there"),
+    ],
+)
+def test_check_says_of_hosts_outside_what_is_not_enforced(capsys, role, tls, says):
+    assert main(["policy", "init", "--name", "acme/train", "--role", role, "--", "python", "train.py"]) == 0
     with Path("policy.toml").open("a") as file:
-        file.write('\n[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\n')
+        file.write(f'\n[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\ntls = "{tls}"\n')
     capsys.readouterr()
     assert main(["policy", "check", "policy.toml"]) == 0
     said = capsys.readouterr().err
-    assert "egress: this launcher cannot enforce it" in " ".join(said.split())
+    assert says in " ".join(said.split())

@@ -24,8 +24,7 @@ data, out = map(pathlib.Path, sys.argv[1:])
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_home: Path) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     Path("train.py").write_text(SCRIPT)

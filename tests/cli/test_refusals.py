@@ -20,8 +20,7 @@ from strongroom.errors import StrongroomError, from_wire, printable
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
+def home(tmp_path, monkeypatch, warm_home):
     monkeypatch.chdir(tmp_path)
     return Home.open()
 
@@ -263,7 +262,7 @@ def test_a_vault_that_a_policy_writes_can_be_unsealed_after_every_run(home, cas,
     Written(home, cas, with_vault=True)
     assert main(["cas", "apply", "policy.toml"]) == 0
     assert main(["cas", "entrust", "hand/written", "out", "out.vault"]) == 0
-    for number in range(3):
+    for number in range(2):
         assert main(["run", "--policy", "policy.toml", "--vault", "out=out.vault"]) == 0, capfd.readouterr().err
         assert main(["unseal", "out.vault", f"x{number}"]) == 0, capfd.readouterr().err
 
@@ -287,9 +286,11 @@ def test_vaults_go_from_program_to_program(home, capfd, tmp_path, sandboxed):
         assert main(["run", *words]) == 0, capfd.readouterr().err
         return capfd.readouterr().out.strip()
 
-    for number, name in enumerate(("one.py", "one.py", "two.py", "two.py", "one.py", "two.py"), 1):
+    # Each after itself, after the other, and after the other though it has written before; so does the reader.
+    for number, name in enumerate(("one.py", "one.py", "two.py", "one.py", "two.py"), 1):
         assert run("--out", "shared.vault", "--", "python", name) == name
-        assert run("--data", "shared.vault", "--out", "other.vault", "--", "python", "read.py") == "x" * number
+        if number != 2:
+            assert run("--data", "shared.vault", "--out", "other.vault", "--", "python", "read.py") == "x" * number
     assert main(["unseal", "shared.vault", "plain"]) == 0
 
 
@@ -305,6 +306,8 @@ def test_a_run_that_fails_leaves_the_anchor_where_it_was(home, refused, tmp_path
     before = sealed.anchor.path.read_bytes()
     refused(32, "run", "--debug-enclave", "--out", "m.vault", "--", "python", "one.py")
     assert sealed.anchor.path.read_bytes() == before
+    refused(32, "run", "--debug-enclave", "--out", "new.vault", "--", "python", "one.py")
+    assert not list(tmp_path.glob("new.vault*"))  # the program never began: there is nothing in it
 
 
 def test_one_vault_is_not_read_and_written_at_once(sealed, refused):

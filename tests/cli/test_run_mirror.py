@@ -49,10 +49,9 @@ def strongroom(*arguments):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, warm_home):
     if sandbox.bubblewrap() is None:
         pytest.skip("bubblewrap does not work here: the sandbox is not tested")
-    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     (tmp_path / "work" / "train.py").write_text(SCRIPT)

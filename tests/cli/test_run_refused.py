@@ -9,7 +9,7 @@ import pytest
 
 from strongroom.cli.main import main
 from strongroom.cli.run import verb
-from strongroom.cli.run.failed import name_vaults, tell_left_out
+from strongroom.cli.run.failed import name_vaults, tell_left_out, tell_tools
 from strongroom.cli.run.vaults import made_vaults, only_writer
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import EnclaveError, UsageError, WrongKeyError
@@ -18,8 +18,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="en
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("STRONGROOM_HOME", str(tmp_path / "home"))
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_home: Path) -> Path:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -112,6 +111,16 @@ def test_files_beside_a_program_that_failed_are_named(place, capsys):
     assert said.endswith("did not see these files beside the program: config.yaml; --include adds them")
     (place / "config.yaml").unlink()
     tell_left_out({"job.py": place / "job.py"})
+    assert capsys.readouterr().err == ""
+
+
+def test_of_a_program_that_failed_it_is_said_what_it_could_start(capsys):
+    tell_tools(("sh", "git"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("could start these programs of the system, and no other (--tool): sh, git")
+    tell_tools(())
+    assert " ".join(capsys.readouterr().err.split()).endswith("(--tool): none")
+    tell_tools(None)
     assert capsys.readouterr().err == ""
 
 

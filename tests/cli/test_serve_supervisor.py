@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from strongroom.channel import bind
 from strongroom.cli.serve_fleet import FRONT, Fleet, Role
 from strongroom.cli.serve_supervisor import Supervisor, Version
 from strongroom.errors import EnclaveError, IntegrityError, UsageError
@@ -24,6 +25,11 @@ class Played:
         if self.error is not None:
             self.over.set()
             return
+        if world.kills:
+            world.kills -= 1
+            self.killed = True
+            self.over.set()
+            return
         world.launched.append(self)
         if role.name == FRONT:
             self.turn = dials["turn"]()
@@ -32,7 +38,11 @@ class Played:
 
     def await_turn(self):
         self.up.wait()
-        if self.turn.recv(1):
+        try:
+            told = self.turn.recv(1)
+        except OSError:  # it was killed first
+            told = b""
+        if told:
             self.tell("serving", {})
             with self.world.change:
                 self.world.served.append(self)
@@ -43,6 +53,7 @@ class Played:
     def wait(self):
         self.up.set()
         self.over.wait()
+        self.world.drained.wait()
         if self.turn is not None:
             self.turn.close()
         if self.error is not None:
@@ -66,14 +77,18 @@ class Machine:
     """What launches them.
 
     Attributes:
-        fails: with what the starts of a role fail. launched, served: enclaves, and front doors that had their turn.
+        fails: with what the starts of a role fail. kills: how many of the next are killed before they are loaded.
+        launched, served: enclaves, and front doors that had their turn.
+        drained: until it is set, no enclave has answered what it had.
     """
 
-    def __init__(self):
-        self.fails, self.launched, self.served, self.settled = {}, [], [], []
+    def __init__(self, listener=None):
+        self.fails, self.kills, self.launched, self.served, self.settled = {}, 0, [], [], []
+        self.drained = threading.Event()
+        self.drained.set()
         self.change = threading.Condition()
         self.said: list[str] = []
-        self.supervisor = Supervisor(say=self.said.append)
+        self.supervisor = Supervisor(say=self.said.append, listener=listener)
 
     def version(self, digest, *, fronts=2):
         roles = [Role(name, None, None, None, {}, None, {}, count) for name, count in ((FRONT, fronts), ("part-1", 2))]
@@ -182,3 +197,56 @@ def test_one_that_fails_to_start_is_given_up_unless_another_in_its_role_is_loade
     second.signal(signal.SIGKILL)
     machine.waiter.join()
     assert [str(error) for error in machine.ended] == ["no memory"]
+
+
+def test_one_that_is_killed_while_it_starts_is_started_again_for_as_long_as_it_takes(machine, monkeypatch):
+    """Whoever kills front doors faster than they boot ends no service: it goes on once they stop."""
+    monkeypatch.setattr("strongroom.cli.serve_fleet._LONGEST_AFTER_KILLS", 0.0)
+    monkeypatch.setattr("strongroom.cli.serve_fleet._KILLS", 2)
+    machine.until_served(1)
+    machine.kills = 30
+    for each in [each for each in machine.launched if each.role.name == FRONT]:
+        each.signal(signal.SIGKILL)
+    machine.until_served(2)
+    assert machine.kills == 0 and machine.ended == []
+
+
+def test_what_is_killed_whenever_it_starts_is_given_up_if_it_never_was_loaded(monkeypatch):
+    """As an enclave that wants more memory than there is."""
+    monkeypatch.setattr("strongroom.cli.serve_fleet._LONGEST_AFTER_KILLS", 0.0)
+    machine = Machine()
+    machine.kills = 1000
+    machine.run()
+    machine.waiter.join()
+    assert [str(error) for error in machine.ended] == ["killed"] and machine.launched == []
+
+
+def test_nobody_waits_at_the_socket_of_what_was_told_to_stop():
+    """While the front door answers what it has, others are refused at once, and those that it did not accept too."""
+    with bind("127.0.0.1", 0) as listener:
+        address = listener.getsockname()
+        machine = Machine(listener)
+        machine.run()
+        machine.until_served(1)
+        machine.drained.clear()
+        with socket.create_connection(address, timeout=60) as waits:
+            machine.supervisor.stop()
+            with pytest.raises(ConnectionResetError):
+                waits.recv(1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        assert machine.waiter.is_alive() and machine.ended == []
+        machine.drained.set()
+        machine.end()
+
+
+def test_a_socket_goes_on_listening_while_front_doors_change(machine):
+    with bind("127.0.0.1", 0) as listener:
+        ours = Machine(listener)
+        ours.run()
+        ours.until_served(1)
+        ours.supervisor.update(lambda: ours.version("second"))
+        ours.supervisor.signal(FRONT, signal.SIGKILL)
+        ours.until_served(3)
+        socket.create_connection(listener.getsockname()).close()
+        ours.end()

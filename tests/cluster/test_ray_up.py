@@ -110,7 +110,7 @@ def test_without_ray_it_says_which_extra(
 # From here on with Ray, which is an extra, and in enclaves.
 needs_ray = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("ray", "torch", "pyarrow", "pandas")) or sandbox.bubblewrap() is None,
-    reason="needs the extra ray, Ray Train's packages and bubblewrap",
+    reason="needs the extra ray, Ray Train's packages (`STRONGROOM_EXTRAS=ray make setup`) and bubblewrap",
 )
 
 
@@ -120,9 +120,8 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 @needs_ray
-def test_ray_train_on_two_enclaves_ends_with_the_weights_of_outside(tmp_path: Path) -> None:
+def test_ray_train_on_two_enclaves_ends_with_the_weights_of_outside(tmp_path: Path, warm_home: Path) -> None:
     import torch
 
     program = tmp_path / "program"
@@ -146,9 +145,9 @@ def test_ray_train_on_two_enclaves_ends_with_the_weights_of_outside(tmp_path: Pa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # it waits for a minute
 @needs_ray
-def test_a_node_that_never_comes_is_an_error_and_no_hang(tmp_path: Path) -> None:
+def test_a_node_that_never_comes_is_an_error_and_no_hang(tmp_path: Path, warm_home: Path) -> None:
     (tmp_path / "job.py").write_text("")
     node = ["python", "-m", up.NODE, "--patience", "60", "--", "python", "job.py"]
     assert run(tmp_path, "policy", "init", "--name", "my/ray", "--", *node).returncode == 0

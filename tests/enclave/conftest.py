@@ -11,50 +11,47 @@ import pytest
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.client.owner import OwnerClient
 from strongroom.cas.policy.version import Program, VaultRule
+from strongroom.cli.remembered import load_digests, save_digests
 from strongroom.cli.run.verb import boot_config
 from strongroom.cli.workspace import Home, SealedVault, apply_development_policy, entrust, policy_name
 from strongroom.enclave import sandbox
 from strongroom.enclave.compiled import Compiled, sources_of_boot
-from strongroom.enclave.config import PROGRAM_ENTRY, SANDBOX
+from strongroom.enclave.config import DEALER_ENTRY, PROGRAM_ENTRY, SANDBOX, SERVICE_ENTRY, BootConfig
 from strongroom.enclave.launch import Enclave, launch
 from strongroom.enclave.measure import KNOWN, Measurement, Platform, measure
+from tests.homes import COMPILED, KEY, Remembered
 
 DATA = VaultRule("data", "/data", "read-only")
 OUT = VaultRule("out", "/out", "read-write")
 
 
-_platform: list[Platform] = []
+_known: list[Measurement] = []
+_code: dict[Path, Path | None] = {}  # compiled, by the home that keeps it
 
 
 def known_platform(config) -> Platform | None:
-    """The platform as this process has measured it once, where the command adds nothing to it: looking at tens of
-    thousands of files takes as long as the rest of a launch."""
+    """As this process has measured it once, where the command adds nothing to it: looking at tens of thousands of files
+    takes as long as the rest of a launch. Nor are they looked at again when the program ends, as a verb's run does."""
     alone = bool(config.image) or (config.command[0] in ("python", "python3") and config.tools is None)
-    return _platform[0] if alone and _platform else None
+    return Platform(_known[0].platform) if alone and _known else None
 
 
 def measured(config, files, image=None) -> Measurement:
     """As `measure` does it, with the known platform."""
-    found = measure(config, files, image=image, platform=known_platform(config))
-    if not _platform and not any(part.name == "command" for part in found.platform):
-        _platform.append(found.platform)
-    return found
+    return measure(config, files, image=image, platform=known_platform(config))
 
 
-_code: list[Path | None] = []
-
-
-def boot_code(home: Home) -> Path | None:
-    """Compiled code of what boot imports, as it is kept after a first run: else each enclave compiles it anew."""
-    if not _code and _platform:
-        # Not where verbs keep theirs, who remove what is under another key.
-        kept = Compiled(home.path / "compiled-for-tests", bytes(32), KNOWN)
-        with sources_of_boot(PROGRAM_ENTRY) as told:
-            names = told()
-        sources = {entry.path: entry.sha256 for part in _platform[0] for entry in part.entries}
-        kept.add(names, sources, seconds=600)
-        _code.append(kept.checked())
-    return _code[0] if _code else None
+def know_platform(home: Home) -> None:
+    """Measure it, and compile PyTorch and what boot imports, as first runs in a home do: else each enclave does."""
+    _known.append(measure(BootConfig(PROGRAM_ENTRY, "a/b", "", "program", ("python",)), {}))
+    KNOWN.grown = True
+    save_digests(home)
+    kept = Compiled(home.path / COMPILED, (home.path / KEY).read_bytes(), KNOWN)
+    sources = {entry.path: entry.sha256 for part in _known[0].platform for entry in part.entries}
+    for module in (PROGRAM_ENTRY, SERVICE_ENTRY, DEALER_ENTRY, "torch"):
+        with sources_of_boot(module) as told:
+            kept.add(told(), sources, seconds=600)
+    _code[home.path] = kept.checked()
 
 
 @dataclass
@@ -72,7 +69,7 @@ class Job:
         options.setdefault("cas", self.world.cas)
         options.setdefault("files", self.files)
         options.setdefault("platform", known_platform(self.config))
-        options.setdefault("compiled", boot_code(self.world.home) if self.config.isolation == SANDBOX else None)
+        options.setdefault("compiled", _code.get(self.world.home.path) if self.config.isolation == SANDBOX else None)
         files = options.pop("files")
         if "machine" not in options:
             options.setdefault("vendor", self.world.home.vendor())
@@ -143,8 +140,11 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def home_and_cas(tmp_path_factory):
+def home_and_cas(tmp_path_factory, remembered: Remembered):
     home = Home.open(tmp_path_factory.mktemp("home"))
+    with remembered.grown(home.path):
+        load_digests(home)
+        know_platform(home)
     with home.cas() as cas:
         yield home, cas
 

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,25 @@ def test_what_a_host_answers_is_a_message_or_an_error(answer, message):
     thread.join()
     control.close()
     host.close()
+
+
+def test_a_device_goes_once_to_the_network_that_comes_along_and_to_none_that_is_only_named():
+    ours, theirs = socket_pair()
+    taken = []
+
+    def give(descriptor):
+        taken.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        return "sr0", None
+
+    host = HostSide(ours, b"", {}, None, {}, None, lambda *_: None, device=give)
+    host.start()
+    control = Control(theirs.detach())
+    with pytest.raises(EnclaveError, match="nothing to answer to 'device'"):
+        control.ask("device", descriptor=0)
+    with Path(os.devnull).open() as namespace:
+        assert control.ask_device(namespace.fileno()) == ("sr0", None)
+        with pytest.raises(EnclaveError, match="nothing to answer to 'device'"):
+            control.ask_device(namespace.fileno())
+    assert taken == [os.devnull]
+    control.close()
+    host.join()

@@ -21,6 +21,7 @@ from strongroom.errors import MeasurementError, StrongroomError
 pytest.importorskip("torch", reason="computing on shares needs PyTorch: it is not tested")
 
 from strongroom.cli.mpc.dealer import dealer_dials, dealer_enclave, dealer_policy, read_dealer_policy
+from strongroom.cli.remembered import compiled_code
 from strongroom.enclave.launch import launch
 from strongroom.enclave.measure import measure
 from strongroom.mpc import World, reveal, share
@@ -89,7 +90,7 @@ def test_a_measured_dealer_deals_and_another_script_does_not(short, tmp_path, ho
 
     def launched():
         dials = dealer_dials(sockets=short, peers=None, wait=WAIT)
-        return launch(config, files, cas=None, vendor=vendor, vaults={}, dials=dials)
+        return launch(config, files, cas=None, vendor=vendor, vaults={}, dials=dials, compiled=compiled_code(home))
 
     found, threads = servers(short, digest, reference)
     assert launched().wait() == 0

@@ -15,8 +15,9 @@ from strongroom.cas.policy.version import parse_policy
 from strongroom.cli.main import main
 from strongroom.cli.run.verb import boot_config, check_launchable
 from strongroom.cli.workspace import SealedVault, entrust
-from strongroom.enclave.config import PROCESS, BootConfig, FileMount, VaultMount
+from strongroom.enclave.config import PROCESS, PROGRAM_ENTRY, BootConfig, FileMount, VaultMount
 from strongroom.enclave.enforce import check_enforced
+from strongroom.enclave.gramine import GRAMINE_ENTRY
 from strongroom.errors import EnclaveError
 from strongroom.sealed import create_key, load_key, open_sealed
 from tests.enclave.conftest import Job, measured
@@ -205,8 +206,14 @@ def test_what_an_enclave_was_measured_with_must_do_what_the_policy_says():
         check_enforced(CONFIG, [("/data", "host", ""), ("/data/in", "ephemeral", "")], ())
     with pytest.raises(EnclaveError, match="the policy does not say so"):
         check_enforced(replace(CONFIG, host=("/shared",)), [], ())
-    check_enforced(CONFIG, [], ("mesh",))
-    for config, key in (replace(CONFIG, isolation=PROCESS), "mesh"), (CONFIG, "mesh.publish"):
+    network, program = ("mesh", "mesh.publish", "egress"), replace(CONFIG, entry=PROGRAM_ENTRY)
+    check_enforced(program, [], network)
+    for config, key in (
+        *((replace(program, isolation=PROCESS), key) for key in network),
+        *((replace(program, entry=GRAMINE_ENTRY), key) for key in network),
+        (replace(program, role="service"), "egress"),
+        (program, "another"),
+    ):
         with pytest.raises(EnclaveError, match=f"{key}: this launcher cannot enforce it"):
             check_enforced(config, [], (key,))
 
@@ -214,8 +221,6 @@ def test_what_an_enclave_was_measured_with_must_do_what_the_policy_says():
 @pytest.mark.parametrize(
     ("more", "key"),
     [
-        ('[mesh]\npeers = ["acme/worker"]\npublish = [{ name = "api", port = 8443 }]\n', "mesh"),
-        ('[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\n', "egress"),
         ('[[paths]]\npath = "/h"\nrule = "host"\n[[paths]]\npath = "/h/in"\nrule = "ephemeral"\n', "paths.path"),
     ],
 )

@@ -281,6 +281,12 @@ def test_sizes_are_this_machine_s_unless_given(tmp_path: Path, capsys: pytest.Ca
     words = ["gramine", str(tmp_path / "policy.toml"), "--output", str(tmp_path / "out"), "--cas-root", CAS_ROOT]
     assert main(words) == 2
     assert "command bash, wanted python" in capsys.readouterr().err
+    with (tmp_path / "policy.toml").open("r+") as file:
+        text = file.read().replace("bash", "python")
+        file.seek(0)
+        file.write(text + '[[egress]]\nhost = "files.example.com"\nport = 443\nca = "system"\n')
+    assert main(words) == 2
+    assert "gramine: egress is not supported there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -169,6 +169,7 @@ class Booted:
         self.notices, self.refusal = [], refusal
         self.control = SimpleNamespace(event=lambda name, text: self.notices.append(text))
         self.session = SimpleNamespace(sign_lineage=self.sign)
+        self.patiently = lambda ask: ask()
 
     def sign(self, run, outputs):
         if self.refusal:

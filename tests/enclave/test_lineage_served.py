@@ -2,15 +2,20 @@
 
 import json
 import threading
+from contextlib import ExitStack
 
+import numpy as np
 import pytest
 
 from strongroom.channel import bind
 from strongroom.cli import main as cli
 from strongroom.cli.serve import start_service
+from strongroom.cli.serve_pipeline import start_pipeline
 from strongroom.errors import StrongroomError, VerificationError
 from strongroom.lineage.requirement import Requirement
+from strongroom.serve import Client
 from tests.enclave.conftest import DATA, OUT, World
+from tests.serve.pipeline.world import model, plan
 from tests.serve.test_weights import branches, made_of, outside
 from tests.serve.world import double
 
@@ -160,3 +165,61 @@ def test_a_service_that_requires_lineage_serves_what_has_it_and_nothing_else(mad
     _, failure = served(job, bare, ["model.onnx"], ours)
     assert isinstance(failure, VerificationError)
     assert "model.onnx has no lineage" in failure.message
+
+
+@pytest.fixture
+def in_parts(home_and_cas, tmp_path):
+    """The world, the vault of a run that wrote a model that can be cut, and what the run's lineage satisfies."""
+    world = World(tmp_path, *home_and_cas)
+    vaults = {"data": world.seal("data", graph=model()), "out": world.seal("out")}
+    job = world.job(MAKE, "{vault:data}", "{vault:out}", rules=(DATA, OUT), vaults=vaults)
+    assert job.run()[0] == 0
+    out = vaults["out"]
+    with world.owner() as client:
+        out.anchor.advance(out.anchor.read(), client.anchor(job.policy.name, "out").read())
+    return world, out, Requirement(world.cas.cas_root, (job.policy.name,), world.home.vendor().root_digest)
+
+
+def serve_in_parts(world, sealed, requirement, ask):
+    """What the pipeline failed with, None if it was told to stop once `ask` had its answer."""
+    with ExitStack() as resources:
+        listener = resources.enter_context(bind("127.0.0.1", 0))
+        supervisor = start_pipeline(
+            world.home,
+            world.cas,
+            sealed,
+            "model.onnx",
+            plan(2),
+            listener=listener,
+            resources=resources,
+            quiet=True,
+            lineage=requirement,
+        )
+        supervisor.up.wait()
+        try:
+            if supervisor.running:
+                ask(f"https://127.0.0.1:{listener.getsockname()[1]}", supervisor.policy)
+            supervisor.stop()
+            supervisor.wait()
+        except StrongroomError as error:
+            return error
+    return None
+
+
+@pytest.mark.slow
+def test_a_model_in_parts_is_served_if_its_lineage_is_as_required(in_parts, bubblewrap):
+    """The front door cuts the model itself, so whoever appraises it knows of what the parts are."""
+    world, out, required = in_parts
+    answers = []
+
+    def ask(url, policy):
+        assert policy.program.command[0] == required.to_word()
+        with Client(url, cas_root=world.cas.cas_root, policy=policy.name, reference=policy.reference) as client:
+            answers.append(client.predict(np.ones((1, 64), np.float32)))
+
+    assert serve_in_parts(world, out, required, ask) is None and len(answers) == 1
+    with out.open() as opened:
+        bare = world.seal("bare", **{"model.onnx": opened.read_bytes("model.onnx")})
+    failure = serve_in_parts(world, bare, required, ask)
+    assert isinstance(failure, VerificationError) and "model.onnx has no lineage" in failure.message
+    assert len(answers) == 1

@@ -135,8 +135,12 @@ def test_a_port_that_is_taken_and_an_address_that_is_not_here(world):
             listener_of(f"127.0.0.1:{port}", world.cas)
     with pytest.raises(UsageError, match=r"--mesh-address: 192.0.2.1:any port: cannot assign"):
         listener_of("192.0.2.1", world.cas)
-    with pytest.raises(UsageError, match="wanted ADDRESS or ADDRESS:PORT"):
-        listener_of("127.0.0.1:high", world.cas)
+    for wrong in ("127.0.0.1:high", "::1", "[::1", "[::1]7", "[]:7"):
+        with pytest.raises(UsageError, match="wanted ADDRESS or ADDRESS:PORT"):
+            listener_of(wrong, world.cas)
+    listener, endpoint = listener_of("[::1]", world.cas)
+    with listener:
+        assert endpoint == f"[::1]:{listener.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(
@@ -152,15 +156,3 @@ def test_a_port_that_is_taken_and_an_address_that_is_not_here(world):
 def test_words_that_do_not_go_together(words, why, capsys):
     assert main(["run", *words, "--", "python", "-c", ""]) == 2
     assert why in capsys.readouterr().err
-
-
-def test_a_policy_whose_services_for_outsiders_are_not_to_be_had_is_not_run(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("STRONGROOM_HOME", str(world.home.path))
-    digest = "sha256:" + "0" * 64
-    text = write_policy(
-        name="a/b", role="program", owner=digest, measurement="0" * 96, vendor_root=digest, program=None, vaults=()
-    )
-    text += '[program]\ncommand = ["python", "-c", ""]\nfiles = []\n[mesh]\npublish = [{ name = "web", port = 80 }]\n'
-    (tmp_path / "policy.toml").write_text(text)
-    assert main(["run", "--policy", str(tmp_path / "policy.toml")]) != 0
-    assert "mesh.publish: this launcher cannot enforce it" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def keeper(tmp_path, anchor):
         provisions=SimpleNamespace(vault_keys={"mirror": KEY}, vault_access={"mirror": "mirror"}),
         sandboxed=False,
         layout={"vaults": {"mirror": str(tmp_path)}},
-        session=SimpleNamespace(anchor=lambda name: anchor),
+        anchor=lambda name: anchor,
         control=SimpleNamespace(event=lambda name, **detail: None),
     )
     return Keeper(booted, "mirror")

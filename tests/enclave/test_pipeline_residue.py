@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.pipeline_models import even_plan
 from strongroom.channel import bind
+from strongroom.cli.serve import start_service
 from strongroom.cli.serve_pipeline import start_pipeline
 from strongroom.serve import Client
 from strongroom.serve.graph import load
@@ -119,3 +121,35 @@ def test_what_users_ask_is_in_no_answer_of_others_no_log_and_no_memory(world, bu
     said = "".join(capfd.readouterr()).encode()
     said += b"".join(path.read_bytes() for path in world.home.path.rglob("*") if path.is_file())
     assert not [name for name, marker in markers.items() if marker in said]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the memory of an enclave: residue is not looked for")
+def test_what_users_ask_of_one_stage_at_once_is_in_no_memory(world, bubblewrap):
+    """Two run at a time, by threads of two kinds."""
+    sealed = world.seal("model", **{"m.onnx": model()})
+    rng = np.random.default_rng(int.from_bytes(os.urandom(8)))
+    asked = [rng.standard_normal((400, WIDTH)).astype(np.float32) for _ in range(USERS)]
+    with bind("127.0.0.1", 0) as listener:
+        policy, enclave, serving = start_service(
+            world.home, world.cas, sealed, ["m.onnx"], listener=listener, quiet=True
+        )
+        waiter = threading.Thread(target=enclave.wait)
+        waiter.start()
+        try:
+            assert serving.wait(60)
+            url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+            with Client(url, cas_root=world.cas.cas_root, policy=policy.name, reference=policy.reference) as client:
+                with ThreadPoolExecutor(USERS) as pool:
+                    for _ in range(5):
+                        for x, answer in zip(asked, pool.map(client.predict, asked), strict=True):
+                            assert np.array_equal(answer["twice"], np.concatenate([x, x], 1))
+                markers = {f"user {number}": each.tobytes()[64:96] for number, each in enumerate(asked)}
+                markers |= {f"the end of {number}": each[-1, -8:].tobytes() for number, each in enumerate(asked)}
+                assert "user 0" in found_in(os.getpid(), markers)
+                looked = {pid: found_in(pid, markers) for pid in enclaves()}
+        finally:
+            while waiter.is_alive():
+                enclave.signal(15)
+                waiter.join(0.1)
+    assert looked and not any(looked.values()), looked

@@ -72,53 +72,6 @@ for i, (rows,) in zip(range(7), forever()):
     step(rows)
 """
 NO_LOOP = "step(torch.randn(4, 4))\n"
-
-
-def write(directory: Path, name: str, body: str, outputs: int = 2) -> str:
-    path = directory / name
-    path.write_text(SETUP.format(outputs=outputs) + body)
-    return str(path)
-
-
-def test_what_cannot_be_gone_on_with_or_committed_is_said(tmp_path):
-    for name in ("shorter", "wider"):
-        (tmp_path / name).mkdir()
-    page = (ROOT / "docs" / "how-to" / "mirror-run.md").read_text()
-    [example] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "page.py").write_text(example)
-    train = write(tmp_path, "train.py", LOADERS.format(epochs=3))
-    shorter = write(tmp_path / "shorter", "train.py", LOADERS.format(epochs=2))
-    wider = write(tmp_path / "wider", "train.py", LOADERS.format(epochs=3), outputs=3)
-    by_hand, lazy, no_loop = (
-        write(tmp_path, f"{name}.py", body) for name, body in (("hand", BY_HAND), ("lazy", LAZY), ("none", NO_LOOP))
-    )
-    groups = [[train, train, shorter, wider], [by_hand], [lazy], [no_loop], [str(tmp_path / "page.py")] * 2]
-    (tmp_path / "runs").mkdir()
-    said = run("after", "--directory", str(tmp_path / "runs"), *(" ".join(group) for group in groups))
-
-    whole, again, shorter, wider, by_hand, lazy, no_loop, first, second = said
-    assert whole == [["begins", {}], ["ended", {"commits": 9, "step": 9}]]
-    since = {"step": 9, "since": 8}
-    assert again == [["resumes", since], ["resumed", since | {"apart": []}], ["ended", {"commits": 0, "step": 9}]]
-    assert shorter[0] == wider[0] == ["resumes", since]
-    assert "step 9 cannot be gone on from: train.py:" in shorter[1][1]["message"]
-    assert "ended before the place of the commit" in shorter[1][1]["message"]
-    assert "model: weight is (3, 4), and the mirror holds (2, 4)" in wider[1][1]["message"]
-
-    # What cannot be committed runs all the same.
-    assert [what for what, _ in by_hand] == ["begins", "left-out", "ended"]
-    assert "__main__.batches: a _SingleProcessDataLoaderIter" in by_hand[1][1]["why"]
-    assert by_hand[2][1] == {"commits": 0, "step": None}
-    assert "its items draw from the global random generators as they are made" in lazy[1][1]["why"]
-    assert lazy[2][1] == {"commits": 3, "step": 3}  # of the first epoch, before the second was drawn
-    assert no_loop[1] == ["left-out", {"why": "the optimizer steps in no loop of the script's own files"}]
-
-    # What the page shows can be gone on with.
-    assert first[-1] == ["ended", {"commits": 100, "step": 100}]
-    since = {"step": 100, "since": 99}
-    assert second == [["resumes", since], ["resumed", since | {"apart": []}], ["ended", {"commits": 0, "step": 100}]]
-
-
 HIDDEN = """
 import array
 import time
@@ -130,17 +83,69 @@ for epoch in range(3):
         took = time.perf_counter()
 """
 CLOCK = HIDDEN.replace("rows * heat[0]", "rows")
+ONCE = LOADERS.format(epochs=1)[:-1] + "; break\n"
 
 
-def test_a_script_with_state_out_of_sight_is_refused_and_its_mirror_stays(tmp_path):
-    (tmp_path / "runs").mkdir()
-    hidden, clock, once = (
-        write(tmp_path, f"{name}.py", body)
-        for name, body in (("hidden", HIDDEN), ("clock", CLOCK), ("once", LOADERS.format(epochs=1)[:-1] + "; break\n"))
-    )
-    groups = [[hidden] * 3, [clock] * 2, [once] * 2]
-    said = run("after", "--directory", str(tmp_path / "runs"), *(" ".join(group) for group in groups))
-    _, refused, again, _, sound, begun, single = said
+def write(directory: Path, name: str, body: str, outputs: int = 2) -> str:
+    path = directory / name
+    path.write_text(SETUP.format(outputs=outputs) + body)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """Of groups of scripts, each run one after another under one mirror; in one process, as PyTorch takes seconds."""
+    place = tmp_path_factory.mktemp("scripts")
+    for name in ("shorter", "wider", "runs"):
+        (place / name).mkdir()
+    page = (ROOT / "docs" / "how-to" / "mirror-run.md").read_text()
+    [example] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (place / "page.py").write_text(example)
+    train = write(place, "train.py", LOADERS.format(epochs=3))
+    shorter = write(place / "shorter", "train.py", LOADERS.format(epochs=2))
+    wider = write(place / "wider", "train.py", LOADERS.format(epochs=3), outputs=3)
+    alone = {"hand": BY_HAND, "lazy": LAZY, "none": NO_LOOP, "hidden": HIDDEN, "clock": CLOCK, "once": ONCE}
+    of = {name: write(place, f"{name}.py", body) for name, body in alone.items()}
+    groups = {
+        "changed": [train, train, shorter, wider],
+        **{name: [of[name]] for name in ("hand", "lazy", "none")},
+        "page": [str(place / "page.py")] * 2,
+        "hidden": [of["hidden"]] * 3,
+        "clock": [of["clock"]] * 2,
+        "once": [of["once"]] * 2,
+    }
+    told = iter(run("after", "--directory", str(place / "runs"), *(" ".join(group) for group in groups.values())))
+    return {name: [next(told) for _ in group] for name, group in groups.items()}
+
+
+def test_what_cannot_be_gone_on_with_or_committed_is_said(said):
+    whole, again, shorter, wider = said["changed"]
+    assert whole == [["begins", {}], ["ended", {"commits": 9, "step": 9}]]
+    since = {"step": 9, "since": 8}
+    assert again == [["resumes", since], ["resumed", since | {"apart": []}], ["ended", {"commits": 0, "step": 9}]]
+    assert shorter[0] == wider[0] == ["resumes", since]
+    assert "step 9 cannot be gone on from: train.py:" in shorter[1][1]["message"]
+    assert "ended before the place of the commit" in shorter[1][1]["message"]
+    assert "model: weight is (3, 4), and the mirror holds (2, 4)" in wider[1][1]["message"]
+
+    # What cannot be committed runs all the same.
+    [by_hand], [lazy], [no_loop] = said["hand"], said["lazy"], said["none"]
+    assert [what for what, _ in by_hand] == ["begins", "left-out", "ended"]
+    assert "__main__.batches: a _SingleProcessDataLoaderIter" in by_hand[1][1]["why"]
+    assert by_hand[2][1] == {"commits": 0, "step": None}
+    assert "its items draw from the global random generators as they are made" in lazy[1][1]["why"]
+    assert lazy[2][1] == {"commits": 3, "step": 3}  # of the first epoch, before the second was drawn
+    assert no_loop[1] == ["left-out", {"why": "the optimizer steps in no loop of the script's own files"}]
+
+    # What the page shows can be gone on with.
+    first, second = said["page"]
+    assert first[-1] == ["ended", {"commits": 100, "step": 100}]
+    since = {"step": 100, "since": 99}
+    assert second == [["resumes", since], ["resumed", since | {"apart": []}], ["ended", {"commits": 0, "step": 100}]]
+
+
+def test_a_script_with_state_out_of_sight_is_refused_and_its_mirror_stays(said):
+    _, refused, again = said["hidden"]
     assert refused == again and [what for what, _ in refused] == ["resumes", "not-captured", "failed"]
     assert "__main__.heat" in refused[1][1]["names"]
     message = refused[2][1]["message"]
@@ -148,8 +153,10 @@ def test_a_script_with_state_out_of_sight_is_refused_and_its_mirror_stays(tmp_pa
     assert "holds state that the mirror does not capture" in message
 
     # A time is no state: it is named, and the script goes on.
+    _, sound = said["clock"]
     assert sound[2] == ["resumed", {"step": 9, "since": 8, "apart": ["variable __main__.took"]}]
     # There is nothing to prove it on.
+    begun, single = said["once"]
     assert begun[1] == ["ended", {"commits": 1, "step": 1}]
     assert single[:2] == [["resumes", {"step": 1}], ["resumed", {"step": 1}]]
 

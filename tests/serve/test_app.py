@@ -15,7 +15,7 @@ from strongroom.channel import HttpClient, expect_key
 from strongroom.errors import CasUnreachableError
 from strongroom.serve import ServiceApp, Stage
 from strongroom.serve.tensors import HEADER, InferRequest, parse_response, write_request
-from tests.serve.world import double, serving, stages, two_by_two
+from tests.serve.world import ENDLESS, double, serving, stages, turning, two_by_two
 
 BOTH = stages(double=double(), pair=two_by_two())
 X = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
@@ -209,7 +209,7 @@ class Blocked(Stage):
         self.go = threading.Event()
         self.ran = 0
 
-    def infer(self, inputs, wanted=None):
+    def infer(self, inputs, wanted=None, ending=None):
         self.ran += 1
         self.started.release()
         assert self.go.wait(30)
@@ -352,6 +352,64 @@ def test_a_request_whose_client_hung_up_is_not_run():
     assert stage.ran == 1
 
 
+class Turning:
+    """A stage that turns as often as it is asked to."""
+
+    version = "1"
+
+    def __init__(self):
+        self.stage, self.started = Stage.load(turning(), name="m"), threading.Event()
+
+    def infer(self, inputs, wanted=None, ending=None):
+        self.started.set()
+        return self.stage.infer(inputs, wanted, ending)
+
+
+def turns(count):
+    named = {"name": "turns", "shape": [], "datatype": "INT64", "data": [count]}
+    return json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}, named]}).encode()
+
+
+def test_a_run_whose_client_hung_up_is_ended():
+    """Else the one worker that there is has no time for anybody else."""
+    stage = Turning()
+
+    async def story():
+        path, gone = "/v2/models/m/infer", asyncio.Event()
+        first = asyncio.ensure_future(talk(app, "POST", path, turns(ENDLESS), hang_up=gone))
+        await asyncio.to_thread(stage.started.wait)
+        gone.set()
+        assert await first is None
+        status, _, answer = await talk(app, "POST", path, turns(5))
+        assert status == 200 and json.loads(answer)["outputs"][0]["data"] == [5.0]
+
+    with front_door({"m": stage}) as app:
+        asyncio.run(story())
+
+
+def test_a_run_that_outlasts_the_service_is_ended_and_its_client_told():
+    stage = Turning()
+
+    async def story():
+        asked = asyncio.ensure_future(talk(app, "POST", "/v2/models/m/infer", turns(ENDLESS)))
+        await asyncio.to_thread(stage.started.wait)
+        asked.cancel()  # as the server does once it has drained for long enough
+        status, _, answer = await asked
+        assert status == 503 and json.loads(answer)["code"] == "unanswered"
+
+    with front_door({"m": stage}) as app:
+        asyncio.run(story())
+
+
+def test_a_run_whose_time_is_over_is_ended(monkeypatch):
+    """A client that stays holds no worker for ever."""
+    monkeypatch.setattr("strongroom.serve.app._ANSWER_SECONDS", 0.2)
+    with front_door({"m": Turning()}) as app:
+        status, wire = ask(app, "POST", "/v2/models/m/infer", turns(ENDLESS))
+        assert (status, wire["code"]) == (503, "unanswered") and "within the 0.2 s" in wire["error"]
+    assert app._admitted == 0
+
+
 def test_a_client_that_hangs_up_in_the_middle_of_its_body(app):
     async def story():
         async def receive():
@@ -371,7 +429,7 @@ def test_a_stopping_service_says_so():
 
 def test_an_unforeseen_failure_tells_neither_client_nor_log_anything(caplog):
     class Broken(Blocked):
-        def infer(self, inputs, wanted=None):
+        def infer(self, inputs, wanted=None, ending=None):
             raise RuntimeError(f"secret {inputs}")
 
     caplog.set_level(logging.DEBUG)

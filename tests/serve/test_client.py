@@ -84,6 +84,20 @@ def test_a_pinned_model_digest(running):
         ours.predict(X)
 
 
+def test_a_pinned_plan_digest(running):
+    digests, ours, other = {"double": "sha256:" + stages()["double"].digest}, "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    with service(CAS, attestation=lambda key: CAS.attest(key, digests, claims={"plan": ours})) as in_parts:
+        with client(in_parts, CAS, plan_digest=ours) as asks:
+            assert asks.ready() and asks.appraise().plan == ours
+        with (
+            client(in_parts, CAS, plan_digest=other) as asks,
+            pytest.raises(MeasurementError, match="plan: got sha256:a"),
+        ):
+            asks.predict(X)
+    with client(running, CAS, plan_digest=ours) as asks, pytest.raises(MeasurementError, match="plan: got none"):
+        asks.predict(X)
+
+
 def test_threads_share_a_client(running):
     with client(running, CAS) as ours, ThreadPoolExecutor(8) as pool:
 
@@ -143,6 +157,17 @@ def test_a_service_that_comes_back_with_another_key_is_appraised_again():
         assert np.array_equal(ours.predict(X)["y"], X + X)
         assert ours.appraise().key != before
     ours.close()
+
+
+def test_an_appraisal_whose_connection_breaks_is_made_once_more():
+    listener, identity = bind("127.0.0.1", 0), Identity.fresh("service", now=MOMENT)
+    document = CAS.attest(identity.key, {"double": "sha256:" + stages()["double"].digest})
+    server = Server(ServiceApp(stages(), document.to_wire), listener, identity)
+    with client(server, CAS) as ours, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ours.predict, X)
+        listener.accept()[0].close()  # who answered until now is gone
+        with server:
+            assert np.array_equal(asked.result()["y"], X + X)
 
 
 def restarted(port):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import sys
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from strongroom.errors import MissingDependencyError, ModelFormatError, ServeError, UsageError
+from strongroom.errors import MissingDependencyError, ModelFormatError, ServeError, UnansweredError, UsageError
 from strongroom.serve import Stage
+from strongroom.serve.ending import Ending
 from strongroom.serve.onnx_file import require_self_contained_onnx
+from strongroom.serve.runtime import _cores
 from strongroom.serve.tensors import DATATYPES, TensorInfo
-from tests.serve.world import double, echo, model, two_by_two
+from tests.serve.world import ENDLESS, double, echo, model, turning, two_by_two
 
 MNIST = Path(__file__).parent / "models" / "mnist-8"
 
@@ -66,6 +69,57 @@ def test_only_the_outputs_wanted():
     assert {name: y.tolist() for name, y in stage.infer(inputs, ["product"]).items()} == {"product": [10, 21]}
     with pytest.raises(ServeError, match="output 'sum': unknown, wanted some of total, product"):
         stage.infer(inputs, ["sum"])
+
+
+def test_a_run_that_nobody_waits_for_ends():
+    stage, ending = load(turning()), Ending()
+    x = np.zeros(2, np.float32)
+    assert stage.infer({"x": x, "turns": np.array(3)}, ending=ending)["y"].tolist() == [3, 3]
+
+    def ask():
+        with pytest.raises(UnansweredError, match="nobody waits"):
+            stage.infer({"x": x, "turns": np.array(ENDLESS)}, ending=ending)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    ending.end()
+    asking.join(60)
+    assert not asking.is_alive()
+    ask()  # what is over does not begin
+    assert stage.infer({"x": x, "turns": np.array(3)}, ending=Ending())["y"].tolist() == [3, 3]
+
+
+def test_while_one_runs_others_are_answered_refused_and_ended():
+    stage, x = load(turning(), threads=2), np.zeros(2, np.float32)
+    endings, ended = [Ending(), Ending()], []
+
+    def ask(ending):
+        with pytest.raises(UnansweredError, match="nobody waits"):
+            stage.infer({"x": x, "turns": np.array(ENDLESS)}, ending=ending)
+        ended.append(ending)
+
+    first, second = (threading.Thread(target=ask, args=(ending,)) for ending in endings)
+    first.start()
+    for turns in (1, 2, 3):
+        assert stage.infer({"x": x, "turns": np.array(turns)})["y"].tolist() == [turns, turns]
+    pair = load(two_by_two(), threads=2)
+    with pytest.raises(ServeError, match="model m: fails on these inputs"):
+        pair.infer({"a": np.array([2, 3]), "b": np.array([5, 7, 11])})
+    second.start()
+    endings[1].end()
+    second.join()
+    assert ended == endings[1:]  # it was the one that was meant
+    endings[0].end()
+    first.join()
+
+
+def test_two_processors_of_one_core_count_once():
+    text = "".join(
+        f"processor\t: {number}\nphysical id\t: {number // 4}\ncore id\t: {number // 2 % 2}\n\n" for number in range(8)
+    )
+    assert [_cores(text, usable) for usable in (set(range(8)), {0, 1}, {0, 2}, {1, 5})] == [4, 1, 2, 2]
+    assert _cores("processor\t: 0\n\nprocessor\t: 1\n", {0, 1}) == 2  # where it tells no more
+    assert _cores("Hardware\t: unknown\n", {0, 1}) == 0
 
 
 def test_read_only_and_strided_inputs():

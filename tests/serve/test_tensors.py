@@ -216,6 +216,15 @@ def test_binary_tensors_are_aligned_by_padding_the_json():
     assert message.header_length % 64 == 0
 
 
+def test_a_request_is_sent_from_where_it_lies_and_an_answer_is_a_copy():
+    """An answer's arrays are cleared before it is sent."""
+    array = np.ones((256, 256), np.float32)
+    asked = write_request(InferRequest({"x": array}))
+    told = write_response(InferResponse({"x": array}, "m"), {"x": True})
+    array.fill(0)
+    assert not any(bytes(asked.pieces[1])) and bytes(told.pieces[1]) == np.ones((256, 256), np.float32).tobytes()
+
+
 def test_tensor_metadata_round_trips_and_is_strict():
     info = TensorInfo("x", "FP32", (-1, 3))
     assert TensorInfo.from_wire(info.to_wire()) == info

@@ -61,6 +61,24 @@ def echo(datatype: int) -> bytes:
     return model([helper.make_node("Identity", ["x"], ["y"])], [("x", datatype, ["n"])], [("y", datatype, ["n"])])
 
 
+ENDLESS = 1 << 40
+"""Turns of a Loop that no test waits for."""
+
+
+@functools.cache
+def turning() -> bytes:
+    """y = x + turns, by as many turns of a Loop."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still_on"]), helper.make_node("Add", ["v", "one"], ["next"])],
+        "body",
+        [helper.make_tensor_value_info(*each) for each in (("i", 7, []), ("on", 9, []), ("v", 1, ["n"]))],
+        [helper.make_tensor_value_info(*each) for each in (("still_on", 9, []), ("next", 1, ["n"]))],
+    )
+    weights = [helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]), helper.make_tensor("yes", 9, [], [True])]
+    loop = helper.make_node("Loop", ["turns", "yes", "x"], ["y"], body=body)
+    return model([loop], [("x", 1, ["n"]), ("turns", 7, [])], [("y", 1, ["n"])], weights)
+
+
 @functools.cache
 def vendor() -> SimulatedVendor:
     with tempfile.TemporaryDirectory() as directory:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from OpenSSL import SSL
 
-from strongroom.channel.tls import CHUNK, TlsStream
+from strongroom.channel.records import read_into
+from strongroom.channel.tls import BATCH, CHUNK, TlsStream
 from strongroom.errors import ChannelError
 
 if TYPE_CHECKING:
@@ -237,23 +238,26 @@ class TlsChannel(Channel):
 
     def _encrypt(self) -> None:
         try:
-            room = CHUNK
+            room = BATCH
             while self._plain and room:
                 view = self._plain.popleft()
                 count = self._tls.send(view[:room])
                 room -= count
                 if count < len(view):
                     self._plain.appendleft(view[count:])
+            sent = CHUNK
             with contextlib.suppress(SSL.WantReadError):
-                while True:
-                    self._out.append(memoryview(self._tls.bio_read(CHUNK)))
+                while sent == CHUNK:  # else that was all, and to be told so costs an exception
+                    data = self._tls.bio_read(CHUNK)
+                    self._out.append(memoryview(data))
+                    sent = len(data)
         except SSL.Error as error:
             raise ChannelError(f"{self._peer}: TLS failed: {error}") from None
 
     def _read(self, view: memoryview) -> int:
         while True:
             try:
-                return self._tls.recv_into(view[:CHUNK])
+                return read_into(self._tls, view)
             except SSL.WantReadError:
                 pass
             except SSL.ZeroReturnError:

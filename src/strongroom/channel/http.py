@@ -141,7 +141,7 @@ class HttpClient:
         method: str,
         path: str,
         *,
-        body: bytes | Sequence[bytes] = b"",
+        body: bytes | Sequence[bytes | memoryview] = b"",
         headers: Mapping[str, str] | None = None,
         fresh: bool = False,
     ) -> Response:
@@ -155,7 +155,7 @@ class HttpClient:
             PeerIdentityError: the server is not the expected one; nothing was sent.
             ChannelError: the connection failed, or the answer is malformed or too long.
         """
-        pieces = [body] if isinstance(body, bytes) else list(body)
+        pieces: list[bytes | memoryview] = [body] if isinstance(body, bytes) else list(body)
         while True:
             reused = self._stream is not None
             try:
@@ -180,7 +180,12 @@ class HttpClient:
         return self.request("GET", path).expect_ok().json()
 
     def _exchange(
-        self, stream: TlsStream, method: str, path: str, pieces: list[bytes], headers: Mapping[str, str]
+        self,
+        stream: TlsStream,
+        method: str,
+        path: str,
+        pieces: Sequence[bytes | memoryview],
+        headers: Mapping[str, str],
     ) -> Response:
         length = sum(map(len, pieces))
         lines = {"host": self._host, "content-length": str(length), **headers}

@@ -18,13 +18,16 @@ from OpenSSL import SSL
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.channel.connections import Connections, have_descriptors
-from strongroom.channel.tls import CHUNK, PLAIN_RECORD, Identity, export, peer_chain, server_context
+from strongroom.channel.records import PLAIN_RECORD, read_into
+from strongroom.channel.tls import BATCH, CHUNK, Identity, export, peer_chain, server_context
 from strongroom.crypto import Certificate
 from strongroom.errors import ChannelError, PeerIdentityError, PortInUseError, UsageError
 
 _HANDSHAKE_TIMEOUT = 10.0
 _PLAIN_BUFFER = 1 << 18
+_CIPHER_BUFFER = 1 << 18
 _ZEROS = memoryview(bytes(_PLAIN_BUFFER))
+_FEW = 1 << 12  # to look for ciphertext where little or none is due: what is asked for is allocated, and overwritten
 _LONG_BODY = 1 << 14  # of which a copy costs more than a call
 _HEAD_SECONDS = 15.0
 _MAX_HEAD, _MAX_HEADERS = 1 << 16, 100  # bytes and lines of a request's head
@@ -103,7 +106,7 @@ class Server:
 
     Args:
         drain_seconds: how long requests that have begun are waited for at the end.
-        ending: called before that, to end what would otherwise wait for longer.
+        ending: called before that, once no connection is accepted any more: to end what would otherwise wait for longer.
     """
 
     def __init__(
@@ -118,13 +121,13 @@ class Server:
         self._socket = sock
         self.host, self.port = sock.getsockname()[:2]
         context = server_context(identity)
-        # Where all connections are decrypted to: HTTP copies what it keeps before another's turn comes.
-        plain = memoryview(bytearray(_PLAIN_BUFFER))
+        # Where all connections are received, and decrypted to: TLS and HTTP copy what they keep before another's turn.
+        cipher, plain = memoryview(bytearray(_CIPHER_BUFFER)), memoryview(bytearray(_PLAIN_BUFFER))
         connections = Connections(_MAX_CONNECTIONS)
         # How uvicorn takes a protocol of one's own: a class that it calls with keyword arguments.
         config = uvicorn.Config(
             app,
-            http=lambda **kwargs: _TlsProtocol(context, plain, connections, kwargs),  # type: ignore[arg-type]
+            http=lambda **kwargs: _TlsProtocol(context, cipher, plain, connections, kwargs),  # type: ignore[arg-type]
             ws="none",
             loop="asyncio",  # what is tested, whatever else is installed
             lifespan="off",
@@ -174,7 +177,9 @@ class _Uvicorn(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._ending()
+        for server in self.servers:
+            server.close()
+        self._ending()  # once nothing is accepted here any more
         await super().shutdown(sockets)
 
 
@@ -244,9 +249,10 @@ class _Http(HttpToolsProtocol):
         if cycle.body or cycle.response_complete or len(body) < _LONG_BODY:
             super().on_body(body)
             return
-        # As it is: uvicorn would copy it to a bytearray, and that to the message.
+        # As it is: uvicorn would copy it to a bytearray, and that to the message, and stop reading until that is taken.
+        # What comes before it is taken is uvicorn's to stop.
         cycle.body = body  # type: ignore[assignment]  # what takes it asks for bytes of it
-        super().on_body(b"")
+        cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         self.flush()  # now, and not in the loop's next turn: the caller waits for it
@@ -259,12 +265,18 @@ class _Http(HttpToolsProtocol):
         self.scope, self.headers, self.url, self.cycle, self.parser = {}, [], b"", None, None  # type: ignore[typeddict-item,assignment]
 
 
-class _TlsProtocol(asyncio.Protocol):
+class _TlsProtocol(asyncio.BufferedProtocol):
     """Ciphertext from the socket -> OpenSSL's memory buffers -> plaintext to `_Http`, and back."""
 
     def __init__(
-        self, context: SSL.Context, plain: memoryview, connections: Connections, kwargs: dict[str, Any]
+        self,
+        context: SSL.Context,
+        cipher: memoryview,
+        plain: memoryview,
+        connections: Connections,
+        kwargs: dict[str, Any],
     ) -> None:
+        self._cipher = cipher
         self._plain = plain
         self._connections = connections
         self._tls = SSL.Connection(context, None)
@@ -274,6 +286,7 @@ class _TlsProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._secure = False
         self._flushing = False
+        self._unsent = 0  # bytes that were encrypted since the last flush
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -290,8 +303,11 @@ class _TlsProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def data_received(self, data: bytes) -> None:
-        self._tls.bio_write(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._cipher
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._tls.bio_write(self._cipher[:nbytes])
         try:
             if not self._secure and not self._shake_hands():
                 return
@@ -313,7 +329,7 @@ class _TlsProtocol(asyncio.Protocol):
         view, filled = self._plain, 0
         try:
             while filled <= len(view) - PLAIN_RECORD:
-                filled += self._tls.recv_into(view[filled:], PLAIN_RECORD)
+                filled += read_into(self._tls, view[filled:])
         finally:
             if filled:
                 self._http.data_received(view[:filled])  # type: ignore[arg-type]  # the parser takes any buffer
@@ -340,10 +356,11 @@ class _TlsProtocol(asyncio.Protocol):
         """Send what OpenSSL has written."""
         if self._transport is None:
             return
-        sent = CHUNK
+        asked = CHUNK if self._unsent > _FEW // 2 else _FEW
+        sent, self._unsent = asked, 0
         try:
-            while sent == CHUNK:  # else that was all, and to be told so costs an exception
-                data = self._tls.bio_read(CHUNK)
+            while sent == asked:  # else that was all, and to be told so costs an exception
+                data = self._tls.bio_read(asked)
                 self._transport.write(data)
                 sent = len(data)
         except SSL.Error:
@@ -352,12 +369,13 @@ class _TlsProtocol(asyncio.Protocol):
     def write(self, data: bytes | bytearray | memoryview[int]) -> None:
         """Encrypt, and send together with whatever else is written in this turn of the loop."""
         view = memoryview(data)
+        self._unsent += len(view)
         try:
             while view:
-                view = view[self._tls.send(view[:CHUNK]) :]
+                view = view[self._tls.send(view[:BATCH]) :]
         except SSL.Error:
             self._close()
-        if len(data) < CHUNK:
+        if len(data) < BATCH:
             self._flush_soon()
         else:
             self.flush()  # so that who writes more is told to wait for the reader

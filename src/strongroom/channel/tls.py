@@ -18,16 +18,20 @@ from typing import Self
 
 from OpenSSL import SSL, crypto
 
+from strongroom.channel.records import PLAIN_RECORD, ciphertext_into
 from strongroom.crypto import Certificate, SigningKey, equal, self_signed
 from strongroom.errors import ChannelError, FormatError, PeerIdentityError, StrongroomError
 
 # pyOpenSSL allocates as much as is asked for, and beyond 128 KiB the C library maps and unmaps fresh pages each time.
 CHUNK = 120 << 10
-PLAIN_RECORD = 1 << 14  # the most that one TLS record holds
+BATCH = 7 * PLAIN_RECORD  # whose records a chunk holds
 _EXPORTED = 32
 # SSL_OP_CLEANSE_PLAINTEXT, which pyOpenSSL does not name (OpenSSL 3.0, openssl/ssl.h): what was decrypted is cleared in
 # TLS's buffer once it has been handed over, and not only when more arrives.
 _CLEANSE_PLAINTEXT = 1 << 1
+# SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name: each call would encrypt one record. What is
+# written here goes to memory, which takes all there is.
+_PARTIAL_WRITE = 1 << 0
 
 Expect = Callable[[Sequence[Certificate]], None]
 """Decides who the peer is: given its chain, leaf first; raises PeerIdentityError unless it is the one meant."""
@@ -106,6 +110,8 @@ def _context(method: int, identity: Identity | None) -> SSL.Context:
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | _CLEANSE_PLAINTEXT)
+    if hasattr(context, "clear_mode"):  # pyOpenSSL 25.2
+        context.clear_mode(_PARTIAL_WRITE)
     # Accepted here, judged by an Expect or by the application: keys are pinned, not chained to a public authority. A
     # server has to ask for a certificate; a client is shown one anyway, whose key TLS 1.3 makes the server prove.
     if method == SSL.TLS_SERVER_METHOD:
@@ -154,6 +160,7 @@ class TlsStream:
     def __init__(self, sock: socket.socket, connection: SSL.Connection) -> None:
         self._socket = sock
         self._tls = connection
+        self._cipher = memoryview(bytearray(CHUNK))  # on its way to the socket, or from it
         self._process = os.getpid()
         self.peer: list[Certificate] = []
 
@@ -217,14 +224,14 @@ class TlsStream:
         self._flush()
         return self._tls, self._socket
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`. Raises ChannelError if the connection broke, or is the parent process's."""
         self._check_process()
         view = memoryview(data)
         try:
             while view:
-                # One record at a time is encrypted; a system call for each would cost as much as encrypting it.
-                batch, view = view[:CHUNK], view[CHUNK:]
+                # A system call for each record would cost as much as encrypting it.
+                batch, view = view[:BATCH], view[BATCH:]
                 while batch:
                     batch = batch[self._tls.send(batch) :]
                 self._flush()
@@ -253,24 +260,21 @@ class TlsStream:
     def _flush(self) -> None:
         sent = CHUNK
         try:
-            while sent == CHUNK:  # else that was all, and to be told so costs an exception
-                try:
-                    pending = self._tls.bio_read(CHUNK)
-                except SSL.WantReadError:
-                    return
-                self._socket.sendall(pending)
-                sent = len(pending)
+            while sent == CHUNK:
+                sent = ciphertext_into(self._tls, self._cipher)
+                if sent:
+                    self._socket.sendall(self._cipher[:sent])
         except OSError as error:
             raise ChannelError(f"connection: {error.strerror or error}") from None
 
     def _fill(self) -> None:
         try:
-            data = self._socket.recv(CHUNK)
+            count = self._socket.recv_into(self._cipher)
         except OSError as error:
             raise ChannelError(f"connection: {error.strerror or error}") from None
-        if not data:
+        if not count:
             raise ChannelError("connection: closed by the peer")
-        self._tls.bio_write(data)
+        self._tls.bio_write(self._cipher[:count])
 
     def close(self) -> None:
         """Say goodbye and close; never raises. In a fork of the process that made it, only close its descriptor."""

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from strongroom.cas.policy.network import wanted
 from strongroom.cli import output
 from strongroom.cli.cas import address as cas_address
 from strongroom.cli.hardware import program_of_policy
@@ -20,6 +21,7 @@ from strongroom.enclave.gramine import (
 from strongroom.enclave.gramine_sizes import Sizes, parse_size, size
 from strongroom.enclave.measure import Environment, measure
 from strongroom.enclave.sandbox import require_linux
+from strongroom.errors import UsageError
 
 GRAMINE = "/usr/lib/x86_64-linux-gnu/gramine"
 
@@ -48,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     require_linux()
     policy, config, files = program_of_policy(args.policy, cas_address.root_of(args))
     config = gramine_config(config)
+    if unmet := wanted(policy.mesh, policy.egress):
+        raise UsageError(f"gramine: {unmet[0]} is not supported there", hint="the host has the network")
     environment, sizes = Environment.current(), sizes_of(args)
     measured = measure(config, files, environment, known=Digests())  # for hardware: every file is read
     table = manifest(config, measured, environment, args.gramine.absolute(), sizes)

@@ -18,7 +18,7 @@ from strongroom.cli.cas import reference as cas_reference
 from strongroom.cli.image import add_image, image_of
 from strongroom.cli.mirror.directory import mirror_key
 from strongroom.cli.policy.files import write_measurement
-from strongroom.cli.remembered import known_digests, last_accepted, read_listing
+from strongroom.cli.remembered import known_digests, last_accepted, read_listing, remember_written
 from strongroom.cli.run import words as run_words
 from strongroom.cli.run.vaults import pairs
 from strongroom.cli.run.verb import boot_config, program_of
@@ -55,7 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=_LAST,
         metavar="FILE",
-        help="say what differs from a file that --output wrote (default: from what the CAS accepted last)",
+        help="say what differs from a file that --output wrote (default: from what the CAS accepted last, or from "
+        "what --write put in if it has accepted nothing yet)",
     )
     parser.add_argument(
         "--strict-records",
@@ -191,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
         output.note(f"wrote {args.output}: every measured file and its digest")
     if args.write:
         write_measurement(args.policy, got.measurement.value)
+        remember_written(got.home, got.config.policy, listing)
     if args.diff is not None:
         earlier = last_accepted(got.home, got.config.policy) if args.diff == _LAST else read_listing(args.diff)
         return _diff(args, got, earlier, listing)

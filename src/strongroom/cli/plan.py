@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.markup import escape
 
 from strongroom.cli import output
-from strongroom.cli.plan_model import add_model, read_plan, source_of
+from strongroom.cli.plan_model import add_model, add_sizes, example_values, read_plan, sizes_of, source_of
 from strongroom.errors import FormatError, StrongroomError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from strongroom.serve.plan.document import Plan
     from strongroom.serve.plan.make import Prepared, Wanted
     from strongroom.serve.plan.paging import Paging
-    from strongroom.serve.plan.prober import Taken
+    from strongroom.serve.plan.prober import Taken, Values
     from strongroom.serve.plan.profile import Profile
 
 _T = TypeVar("_T")
@@ -42,9 +42,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--machines", type=Path, metavar="FILE", help="TOML: enclaves of several sizes and speeds")
     parser.add_argument("--enclaves", type=int, metavar="N", help="how many there are (default: as many as it takes)")
     parser.add_argument("--objective", choices=("latency", "throughput"), default="latency", help="(default: latency)")
-    parser.add_argument("--batch", type=int, default=1, metavar="B", help="inputs of one run (default: 1)")
+    add_sizes(
+        parser,
+        batch="inputs of one run (default: 1)",
+        dim="the largest of a size that the model leaves open, once for each",
+    )
     parser.add_argument(
-        "--dim", action="append", default=[], metavar="NAME=N", help="a size that the model leaves open, once for each"
+        "--example",
+        type=Path,
+        metavar="INPUT",
+        help=".npy, .npz or .json: a request; the model is run on its whole numbers, where zeros will not do",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="of one run (default: one for each core)")
     parser.add_argument(
@@ -92,10 +99,10 @@ def run(args: argparse.Namespace) -> int:
     from strongroom.serve.plan.profile import remembered
 
     others = {path.name: read_plan(path, "--compare") for path in args.compare}
-    dims = dict(map(_dim, args.dim))
+    batch, dims = sizes_of(args)
     threads = len(os.sched_getaffinity(0)) if args.threads is None else args.threads
-    if threads < 1 or args.batch < 1:
-        raise UsageError("--threads, --batch: wanted at least 1")
+    if threads < 1:
+        raise UsageError(f"--threads: got {threads}, wanted at least 1")
     _require_choices(args)
     _require_places(args)
     cache = Cache.of_user()
@@ -115,16 +122,19 @@ def run(args: argparse.Namespace) -> int:
             source.save(smaller.proto.SerializeToString(), args.save_model)
     else:
         smaller = model
+    given = functools.partial(example_values, example=args.example, batch=batch, dims=dims)
     largest = max(kind.memory for kind in wanted.enclaves)
     with _progress(args.json) as say:
 
         def profiled(of: Any, change: Any = None) -> tuple[Prepared, Profile]:
             prepared = prepare(of, memory=largest, dims=dims, change=change)
-            found = remembered(prepared.chain, cache, dims=dims, batch=args.batch, threads=threads, say=say)
+            found = remembered(
+                prepared.chain, cache, dims=dims, batch=batch, threads=threads, values=given(prepared.chain), say=say
+            )
             return prepared, found
 
         prepared, profile = profiled(smaller, change)
-        plan, took, profile = _planned(args, prepared, profile, wanted, paging, threads, say)
+        plan, took, profile = _planned(args, prepared, profile, wanted, paging, threads, given(prepared.chain), say)
         compared: dict[str, Plan | StrongroomError] = {"this plan": plan}
         compared |= compare(prepared, profile, wanted, paging)
         if change is not None:
@@ -136,9 +146,10 @@ def run(args: argparse.Namespace) -> int:
         from strongroom.serve.plan import draw
 
         draw.write(draw.draw(plan, profile.costs, source.name), args.draw)
-    from strongroom.serve.pipeline.cut import telling_sizes
+    from strongroom.serve.pipeline.cut import open_sizes, telling_sizes
 
-    notes = [*prepared.chain.model.notes, *prepared.chain.notes, *telling_sizes(prepared.chain, plan), note]
+    chain = prepared.chain
+    notes = [*chain.model.notes, *chain.notes, *telling_sizes(chain, plan), *open_sizes(chain, dims), note]
     if args.json:
         output.result(_result(plan, profile, compared, measured, took, notes))
     else:
@@ -168,13 +179,6 @@ def _require_places(args: argparse.Namespace) -> None:
         from strongroom.serve.plan import draw
 
         draw.check(args.draw)
-
-
-def _dim(text: str) -> tuple[str, int]:
-    name, _, number = text.rpartition("=")
-    if not name or not (number.isascii() and number.isdigit() and 0 < int(number[:10]) < 2**31 and len(number) <= 10):
-        raise UsageError(f"--dim: got {text[:60]!r}, wanted a name and a size such as sequence=128")
-    return name, int(number)
 
 
 def _wanted(args: argparse.Namespace, threads: int, cache: Cache, dims: Mapping[str, int]) -> Wanted:
@@ -208,7 +212,7 @@ def _paging(args: argparse.Namespace, cache: Cache) -> tuple[Paging, str]:
 
     if args.paging_costs in paging.CONSTANTS:
         return paging.CONSTANTS[args.paging_costs], f"paging: documented figures for {args.paging_costs}"
-    of = {"kind": "paging", "form": 2, "machine": Machine.here(0).to_wire()}
+    of = {"kind": "paging", "form": 3, "machine": Machine.here(0).to_wire()}
     found = _remembered(cache, of, lambda wire: paging.Paging(wire["page_ns"], wire["sharpness"], "measured"))
     if found is None and args.paging_costs == "measured":
         found = paging_probe.measure(swap_beside=cache.directory, say=output.note)
@@ -246,6 +250,7 @@ def _planned(
     wanted: Wanted,
     paging: Paging,
     threads: int,
+    values: Values,
     say: Callable[[str], None],
 ) -> tuple[Plan, list[Taken] | None, Profile]:
     """The plan; if its stages are measured and one takes more than predicted, a plan that knows that."""
@@ -256,13 +261,13 @@ def _planned(
     if not args.measure:
         return plan, None, profile
     for _ in range(_TRIES):
-        took = _measure(prepared, profile, plan, wanted.dims or {}, threads, say)
+        took = _measure(prepared, profile, plan, wanted.dims or {}, threads, values, say)
         profile = profile.corrected([(each.first, each.last) for each in plan.stages], took)
         again = make(prepared, profile, wanted, allowed)
         if [each.last for each in again.stages] == [each.last for each in plan.stages]:
             return again, took, profile
         plan = again
-    return plan, _measure(prepared, profile, plan, wanted.dims or {}, threads, say), profile
+    return plan, _measure(prepared, profile, plan, wanted.dims or {}, threads, values, say), profile
 
 
 def _measure(
@@ -271,6 +276,7 @@ def _measure(
     plan: Plan,
     dims: Mapping[str, int],
     threads: int,
+    values: Values,
     say: Callable[[str], None],
 ) -> list[Taken]:
     """The plan's stages, each loaded and run here with memory enough."""
@@ -278,7 +284,7 @@ def _measure(
     from strongroom.serve.plan.profile import batch_sizes
 
     with Prober.start(threads) as prober:
-        prober.begin(prepared.chain, batch_sizes(prepared.chain, profile.batch, dims))
+        prober.begin(prepared.chain, batch_sizes(prepared.chain, profile.batch, dims), values)
         found = []
         for number, stage in enumerate(plan.stages):
             say(f"measuring: stage {number + 1} of {len(plan.stages)}")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from strongroom.cli.arrays import read
 from strongroom.cli.secrets import add_opening, sealed_vault
 from strongroom.cli.workspace import SealedVault
 from strongroom.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from strongroom.serve.graph import Model
+    from strongroom.serve.graph import Chain, Model
     from strongroom.serve.plan.document import Plan
+    from strongroom.serve.plan.prober import Values
     from strongroom.vault import Vault
+
+_MOST_VALUES = 1 << 14  # of an input, which is told to the process that runs the model as JSON
 
 
 def read_plan(path: Path, option: str) -> Plan:
@@ -30,6 +34,50 @@ def read_plan(path: Path, option: str) -> Plan:
         raise FormatError(
             f"{option}: {path} is no plan: {error.message}", hint="`strongroom plan --output FILE` writes one"
         ) from None
+
+
+def add_sizes(parser: argparse.ArgumentParser, *, batch: str, dim: str) -> None:
+    """Give a verb the options that say how large requests are, with their help."""
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help=batch)
+    parser.add_argument("--dim", action="append", default=[], metavar="NAME=N", help=dim)
+
+
+def sizes_of(args: argparse.Namespace) -> tuple[int, dict[str, int]]:
+    """The batch, and other sizes by name. Raises UsageError: they are none."""
+    if args.batch < 1:
+        raise UsageError(f"--batch: got {args.batch}, wanted at least 1")
+    return args.batch, dict(map(_dim, args.dim))
+
+
+def _dim(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not name or not (number.isascii() and number.isdigit() and 0 < int(number[:10]) < 2**31 and len(number) <= 10):
+        raise UsageError(f"--dim: got {text[:60]!r}, wanted a name and a size such as sequence=128")
+    return name, int(number)
+
+
+def example_values(chain: Chain, *, example: Path | None, batch: int, dims: Mapping[str, int]) -> Values:
+    """The whole numbers of an example of a request. Raises UsageError: its shapes are not those that are planned."""
+    from strongroom.serve.plan.profile import batch_sizes
+
+    if example is None:
+        return {}
+    given, sizes = read(example, what="--example"), batch_sizes(chain, batch, dims)
+    inputs = {each.name: each for each in chain.frontier(0)}
+    named = given if isinstance(given, dict) else dict.fromkeys(inputs, given)
+    if not set(named) <= set(inputs) or (not isinstance(given, dict) and len(inputs) > 1):
+        raise UsageError(f"--example: has {', '.join(named)}, wanted some of {', '.join(inputs)}, by name")
+    found: dict[str, list[int]] = {}
+    for name, array in named.items():
+        shape = tuple(size if isinstance(size, int) else sizes.get(size, 1) for size in inputs[name].shape)
+        if array.shape != shape:
+            raise UsageError(
+                f"--example: {name} has shape {list(array.shape)}, and planned is {list(shape)}",
+                hint="--batch and --dim say what is planned",
+            )
+        if array.dtype.kind in "iub" and array.size <= _MOST_VALUES:
+            found[name] = [int(each) for each in array.ravel()]
+    return found
 
 
 @dataclass(frozen=True)

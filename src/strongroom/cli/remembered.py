@@ -148,6 +148,12 @@ def remember_accepted(home: Home, policy: str, listing: Listing) -> None:
             old.unlink(missing_ok=True)
 
 
+def remember_written(home: Home, policy: str, listing: Listing) -> None:
+    """Keep this as what a policy names, if no CAS has accepted anything for it yet: so a first refusal is explained."""
+    if not [*(home.path / _LISTINGS).glob(f"{_word(policy)}-*")]:
+        remember_accepted(home, policy, listing)
+
+
 def last_accepted(home: Home, policy: str) -> Listing:
     """What `remember_accepted` kept.
 
@@ -158,7 +164,7 @@ def last_accepted(home: Home, policy: str) -> Listing:
     found = [*(home.path / _LISTINGS).glob(f"{_word(policy)}-*")]
     if not found:
         raise UsageError(
-            f"diff: {home.path} remembers no accepted measurement of policy {policy}",
+            f"diff: {home.path} remembers no measurement of policy {policy}, accepted or written",
             hint="where it was accepted, `strongroom measure --output FILE` writes one for --diff FILE",
         )
     return read_listing(max(found, key=lambda each: each.stat().st_mtime))

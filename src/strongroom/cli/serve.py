@@ -16,10 +16,12 @@ from strongroom.cas.policy.version import Policy, Program, VaultRule
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.cas import reference as cas_reference
+from strongroom.cli.plan_model import add_sizes
 from strongroom.cli.remembered import compiled_code, compiling_boot, known_digests
 from strongroom.cli.run import evidence as run_evidence
 from strongroom.cli.run.events import describe_event
 from strongroom.cli.run.verb import boot_config
+from strongroom.cli.serve_supervisor import stop_listening
 from strongroom.cli.workspace import (
     Home,
     SealedVault,
@@ -76,6 +78,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PART=HOST:PORT",
         help="a part that is on another machine, by its number; says which directory to copy there",
+    )
+    add_sizes(
+        parser,
+        batch="with --memory, rows that a plan made now is for, which run together (default: 1)",
+        dim="with --memory, the largest of a size that the model leaves open, once for each",
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="with --part: where the front door dials it")
     parser.add_argument("--cas", metavar="URL", help="with --part: where its CAS answers, seen from this machine")
@@ -144,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
             listener=listener,
             machine=machine,
             debug=args.debug_enclave,
-            lineage=_requirement(args, home, address),
+            lineage=requirement_of(args, home, address),
             reference=cas_reference.document_of(args),
         )
         until_told(lambda: enclave.signal(signal.SIGTERM))
@@ -176,6 +183,8 @@ def models_of(args: argparse.Namespace) -> tuple[SealedVault, list[str]]:
 
 def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
     """Whether the arguments ask for a model in parts. Raises UsageError where they do not fit each other."""
+    if args.memory is None and (args.batch != 1 or args.dim):
+        raise UsageError("--batch, --dim: are for a plan that is made now, add --memory SIZE")
     if args.plan is None and args.memory is None:
         if args.standby or args.tick or args.at or args.batch_delay is not None:
             raise UsageError(
@@ -185,8 +194,6 @@ def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
     for option, value in (("--batch-delay", args.batch_delay or 0.0), ("--tick", args.tick)):
         if not 0 <= value <= 10_000:
             raise UsageError(f"{option}: got {value:g}, wanted 0 to 10,000 milliseconds")
-    if args.require_lineage:
-        raise UsageError("--require-lineage: is checked on a whole model, and this serves one in parts")
     if len(names) != 1:
         raise UsageError(
             f"model: one is served in parts, and there are {len(names)}", hint="choose it with --model PATH"
@@ -194,7 +201,7 @@ def _in_parts(args: argparse.Namespace, names: list[str]) -> bool:
     return True
 
 
-def _requirement(args: argparse.Namespace, home: Home, address: CasAddress) -> Requirement | None:
+def requirement_of(args: argparse.Namespace, home: Home, address: CasAddress) -> Requirement | None:
     """What the arguments require of the models' lineage."""
     if not args.require_lineage:
         if args.lineage_policy or args.lineage_cas_root:
@@ -257,6 +264,8 @@ def start_service(
     def on_event(event: str, detail: dict[str, Any]) -> None:
         if event == "serving":
             serving.set()
+        elif event == "draining":
+            stop_listening(listener)  # else whoever comes now waits until all has ended
         line = describe_event(event, detail)
         if line and not quiet:
             output.note(line)

@@ -1,8 +1,10 @@
 """The enclaves of one version of a model in parts: started, and started again when they end.
 
-- What was loaded and ends, or is killed, is started again at once; what fails to start, after a pause that doubles.
-- What is revoked or refused ends all. So does an enclave that has failed to start `_TRIES` times in a row, or was
-  killed `_KILLS` times before it was loaded, unless another one in its role is loaded.
+- What was loaded and ends, or is killed, is started again at once; what fails to start, or is killed while it starts,
+  after a pause that doubles.
+- What is revoked or refused ends all. So does an enclave that has failed to start `_TRIES` times in a row, unless
+  another one in its role is loaded; and one that was killed `_KILLS` times while it started, if none in its role ever
+  was loaded: it may want more memory than there is. Whoever kills later delays answers, and no more.
 - With standbys, two enclaves of a part wait at one socket: the front door's next connection finds the other. Of two
   front doors one accepts at a time: the other asked for its turn, and waits for it.
 """
@@ -31,6 +33,7 @@ TURN = "turn"
 """By what name a front door dials what says that it is its turn."""
 _TRIES, _KILLS = 5, 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+_LONGEST_AFTER_KILLS = 2.0  # an enclave that is killed says nothing of whether it could start
 _DRAIN_SECONDS = 70.0  # more than a request may take
 
 
@@ -111,6 +114,11 @@ class Fleet:
     def has(self, role: Role) -> bool:
         """Whether an enclave in that role is loaded."""
         return any(slot.role is role and slot.ready for slot in self.slots)
+
+    def had(self, role: Role) -> bool:
+        """Whether an enclave in that role has ever been loaded."""
+        with self._lock:
+            return role.name in self._loaded
 
     def retire(self) -> None:
         """Start no front door any more: another version's takes over."""
@@ -196,13 +204,16 @@ class Slot(threading.Thread):
             failures = 0 if self.ready else failures + (not killed)
             self.ready = False
             # What is refused, or no model, stays so.
-            ends = (failures >= _TRIES or kills >= _KILLS) and not fleet.has(self.role)
+            ends = failures >= _TRIES and not fleet.has(self.role)
+            ends = ends or (kills >= _KILLS and not fleet.had(self.role))
             if ends or not isinstance(error, EnclaveError | ChannelError | CasError):
                 fleet.fail(error)
                 return
             fleet.say(f"{self.role.name}: {error.message}; it is started again")
             if not killed and failures:
                 fleet.pause(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE))
+            elif kills > 1:
+                fleet.pause(min(_FIRST_PAUSE * 2 ** min(kills - 2, 8), _LONGEST_AFTER_KILLS))
 
     @property
     def alive(self) -> bool:

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from strongroom.channel import bind
 from strongroom.cli import output
 from strongroom.cli.cas import reference as cas_reference
-from strongroom.cli.plan_model import read_plan
+from strongroom.cli.plan_model import read_plan, sizes_of
 from strongroom.cli.run import evidence as run_evidence
-from strongroom.cli.serve import BATCH_DELAY, announce, local_url, models_of, until_told
+from strongroom.cli.serve import BATCH_DELAY, announce, local_url, models_of, requirement_of, until_told
 from strongroom.cli.serve_part import PartDirectory, start_part
 from strongroom.cli.serve_pipeline import made_plan, start_pipeline
 from strongroom.cli.workspace import Home, SealedVault
@@ -32,7 +32,7 @@ def run_pipeline(
     machine: Machine | None,
 ) -> int:
     def planned(sealed: SealedVault, model: str) -> Plan:
-        return read_plan(args.plan, "--plan") if args.plan else made_plan(sealed, model, args.memory)
+        return read_plan(args.plan, "--plan") if args.plan else made_plan(sealed, model, args.memory, *sizes)
 
     def roll() -> None:
         """What lies in the vault and the plan's file now."""
@@ -44,12 +44,16 @@ def run_pipeline(
         except StrongroomError as error:
             output.warn(f"update: {error.message}; what was served is served on")
 
+    sizes = sizes_of(args)
     plan, places = planned(sealed, model), _places(args)
+    if args.batch_delay is not None and plan.batch == 1:
+        output.note("--batch-delay: the plan is for single rows, so no request waits for others")
     with ExitStack() as resources:
         listener = resources.enter_context(bind(args.host, args.port))
+        address = resources.enter_context(home.cas())
         supervisor = start_pipeline(
             home,
-            resources.enter_context(home.cas()),
+            address,
             sealed,
             model,
             plan,
@@ -62,6 +66,7 @@ def run_pipeline(
             tick=round(args.tick * 1000),
             reference=cas_reference.document_of(args),
             places=places,
+            lineage=requirement_of(args, home, address),
         )
         until_told(supervisor.stop)
         signal.signal(signal.SIGHUP, lambda number, frame: threading.Thread(target=roll, daemon=True).start())

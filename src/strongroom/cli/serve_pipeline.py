@@ -14,15 +14,19 @@ from strongroom.cli.serve_supervisor import Supervisor
 from strongroom.cli.workspace import Home, SealedVault
 from strongroom.enclave.machine.kind import Machine
 from strongroom.errors import ServeError, UsageError
+from strongroom.lineage.requirement import Requirement
 from strongroom.serve.pipeline.place import Place
 from strongroom.serve.plan import Plan
 
 
-def made_plan(sealed: SealedVault, model: str, memory: str) -> Plan:
+def made_plan(sealed: SealedVault, model: str, memory: str, batch: int, dims: Mapping[str, int]) -> Plan:
     """The plan of least latency for enclaves of that memory, made here; what is measured for it is remembered.
 
+    Args:
+        batch, dims: the largest sizes of a request.
+
     Raises:
-        UsageError: the memory is no size.
+        UsageError: the memory is no size, or the model has no such sizes.
         ServeError: there is no plan.
     """
     from strongroom.serve.graph import load
@@ -34,11 +38,11 @@ def made_plan(sealed: SealedVault, model: str, memory: str) -> Plan:
     size = parse_size(memory, "--memory")
     threads = len(os.sched_getaffinity(0))
     with reading(sealed, model) as (raw, external):
-        prepared = prepare(load(raw, external=external), memory=size)
+        prepared = prepare(load(raw, external=external), memory=size, dims=dims)
     output.note("planning: each part of the model is loaded and run here once, which is remembered")
-    profile = remembered(prepared.chain, Cache.of_user(), threads=threads)
+    profile = remembered(prepared.chain, Cache.of_user(), dims=dims, batch=batch, threads=threads)
     try:
-        plan = make(prepared, profile, Wanted((Enclaves(size),), transfer(), "latency", shared=1), None)
+        plan = make(prepared, profile, Wanted((Enclaves(size),), transfer(), "latency", shared=1, dims=dims), None)
     except ServeError as error:
         raise ServeError(
             f"--memory: {error.message}", hint="more memory, or a plan with more choices: strongroom plan, then --plan"
@@ -90,6 +94,7 @@ def start_pipeline(
     tick: int = 0,
     reference: str = "",
     places: Mapping[int, Place] | None = None,
+    lineage: Requirement | None = None,
 ) -> ModelSupervisor:
     """Cut a model as a plan says, seal each part to a policy of its own, and launch front door and parts.
 
@@ -102,14 +107,14 @@ def start_pipeline(
         delay, tick: in microseconds, as `Pipeline` has them.
         say: is given a line about each thing that happens, unless it is to be quiet.
         places: where the parts are that are on other machines, by their numbers.
-        machine, debug, quiet, reference: as `start_service` has them.
+        machine, debug, quiet, reference, lineage: as `start_service` has them.
 
     Raises:
         UsageError: the plan is not of that model, or has no such parts.
     """
     if strays := set(places or {}) - set(range(1, len(plan.stages) + 1)):
         raise UsageError(f"--at: there is no part {min(strays)}, the plan has {len(plan.stages)}")
-    supervisor = ModelSupervisor(say=_unsaid if quiet else say)
+    supervisor = ModelSupervisor(say=_unsaid if quiet else say, listener=listener)
     supervisor.serving = Serving(
         home,
         address,
@@ -124,6 +129,7 @@ def start_pipeline(
         tick=tick,
         reference=reference,
         places=places or {},
+        lineage=lineage,
     )
     version = supervisor.serving.version(sealed, model, plan)
     assert version is not None  # noqa: S101  # nothing is served yet

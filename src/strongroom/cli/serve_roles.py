@@ -34,8 +34,10 @@ from strongroom.enclave.launch import Enclave, launch
 from strongroom.enclave.machine.kind import Machine
 from strongroom.enclave.measure import Measurement, measure
 from strongroom.errors import StrongroomError
-from strongroom.serve.pipeline.cut import cut, telling_sizes
+from strongroom.lineage.requirement import Requirement
+from strongroom.serve.pipeline.cut import cut, open_sizes, telling_sizes
 from strongroom.serve.pipeline.document import Pipeline, command
+from strongroom.serve.pipeline.origin import Origin
 from strongroom.serve.pipeline.part import MODEL
 from strongroom.serve.pipeline.place import Place
 from strongroom.serve.plan import Plan
@@ -54,12 +56,19 @@ def reading(sealed: SealedVault, model: str) -> Iterator[tuple[bytes, Callable[[
 
 
 def part_config(
-    address: CasAddress, pipeline: Pipeline, number: int, reference: str
+    address: CasAddress, pipeline: Pipeline, number: int, reference: str, origin: Origin | None = None
 ) -> tuple[BootConfig, Measurement, Program]:
-    """What the front door, whose number is 0, or a part is launched with, and what it is measured as."""
+    """What the front door, whose number is 0, or a part is launched with, and what it is measured as.
+
+    Args:
+        origin: where the front door is to find its parts.
+    """
     name = pipeline.parts[number - 1].policy if number else pipeline.front
-    program = Program.literal(command(pipeline, number), ())
-    rules = (RULE,) if number else ()
+    words = command(pipeline, number)
+    if origin is not None:
+        words = (origin.requirement.to_word(), *words, *origin.to_words())
+    program = Program.literal(words, ())
+    rules = (RULE,) if number or origin else ()
     config = boot_config(name, address, program, rules, role="service", cas_reference=reference)
     return config, measure(config, {}), program
 
@@ -102,6 +111,7 @@ class Serving:
         standby: launch one enclave of each role more than work.
         delay, tick: in microseconds, as `Pipeline` has them.
         reference: a document that says what the CAS's own evidence must be; empty to trust its root alone.
+        lineage: what the front door requires of the model's, before it takes the parts for its.
     """
 
     home: Home
@@ -117,6 +127,7 @@ class Serving:
     tick: int = 0
     reference: str = ""
     places: Mapping[int, Place] = field(default_factory=dict)
+    lineage: Requirement | None = None
 
     def version(self, sealed: SealedVault, model: str, plan: Plan, *, before: Version | None = None) -> Version | None:
         """Cut a model as a plan says, seal each part to a policy of its own, and make the fleet that serves it.
@@ -140,12 +151,15 @@ class Serving:
         pipeline = pieces.pipeline(name, front=front, policies=policies, delay=self.delay, tick=self.tick)
         if before is not None and before.digest == pipeline.digest:
             return None
-        for line in telling_sizes(pieces.chain, plan):
+        for line in (*telling_sizes(pieces.chain, plan), *open_sizes(pieces.chain, plan.dims)):
             self.supervisor.say(line)
         with known_digests(self.home), self.home.owner_client(self.address, self.home.owner()) as client:
-            config, measured, program = part_config(self.address, pipeline, 0, self.reference)
+            origin = Origin(self.lineage, plan, model) if self.lineage else None
+            rules, vaults = ((RULE,), {RULE.name: sealed}) if origin else ((), {})
+            config, measured, program = part_config(self.address, pipeline, 0, self.reference, origin)
             old = before.fleet.roles[0].measured.value if before is not None else None
-            policy = self._apply(client, front, measured, program, (), also=[old] if old else [])
+            policy = self._apply(client, front, measured, program, rules, also=[old] if old else [])
+            entrust(client, policy, vaults, restore=restored_here(client, policy))
             roles: list[Role] = []
             dials: dict[str, Callable[[], socket.socket]] = {}
             for number in numbers:
@@ -153,14 +167,15 @@ class Serving:
                 roles += [role] if role else []
                 dials[f"part-{number}"] = dial
         count = 2 if self.standby else 1
-        roles.insert(0, Role(FRONT, config, measured, policy, {}, self.listener, dials, count))
+        paths = {name: vault.path for name, vault in vaults.items()}
+        roles.insert(0, Role(FRONT, config, measured, policy, paths, self.listener, dials, count))
         supervisor = self.supervisor
         launches = launcher(self.home, self.address, self.machine, debug=self.debug)
         fleet = Fleet(roles, launches, say=supervisor.say, on_change=supervisor.changed)
 
         def settle() -> None:
             with self.home.owner_client(self.address, self.home.owner()) as client:
-                self._apply(client, front, measured, program, ())
+                self._apply(client, front, measured, program, rules)
 
         return Version(fleet, pipeline.digest, settle=settle, abandon=before.settle if before else settle)
 

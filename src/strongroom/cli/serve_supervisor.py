@@ -4,6 +4,7 @@
   requests is delay them.
 - One front door accepts at a time. When it ends, however it does, the next that is loaded has its turn; connections
   wait at the socket meanwhile.
+- Told to stop, it has the socket refuse connections as soon as no front door accepts them: nobody waits there in vain.
 - An update starts the next version's enclaves beside the present ones. Only when all of them are loaded does the
   present front door stop to accept; it answers what it has, while the next one accepts. An update that fails changes
   nothing.
@@ -11,6 +12,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,14 +45,16 @@ class Supervisor:
 
     Args:
         say: is given a line about each thing that happens.
+        listener: the socket that front doors accept on; None if there are none here.
 
     Attributes:
         up: set once the front door and every part have been up.
     """
 
-    def __init__(self, *, say: Callable[[str], None]) -> None:
+    def __init__(self, *, say: Callable[[str], None], listener: socket.socket | None = None) -> None:
         self.up = threading.Event()
         self.say = say
+        self._listener = listener
         self._over = threading.Event()
         self._changed = threading.Condition(threading.RLock())
         self._present: Version | None = None
@@ -93,7 +97,9 @@ class Supervisor:
             self._over.set()
         with self._updating:  # what is being updated sees that it is over, and ends its fleet
             failure = self.present.fleet.failure
+            self.changed()
             self.present.fleet.end()
+            self._refuse()
         if failure is not None:
             raise failure
         return 0
@@ -161,10 +167,16 @@ class Supervisor:
             if self._present is not None:
                 self._take_turns(self._present.fleet)
                 fleet = self._present.fleet
+                if self._over.is_set() and not any(slot.working and slot.alive for slot in fleet.fronts):
+                    self._refuse()
                 serves = not fleet.fronts or any(slot.working for slot in fleet.fronts)
                 if (fleet.loaded and serves) or fleet.failure is not None:
                     self.up.set()
             self._changed.notify_all()
+
+    def _refuse(self) -> None:
+        if self._listener is not None:
+            stop_listening(self._listener)
 
     def _take_turns(self, fleet: Fleet) -> None:
         if self._over.is_set():
@@ -175,3 +187,9 @@ class Supervisor:
         self._served_by = next((slot for slot in fleet.fronts if slot.turn is not None and not slot.draining), None)
         if self._served_by is not None:
             self._served_by.give_turn()
+
+
+def stop_listening(sock: socket.socket) -> None:
+    """Have connections refused from now on, those that wait to be accepted too, whoever else has the socket."""
+    with suppress(OSError):  # it does not listen any more
+        sock.shutdown(socket.SHUT_RDWR)

@@ -226,6 +226,7 @@ def write_policy(
     also: Sequence[str] = (),
     replicas: int | None = None,
     tasks: Sequence[str] = (),
+    transport: str = "",
     lease: int | None = None,
     egress: Sequence[EgressRule] = (),
     publish: Sequence[Published] = (),
@@ -238,6 +239,7 @@ def write_policy(
         replicas: how many there are, of which number 0 writes, and which talk to each other; None for one alone.
         lease: seconds for which an attestation counts, if not the longest.
         tasks: the kind of task that each of them has, for TensorFlow.
+        transport: what carries their mesh, if not TLS.
         egress: the hosts that the program may reach.
         publish: the services that it has for outsiders.
     """
@@ -275,6 +277,7 @@ def write_policy(
         lines += ["writers = [0]"] if replicas and rule.access == "read-write" else []
     lines += ["", "[mesh]"] if replicas or publish else []
     lines += [f"tasks = {quote(list(tasks))}"] if tasks else []
+    lines += [f"transport = {quote(transport)}"] if transport else []
     services = (f"{{ name = {quote(each.name)}, port = {each.port} }}" for each in publish)
     lines += [f"publish = [{', '.join(services)}]"] if publish else []
     for each in egress:

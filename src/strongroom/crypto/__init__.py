@@ -12,6 +12,7 @@ Rules:
 from strongroom.crypto.aead import KEY_SIZE, NONCE_SIZE, TAG_SIZE, BlockCipher, open_box, seal_box
 from strongroom.crypto.content import ContentDigest, content_digest
 from strongroom.crypto.derive import derive, digest, equal, random_bytes, random_key
+from strongroom.crypto.exchange import exchange_pair
 from strongroom.crypto.hpke import HpkeKey, hpke_seal
 from strongroom.crypto.keys import PublicKey, Signer, SigningKey
 from strongroom.crypto.keystream import STREAM_KEY_SIZE, KeyStream
@@ -35,6 +36,7 @@ __all__ = [
     "derive",
     "digest",
     "equal",
+    "exchange_pair",
     "hpke_seal",
     "open_box",
     "random_bytes",

@@ -21,8 +21,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from strongroom import vault
 from strongroom.attest.evidence import Evidence
@@ -35,6 +36,7 @@ from strongroom.enclave.config import SANDBOX, VAULTS_DIRECTORY, BootConfig
 from strongroom.enclave.control import CAS, Control
 from strongroom.enclave.drop import filter_calls
 from strongroom.enclave.enforce import check_enforced
+from strongroom.enclave.patience import NEWCOMER_SECONDS, until_answered
 from strongroom.enclave.process import keep_private
 from strongroom.enclave.seccomp import BOOT_NEEDS, seccomp_filter
 from strongroom.errors import EnclaveError, FormatError, StrongroomError
@@ -58,11 +60,31 @@ class HostAttester:
         return self._control.evidence(report_data)
 
 
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """An anchor that waits for its CAS to answer, for as long as the enclave's lease counts.
+
+    To move on is done a second time without harm (`CasAnchor.advance`).
+    """
+
+    booted: Booted
+    anchor: CasAnchor
+
+    def read(self) -> Root | None:
+        return self.booted.patiently(self.anchor.read)
+
+    def advance(self, old: Root | None, new: Root) -> None:
+        self.booted.patiently(lambda: self.anchor.advance(old, new))
+
+
 @dataclass(frozen=True)
 class Watched:
     """An anchor for reading only: the direct successor of its root is as fresh, and moving on is for the writer."""
 
-    anchor: CasAnchor
+    anchor: Patient
 
     def read(self) -> Root | None:
         return self.anchor.read()
@@ -127,13 +149,21 @@ class Booted:
         place, key, anchor = self._sealed_thing(name)
         return open_sealed(place, "r" if isinstance(anchor, Watched) else "r+", key=key, anchor=anchor)
 
-    def _sealed_thing(self, name: str) -> tuple[str, bytes, Watched | CasAnchor | Grouped]:
+    def anchor(self, name: str) -> Patient:
+        """Of one of the policy's vaults or sealed files."""
+        return Patient(self, self.session.anchor(name))
+
+    def patiently(self, ask: Callable[[], Result]) -> Result:
+        """What `ask` has from the CAS; where that does not answer, asked again while the lease counts, and told."""
+        return until_answered(ask, left=lambda: self.session.lease_left, tell=partial(_notice, self.control))
+
+    def _sealed_thing(self, name: str) -> tuple[str, bytes, Watched | Patient | Grouped]:
         """Where it lies, its key, and its anchor: a `Watched` one if it is only read."""
         access, keyed = self.access(name), self.provisions.keyed(name)
         place = f"{VAULTS_DIRECTORY}/{name}" if self.sandboxed else self.layout.get("vaults", {}).get(name)
         if not isinstance(place, str) or keyed is None:
             raise EnclaveError(f"vault {name}: the host has not said where it lies")
-        anchor = self.session.anchor(name)
+        anchor = self.anchor(name)
         if access != "read-write":
             return place, keyed.key, Watched(anchor)
         if keyed.freshness == "grouped":
@@ -159,11 +189,17 @@ def boot(control: Control) -> Booted:
         replica=_replica(layout),
         reference=_reference(config.cas_reference),
     )
-    provisions = session.attest()
+    # A replica that comes while the CAS is away is waited for by others; whoever runs alone is told at once.
+    until = time.monotonic() + (NEWCOMER_SECONDS if "mesh" in layout else 0.0)
+    provisions = until_answered(session.attest, left=lambda: until - time.monotonic(), tell=partial(_notice, control))
     check_enforced(config, provisions.paths, provisions.wanted)
     keys = sorted({**provisions.vaults, **provisions.sealed})
     control.event("attested", policy=config.policy, vaults=keys, secrets=sorted(provisions.secrets))
     return Booted(control, config, layout, session, provisions)
+
+
+def _notice(control: Control, text: str) -> None:
+    control.event("notice", text=text)
 
 
 def _reference(document: str) -> ReferenceValues | None:

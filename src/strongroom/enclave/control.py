@@ -10,6 +10,11 @@ enclave, and evidence is judged by the CAS. What the host can do is refuse.
 - ``listener`` -> the socket that a service accepts on, or the proxy of a mesh
 - ``sockets`` -> a wire of its own for a mesh's proxy, on which nothing else is waited for. It takes one request:
   ``socket`` {family} -> an unconnected TCP socket in the host's network
+- ``outside`` {host} -> a wire of its own for a host that the program may reach. It takes ``resolve`` -> the addresses
+  of that name, and ``socket`` as above
+- ``device`` with a descriptor of the enclave's network -> the name of a WireGuard device that is there now, and a
+  connection to the program that makes it, if the kernel does not
+- ``published`` {name} -> the socket on which outsiders reach that service
 - ``unchanged`` -> nothing, if the files that were measured are what they were; a host that stands for hardware says so
 - ``event`` {event, ...}, ``failed`` {error}, ``exited`` {status}: reports, without an answer
 """
@@ -25,12 +30,16 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from strongroom.attest.attester import Attester
 from strongroom.attest.evidence import Evidence
 from strongroom.errors import EnclaveError, StrongroomError, from_wire
+from strongroom.shield.network.links import NAME_SIZE
 
+GiveDevice = Callable[[int], tuple[str, socket.socket | None]]
+"""Moves a new device into the network of that descriptor: its name, and a connection to its program, if it has one."""
 CAS = "cas"  # the name that it is dialled by
 _MAX_MESSAGE = 1 << 18
 _SEND_BUFFER = 1 << 20
@@ -89,6 +98,9 @@ class HostSide:
         dials: what connects to each peer that the enclave may ask for, by its name.
         listener: what a service, or the proxy of a mesh, accepts on.
         meshed: whether it may ask for sockets of the host's network; it gets one wire for them.
+        outside: hosts that it may ask for; it gets one wire for each.
+        published: what outsiders connect to, by the service's name.
+        device: moves a WireGuard device into the network of a descriptor, once.
         on_event: called with each event, from that thread.
         unchanged: raises MeasurementError if what was measured is not what it was.
     """
@@ -101,6 +113,9 @@ class HostSide:
     listener: socket.socket | None
     on_event: Callable[[str, dict[str, Any]], None]
     meshed: bool = False
+    outside: frozenset[str] = frozenset()
+    published: Mapping[str, socket.socket] = field(default_factory=dict)
+    device: GiveDevice | None = None
     unchanged: Callable[[], None] | None = None
     failure: StrongroomError | None = None
     status: int | None = None
@@ -119,17 +134,23 @@ class HostSide:
     def _serve(self) -> None:
         while True:
             try:
-                message, _ = _receive(self.sock)
+                message, descriptor = _receive(self.sock)
             except (OSError, ValueError, EnclaveError):
                 return
             if message is None:
                 return
+            message.pop("descriptor", None)  # the message itself has nothing to say of one
+            if descriptor is not None:
+                message["descriptor"] = descriptor
             try:
                 self._answer(message)
             except StrongroomError as error:
                 _send(self.sock, {"failed": error.to_wire()})
             except (OSError, ValueError, KeyError, TypeError) as error:
                 _send(self.sock, {"failed": EnclaveError(f"host: {error}").to_wire()})
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def _answer(self, message: dict[str, Any]) -> None:
         match message.get("op"):
@@ -145,10 +166,16 @@ class HostSide:
                 _send(self.sock, {}, self.listener.fileno())
             case "sockets" if self.meshed:
                 self.meshed = False
-                ours, theirs = socket_pair()
-                with theirs:
-                    threading.Thread(target=_give_sockets, args=(ours,), name="enclave-sockets", daemon=True).start()
-                    _send(self.sock, {}, theirs.fileno())
+                self._give_wire(_give_sockets)
+            case "outside" if message.get("host") in self.outside:
+                self.outside -= {message["host"]}
+                self._give_wire(partial(_give_sockets, host=message["host"]))
+            case "device" if self.device is not None and "descriptor" in message:
+                give, self.device = self.device, None
+                name, program = give(message["descriptor"])
+                _send(self.sock, {"name": name}, None if program is None else program.fileno())
+            case "published" if message.get("name") in self.published:
+                _send(self.sock, {}, self.published[message["name"]].fileno())
             case "unchanged" if self.unchanged is not None:
                 self.unchanged()
                 _send(self.sock, {})
@@ -161,12 +188,23 @@ class HostSide:
             case other:
                 raise EnclaveError(f"host: nothing to answer to {other!r} with")
 
+    def _give_wire(self, answer: Callable[[socket.socket], None]) -> None:
+        """Answer on a wire of its own, from a thread of its own: it may take its time."""
+        ours, theirs = socket_pair()
+        with theirs:
+            threading.Thread(target=answer, args=(ours,), name="enclave-sockets", daemon=True).start()
+            _send(self.sock, {}, theirs.fileno())
 
-def _give_sockets(sock: socket.socket) -> None:
-    """Answer ``socket`` until the other side is gone."""
+
+def _give_sockets(sock: socket.socket, host: str = "") -> None:
+    """Answer ``socket``, and ``resolve`` where there is a host to look up, until the other side is gone."""
     with sock, suppress(OSError, ValueError, EnclaveError):
         while (message := _receive(sock)[0]) is not None:
             try:
+                if host and message.get("op") == "resolve":
+                    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                    _send(sock, {"addresses": list(dict.fromkeys(str(each[4][0]) for each in found))[:_MOST]})
+                    continue
                 family = socket.AF_INET6 if message.get("family") == socket.AF_INET6 else socket.AF_INET
                 with socket.socket(family, socket.SOCK_STREAM) as unconnected:
                     _send(sock, {}, unconnected.fileno())
@@ -183,9 +221,15 @@ class Control:
 
     def ask(self, op: str, **arguments: object) -> tuple[dict[str, Any], int | None]:
         """Raises EnclaveError, or what the host reports, unless there is an answer."""
+        return self._ask(op, arguments)
+
+    def _ask(
+        self, op: str, arguments: Mapping[str, object], sent: int | None = None
+    ) -> tuple[dict[str, Any], int | None]:
+        """The same; this descriptor goes along."""
         with self._lock:
             try:
-                _send(self._sock, {"op": op, **arguments})
+                _send(self._sock, {"op": op, **arguments}, sent)
                 answer, descriptor = _receive(self._sock)
             except (OSError, ValueError, RecursionError) as error:
                 raise EnclaveError(f"host: {error}") from None
@@ -209,6 +253,26 @@ class Control:
     def sockets(self) -> Control:
         """A wire of its own for sockets of the host's network."""
         return Control(self.ask_socket("sockets").detach())
+
+    def ask_device(self, namespace: int) -> tuple[str, socket.socket | None]:
+        """The name of a WireGuard device, now in the network of that descriptor, and what its program listens on."""
+        answer, descriptor = self._ask("device", {}, namespace)
+        name = answer.get("name")
+        connection = None if descriptor is None else socket.socket(fileno=descriptor)
+        if not isinstance(name, str) or not name.isascii() or not 0 < len(name) <= NAME_SIZE:
+            raise EnclaveError("host: gave no device")
+        return name, connection
+
+    def outside(self, host: str) -> Control:
+        """A wire of its own for connections to a host outside."""
+        return Control(self.ask_socket("outside", host=host).detach())
+
+    def resolve(self) -> list[str]:
+        """The addresses of the host that this wire is for: as its owner says. Raises EnclaveError."""
+        found = self.ask("resolve")[0].get("addresses")
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise EnclaveError("host: sent no addresses")
+        return found
 
     def tell(self, op: str, **arguments: object) -> None:
         """Report something. A host that has gone away misses it."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from strongroom.enclave.config import SANDBOX, BootConfig
+from strongroom.enclave.config import PROGRAM_ENTRY, SANDBOX, BootConfig
 from strongroom.errors import EnclaveError
 
 _RULES = ("encrypted", "authenticated", "ephemeral", "host")
-_NETWORK = "take the table out of the policy, or run a program in a sandbox"
-_NOT_YET = "no launcher of this version does: take the table out; an enclave reaches its mesh's peers and nothing else"
+_NETWORK = ("mesh", "mesh.publish", "mesh.transport", "egress")
+_SANDBOX = "take the table out of the policy, or run a program in a sandbox"
 
 PathRule = tuple[str, str, str]
 """Path, rule and vault, as a policy has them."""
@@ -29,7 +29,8 @@ def check_enforceable(
         able: those of these keys that it does something about.
     """
     for key in sorted({*wanted} - {*able}):
-        raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=_NETWORK if key == "mesh" else _NOT_YET)
+        hint = _SANDBOX if key in _NETWORK else "a newer launcher may"
+        raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=hint)
     rules = list(paths)
     for path, rule, _ in rules:
         if rule not in _RULES:
@@ -45,7 +46,12 @@ def check_enforceable(
 
 def able(config: BootConfig) -> tuple[str, ...]:
     """What an enclave that is launched so enforces of a policy's tables for the network."""
-    return ("mesh",) if (config.role, config.isolation) == ("program", SANDBOX) else ()
+    return able_in(config.role, config.isolation) if config.entry == PROGRAM_ENTRY else ()
+
+
+def able_in(role: str, isolation: str) -> tuple[str, ...]:
+    """The same, of the tables for the network by their keys."""
+    return _NETWORK if (role, isolation) == ("program", SANDBOX) else ()
 
 
 def check_enforced(config: BootConfig, paths: Iterable[PathRule], wanted: Collection[str]) -> None:

@@ -23,3 +23,4 @@ SANDBOX_ENVIRONMENT = {
 SANDBOX_PYCACHE = "/tmp/.pycache"  # noqa: S108
 BOOT_PYCACHE = "/run/strongroom/pycache"  # boot's own, which the program does not see
 COMPILED_DIRECTORY = "/run/compiled"  # read-only: `compiled.py`
+ROOTS_FILE = "/etc/ssl/certs/ca-certificates.crt"  # where systems keep them

@@ -107,7 +107,7 @@ class Deposits:
             raise EnclaveError(f"deposit {name}: {(error.strerror or '').lower()}, wanted a regular file") from None
         if len(value) > MAX_DEPOSIT:
             raise EnclaveError(f"deposit {name}: more than {MAX_DEPOSIT} bytes")
-        self._booted.session.deposit(name, value)
+        self._booted.patiently(lambda: self._booted.session.deposit(name, value))
         self._booted.control.event("notice", text=f"secret {name}: deposited, {len(value)} bytes")
 
 

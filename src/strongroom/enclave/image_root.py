@@ -34,6 +34,7 @@ from strongroom.enclave.config import (
 )
 from strongroom.enclave.confine import enclave_user, give
 from strongroom.enclave.drop import bind, mount_memory
+from strongroom.enclave.fixed_paths import ROOTS_FILE
 from strongroom.enclave.image_paths import KERNEL, Parts, check_nesting, inside, mode_of, remove, resolved
 from strongroom.enclave.nesting import outer_of
 from strongroom.errors import EnclaveError
@@ -100,6 +101,8 @@ def _own_paths(booted: Booted) -> Iterator[str]:
     yield from (*config.ephemeral, *config.host)
     if booted.provisions.deposits:
         yield DEPOSITS_DIRECTORY
+    if booted.provisions.egress:
+        yield ROOTS_FILE
     if any(Path(PROGRAM_DIRECTORY).iterdir()):
         yield PROGRAM_DIRECTORY
 

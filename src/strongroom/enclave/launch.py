@@ -17,7 +17,7 @@ import socket
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from strongroom.enclave.config import (
     BootConfig,
 )
 from strongroom.enclave.control import CAS, HostSide, socket_pair
+from strongroom.enclave.devices import Devices
 from strongroom.enclave.digests import Digests, walk
 from strongroom.enclave.directories import cleared_away, directory_in_memory, temporary_directory
 from strongroom.enclave.image import Unpacked
@@ -144,7 +145,11 @@ class Enclave:
         if self._host.status is None:
             code = self._process.returncode
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-            raise EnclaveError(f"enclave: ended by {how} before its program did")
+            # Enclaves run the installed package: it may be another than the variable's, which runs here.
+            hint = "it sees no PYTHONPATH: is this Strongroom installed (pip install, or -e for a checkout)?"
+            raise EnclaveError(
+                f"enclave: ended by {how} before its program did", hint=hint if "PYTHONPATH" in os.environ else None
+            )
         return self._host.status
 
     def _await_death(self) -> None:
@@ -197,6 +202,9 @@ def launch(
     vaults: Mapping[str, Path],
     listener: socket.socket | None = None,
     endpoint: str = "",
+    outside: Collection[str] = (),
+    published: Mapping[str, socket.socket] | None = None,
+    devices: Devices | None = None,
     dials: Mapping[str, Callable[[], socket.socket]] | None = None,
     knobs: Mapping[str, Any] | None = None,
     every: str = "auto",
@@ -231,6 +239,10 @@ def launch(
         listener: the socket that a service accepts on, or the proxy of a mesh.
         endpoint: where that proxy is reached, ``ADDRESS:PORT``; empty without a mesh. With one, the listener is closed
             with the enclave.
+        outside: hosts that its policy lets the program reach.
+        published: what outsiders connect to, by the service's name. These sockets are closed with the enclave.
+        devices: what makes the WireGuard device of its mesh, in the place of a proxy: then the listener is a socket of
+            UDP, which keeps its port until it is made.
         dials: what connects to the other peers that the enclave may ask for, by name.
         knobs: more for the layout, which the enclave may use for speed and patience only.
         debug: launch as a debug enclave, which every policy refuses.
@@ -251,6 +263,8 @@ def launch(
     tell = on_event or (lambda name, detail: None)
     if endpoint and listener is not None:
         resources.callback(listener.close)
+    for each in (published or {}).values():
+        resources.callback(each.close)
     try:
         memory = Path(tempfile.gettempdir()) if machine is None else directory_in_memory()
         program = _copy_program(files, memory, resources)
@@ -312,7 +326,7 @@ def launch(
                 separate=user is not None,
                 compiled=compiled,
                 image=image.tree.resolve() if image is not None else None,
-                meshed=bool(endpoint),
+                meshed=bool(endpoint or outside),
             )
             workdir = None
         else:
@@ -329,8 +343,11 @@ def launch(
             layout=layout,
             attester=attester,
             dials={**(dials or {}), **_cas_dial(cas)},
-            listener=listener,
+            listener=listener if devices is None else None,
             meshed=bool(endpoint),
+            device=devices.giver(listener, resources) if devices is not None and listener is not None else None,
+            outside=frozenset(outside),
+            published=published or {},
             on_event=tell,
             unchanged=lambda: _check_unchanged([*measured.seen, own], image, known),
         )

@@ -91,7 +91,7 @@ class Keeper:
         self._name = name
         self._opening = {"key": base64.b64encode(key).decode(), "place": place, "every": every}
         self._control = booted.control
-        self._anchor = booted.session.anchor(name)
+        self._anchor = booted.anchor(name)
         self._ours, self._theirs = Pipe()
         self._behind: int | None = None  # the step that the program has not come to again
         self._resume: Resume | None = None  # the program's return from the mirror

@@ -30,6 +30,7 @@ from strongroom.enclave.meshed import Meshed
 from strongroom.enclave.mirrored import Keeper, check_command
 from strongroom.enclave.mounts import mounted, seen
 from strongroom.enclave.outputs import Outputs
+from strongroom.enclave.outside import Outside
 from strongroom.enclave.room import until_room
 from strongroom.enclave.scripts import calling, entry_of
 from strongroom.enclave.unmeasured import Hiding
@@ -83,6 +84,7 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
         if booted.sandboxed and not booted.config.image:
             _hand_on_compiled_code(booted)
         shields.enter_context(mesh)
+        outside = shields.enter_context(Outside(booted, mesh))
         confined = shields.enter_context(confinement(booted, found.places))
         outputs = shields.enter_context(_sealed_outputs(booted))
         booted.control.event("running", command=list(booted.config.command))
@@ -90,7 +92,7 @@ def run(booted: Booted, hidden: Hiding | None = None) -> int:
         lifeline.check()
         status = _supervise(
             command,
-            _environment(booted, mesh.variables),
+            _environment(booted, {**mesh.variables, **outside.variables}),
             BOOT_PYCACHE if booted.config.image else _pycache(booted),
             lifeline=lifeline,
             confined=confined,

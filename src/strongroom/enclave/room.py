@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from strongroom.enclave.boot import Booted
 from strongroom.enclave.config import VAULTS_DIRECTORY
+from strongroom.enclave.patience import asked_to_end
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_GIVE_UP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK, _LOOKS = 0.2, 150  # seconds, and how often before it is tried anyway: a quota does not show
 _ENOUGH: Final = 1 << 20
 
@@ -43,11 +40,13 @@ def until_room(booted: Booted, name: str, seal: Callable[[], Result], size: Call
         except OSError as error:
             if error.errno not in FULL or booted.layout.get("wait") is not True:
                 raise
-            with _asked_to_end() as ended:
+            place = _place(booted, name)
+            full = _free(place)  # before it is told: room may be made at once
+            with asked_to_end() as ended:
                 if not told:
                     _tell(booted, name, error, size())
                 told = True
-                if not _waited(_place(booted, name), ended):
+                if not _waited(place, full, ended):
                     raise
 
 
@@ -61,9 +60,8 @@ def _place(booted: Booted, name: str) -> str:
     return f"{VAULTS_DIRECTORY}/{name}" if booted.sandboxed else str(booted.layout.get("vaults", {}).get(name))
 
 
-def _waited(place: str, ended: Sequence[int]) -> bool:
-    """Whether to try again, once there is more room than now, or some time has gone by; not if a signal has come."""
-    before = _free(place)
+def _waited(place: str, before: int, ended: Sequence[int]) -> bool:
+    """Whether to try again, once there is more room than before, or some time has gone by; not if a signal has come."""
     for _ in range(_LOOKS):
         if ended:
             return False
@@ -79,19 +77,3 @@ def _free(place: str) -> int:
     except OSError:
         return 0
     return told.f_bavail * told.f_frsize
-
-
-@contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
-    """The signals that have come by now, of those that would have ended the program."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in _GIVE_UP}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -48,7 +48,8 @@ _ROOTS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "-
 # For the boot process alone, in its own user namespace: to mount vaults, and to hide their ciphertext from the program,
 # which gets no capability at all.
 _USERS_CAPABILITIES = ("CAP_SYS_ADMIN",)
-_NETWORK_CAPABILITIES = ("CAP_NET_ADMIN",)  # to make a network for the program
+# To make a network for the program, and to listen in it at the ports of hosts outside, in their place.
+_NETWORK_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE")
 # And without one: to give the program what is its own, take it back, become its user, and end it.
 _ROOTS_CAPABILITIES = (*("CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"),)
 

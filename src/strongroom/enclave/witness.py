@@ -150,7 +150,8 @@ class Witness:
             return written
         stated = self._statable(name, made)
         try:
-            envelopes = self.booted.session.sign_lineage(self._run(), [_output(opened, path) for path in stated])
+            outputs = [_output(opened, path) for path in stated]
+            envelopes = self.booted.patiently(lambda: self.booted.session.sign_lineage(self._run(), outputs))
         except (FormatError, UsageError) as error:
             self._notice(f"vault {name}: no lineage: {error.message}")
             return written

@@ -4,6 +4,7 @@ Rules:
 
 - Inference, and the parsing that goes with it, runs in worker threads, so that health answers meanwhile.
 - What waits is bounded, in requests and in bytes; beyond that a request is refused at once with 429.
+- A request is ended in the midst of its work if its client hangs up, its time is over, or the service ends.
 - An error says what the client can act on: never a stack trace, and never what ONNX Runtime says.
 - Nothing of a request but its model's name is logged, ever.
 """
@@ -23,8 +24,9 @@ from typing import Any, Protocol
 
 from strongroom import __version__, channel
 from strongroom.attest.binding import EXPORTER_LABEL
-from strongroom.errors import FormatError, ServeError, StrongroomError, UnansweredError
+from strongroom.errors import FormatError, ServeError, StrongroomError, TooLargeError, UnansweredError
 from strongroom.serve.attestation import ATTESTATION_PATH, SESSION_ROLE, VERSION
+from strongroom.serve.ending import Ending
 from strongroom.serve.residue import clear, replace_numbers
 from strongroom.serve.tensors import HEADER, Array, InferResponse, header_length, parse_request, write_response
 from strongroom.serve.wire import an_object, read_json, show
@@ -37,6 +39,7 @@ _BODIES = 4
 _PIECE = 1 << 18
 _SEND_SECONDS, _SEND_BYTES = 60.0, 1 << 18
 _BODY_SECONDS = 60.0
+_ANSWER_SECONDS = 300.0  # from a body to its answer; a model in parts has less
 _MAX_NONCE_BODY = 256
 _NONCE = re.compile(r"[0-9a-f]{64}")
 # Evidence takes a TEE milliseconds to a second, and anybody may ask for it.
@@ -62,7 +65,9 @@ class Served(Protocol):
     def check(self) -> None:
         """Raises StrongroomError while it cannot answer."""
 
-    def infer(self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None) -> dict[str, Array]: ...
+    def infer(
+        self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None, ending: Ending | None = None
+    ) -> dict[str, Array]: ...
 
     def metadata(self) -> dict[str, object]: ...
 
@@ -70,7 +75,7 @@ class Served(Protocol):
 @dataclass(frozen=True)
 class _Answer:
     status: int
-    pieces: Sequence[bytes] = field(repr=False)
+    pieces: Sequence[bytes | memoryview] = field(repr=False)
     headers: Mapping[str, str]
 
 
@@ -241,7 +246,8 @@ class ServiceApp:
             except TimeoutError:
                 raise _RefusedError(408, ServeError(f"body: not complete after {_BODY_SECONDS:.0f} s")) from None
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            return await self._run(lambda: _infer(name, stage, body, json_length), receive, chunks)
+            ending = Ending()
+            return await self._run(lambda: _infer(name, stage, body, json_length, ending), receive, chunks, ending)
         finally:
             with self._admission:
                 self._body_bytes -= sum(map(len, chunks))
@@ -265,11 +271,12 @@ class ServiceApp:
             if self._body_bytes > _BODIES * self._max_body:
                 raise _busy("too many bytes of requests in memory")
 
-    async def _run(self, job: Callable[[], _Answer], receive: Receive, chunks: list[bytes]) -> _Answer:
+    async def _run(self, job: Callable[[], _Answer], receive: Receive, chunks: list[bytes], ending: Ending) -> _Answer:
         """Do it in a worker thread; if the client hangs up before its turn comes, do not.
 
         Args:
             chunks: the request's body. Emptied when a thread has it, and counted until that is done with it.
+            ending: of the job's work, which is told when nobody waits for it any more.
         """
         with self._admission:
             if self._admitted >= self._limit:
@@ -285,13 +292,19 @@ class ServiceApp:
         answer = asyncio.wrap_future(running)
         hung_up = asyncio.ensure_future(_hung_up(receive))
         try:
-            await asyncio.wait((answer, hung_up), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            await asyncio.wait((answer, hung_up), timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            if hung_up.done():
                 raise _GoneError
-            return answer.result()
+            late = UnansweredError(f"service: no answer within the {_ANSWER_SECONDS:g} s that a request has")
+            raise _RefusedError(503, late)
+        except asyncio.CancelledError:  # the server ends, and has waited for as long as it may
+            raise _RefusedError(503, UnansweredError("service: is stopping, and had no answer in time")) from None
         finally:
             hung_up.cancel()
             answer.cancel()
+            ending.end()
             # Else an error holds this frame, which holds the error and all that it has of the request.
             del answer, running, job
 
@@ -316,13 +329,15 @@ def _check(stage: Served) -> None:
         raise _RefusedError(503, error, retry_after="1") from None
 
 
-def _infer(name: str, stage: Served, body: bytes, json_length: int | None) -> _Answer:
+def _infer(name: str, stage: Served, body: bytes, json_length: int | None, ending: Ending) -> _Answer:
     """From a request's body to its answer, in a worker thread."""
     request = parse_request(body, json_length)
     try:
-        outputs = stage.infer(request.inputs, list(request.outputs) or None)
+        outputs = stage.infer(request.inputs, list(request.outputs) or None, ending)
     except UnansweredError as error:
         raise _RefusedError(503, error, retry_after="1") from None
+    except TooLargeError as error:
+        raise _RefusedError(413, error) from None
     binary = request.outputs or dict.fromkeys(outputs, request.binary)
     try:
         message = write_response(InferResponse(outputs, name, stage.version, request.id), binary)

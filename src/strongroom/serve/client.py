@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -65,14 +65,15 @@ _MAX_IDLE = 16
 _RENEW_AHEAD = 120  # a service renews its document halfway through 10 minutes
 _RENEW_PAUSE = 10
 _PORT = 443
+_T = TypeVar("_T")
 
 
 class Client:
     """Predicts with a model in an enclave that it has appraised. May be used from several threads at once.
 
-    Nothing is sent before the first call. A request whose connection breaks is made once more: it may be computed
-    twice, and is answered once. Two minutes before the appraisal expires the service is appraised again, and
-    inputs of other threads go on. Inputs wait where it has expired, or the service came back with another key.
+    Nothing is sent before the first call. A request whose connection breaks is made once more, an appraisal too: it may
+    be computed twice, and is answered once. Two minutes before the appraisal expires the service is appraised again,
+    and inputs of other threads go on. Inputs wait where it has expired, or the service came back with another key.
 
     Args:
         url: ``https://host:port`` of the service.
@@ -147,7 +148,7 @@ class Client:
             service, now = self._service, self._clock()
             if service is None or now >= service.expires:
                 self._service = None
-                return self._keep(self._appraise())
+                return self._keep(self._once_more(self._appraise))
             if now < self._renew_at:
                 return service
         # One thread sees to it; the others go on with what has not expired.
@@ -280,17 +281,21 @@ class Client:
         return self._model
 
     def _ask(self, method: str, action: str, message: Message | None = None) -> Response:
-        """One request about the model, which changes nothing there: if the connection breaks, it is made once more."""
+        """One request about the model, which changes nothing there."""
+        return self._once_more(lambda: self._ask_once(method, action, message))
+
+    def _once_more(self, ask: Callable[[], _T]) -> _T:
+        """What `ask` gives, which is called once more if its connection breaks."""
         began = time.monotonic()
         try:
-            return self._ask_once(method, action, message)
+            return ask()
         except PeerIdentityError:
             raise
         except ChannelError:
             # What was silent for so long would be so again.
             if time.monotonic() - began >= self._timeout:
                 raise
-        return self._ask_once(method, action, message)
+        return ask()
 
     def _ask_once(self, method: str, action: str, message: Message | None) -> Response:
         """Over a connection that is pinned to the key of the service as last appraised."""

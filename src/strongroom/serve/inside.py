@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from strongroom.enclave.boot import Booted, main
 from strongroom.enclave.cleared import clears
 from strongroom.enclave.confine import become
 from strongroom.enclave.lifeline import Lifeline
-from strongroom.errors import RevokedError, StrongroomError, UsageError
+from strongroom.errors import FormatError, RevokedError, StrongroomError, UsageError
 from strongroom.lineage.requirement import LineageReader, Requirement
 from strongroom.serve.attestation import ServiceAttestation, session_claims
 
@@ -108,17 +108,24 @@ def run(booted: Booted) -> int:
 
     if not clears():
         _tell(booted, "memory: what is freed here stays as it was until it is used again, which glibc could prevent")
-    found = of_command(booted.command)
+    requirement, words = Requirement.split(booted.command)
+    found = of_command(words[:3] if requirement else words)
     if found is not None:
         pipeline, number = found
-        return _run_part(booted, pipeline, number) if number else _run_front(booted, pipeline)
+        if not number:
+            return _run_front(booted, pipeline, requirement, words[3:])
+        if requirement is not None:
+            raise FormatError("command: lineage is the front door's to check, not a part's")
+        return _run_part(booted, pipeline, number)
     models = read_models(booted)
     # Whoever breaks the runtime with a model, or a request, finds nothing here that only boot may do.
     become(booted.control, booted.config, booted.layout)
+    from strongroom.serve.session import at_once
     from strongroom.serve.stage import Stage
 
     stages = {name: Stage.load(models.pop(name), name=name) for name in list(models)}
-    return _serve(booted, lambda: stages, {name: stage.digest for name, stage in stages.items()})
+    digests = {name: stage.digest for name, stage in stages.items()}
+    return _serve(booted, lambda: stages, digests, workers=at_once())
 
 
 def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
@@ -154,13 +161,27 @@ def _run_part(booted: Booted, pipeline: Pipeline, number: int) -> int:
     return 0
 
 
-def _run_front(booted: Booted, pipeline: Pipeline) -> int:
-    """Take requests through the parts until told to stop."""
+def _run_front(booted: Booted, pipeline: Pipeline, requirement: Requirement | None, words: Sequence[str]) -> int:
+    """Take requests through the parts until told to stop.
+
+    Args:
+        requirement: of the lineage of the model that the parts are of; `words` then say where it is.
+    """
     from strongroom.channel import Channel, TlsChannel, connect
     from strongroom.serve.pipeline.link import Link
     from strongroom.serve.pipeline.model import DEADLINE_SECONDS, PipelineModel, at_once
+    from strongroom.serve.pipeline.origin import Origin
 
+    origin = Origin.of_words(requirement, words) if requirement is not None else None
+    whole = b""
+    if origin is not None:
+        with booted.open_vault(MODEL_VAULT) as vault:
+            whole = origin.read(vault)
     become(booted.control, booted.config, booted.layout)
+    if origin is not None:
+        origin.check(pipeline, whole)
+        booted.control.event("notice", text=f"model {pipeline.name}: its lineage is as required, the parts are its own")
+    del whole
     session = booted.session
 
     def dial(number: int) -> Channel:

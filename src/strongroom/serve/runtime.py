@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any
 
 from strongroom.errors import MissingDependencyError
@@ -68,6 +69,28 @@ def onnx() -> Any:
             "onnx: is not installed, wanted to read a model", hint="pip install 'strongroom[serve]'"
         ) from None
     return onnx
+
+
+def cores() -> int:
+    """How many cores this process may use: of two threads that share one, each is half of it. At least 1."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return len(usable)
+    return _cores(text, usable) or len(usable)
+
+
+def _cores(cpuinfo: str, usable: Set[int]) -> int:
+    """How many cores the usable processors are, by what Linux says of them; 0 where it says nothing."""
+    found: set[tuple[str, ...]] = set()
+    for processor in cpuinfo.split("\n\n"):
+        lines = (line.partition(":") for line in processor.split("\n"))
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        number = facts.get("processor", "")
+        if number.isdecimal() and int(number) in usable:
+            found.add(tuple(facts.get(name, number) for name in ("physical id", "core id")))
+    return len(found)
 
 
 def reason(error: Exception) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from strongroom.crypto import digest
-from strongroom.errors import ModelFormatError, ServeError, UsageError
+from strongroom.errors import ModelFormatError, ServeError, UnansweredError, UsageError
+from strongroom.serve.ending import Ending
 from strongroom.serve.memory import give_back
 from strongroom.serve.onnx_file import require_self_contained_onnx
-from strongroom.serve.runtime import DATATYPE_OF, FATAL, NOT_IN_PARTS, PROVIDERS, onnxruntime, reason
+from strongroom.serve.runtime import DATATYPE_OF, FATAL, NOT_IN_PARTS, PROVIDERS, cores, onnxruntime, reason
+from strongroom.serve.session import Session
 from strongroom.serve.tensors import DATATYPES, Array, TensorInfo, check_fits
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -30,11 +32,10 @@ class Stage:
 
     version = "1"
 
-    def __init__(self, session: Any, *, name: str, digest: str) -> None:
+    def __init__(self, session: Any, *, threads: int, name: str, digest: str) -> None:
         """For `load`."""
-        self._session = session
-        self._options = onnxruntime().RunOptions()
-        self._options.log_severity_level = FATAL
+        self._session = Session(session, threads)
+        self._make_options = onnxruntime().RunOptions
         self.name = name
         self.digest = digest
         self.inputs = [_info(node, f"model {name}: input") for node in session.get_inputs()]
@@ -49,7 +50,7 @@ class Stage:
         Args:
             model: an ONNX file's bytes, with all weights in it.
             name: 1 to 128 letters, digits, ``.``, ``_`` and ``-``: it becomes part of a path.
-            threads: how many threads work on one inference; None takes one for each core.
+            threads: how many threads work on one inference, of all that are under way; None takes one for each core.
             part: it is a run of units, of `graph.stage_model`: it answers as it does in the whole, whose optimiser has
                 done with it what there is to do.
 
@@ -66,7 +67,8 @@ class Stage:
         runtime = onnxruntime()
         options = runtime.SessionOptions()
         options.log_severity_level = FATAL
-        options.intra_op_num_threads = threads or 0
+        # Not ONNX Runtime's own choice, as many: it binds them to cores, those of every stage here to the same ones.
+        options.intra_op_num_threads = threads = threads or cores()
         # Threads that spin while they wait take the cores that TLS, HTTP and other stages need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # ONNX Runtime's own arena keeps what it frees as it was; the C library's overwrites it (`enclave.cleared`), and
@@ -80,7 +82,7 @@ class Stage:
                 f"model {name}: ONNX Runtime {runtime.__version__} cannot load it: {reason(error)}",
                 hint="onnx.checker.check_model says more; a model of a newer opset needs a newer onnxruntime",
             ) from None
-        stage = cls(session, name=name, digest=digest(model).hex())
+        stage = cls(session, threads=threads, name=name, digest=digest(model).hex())
         stage._warm_up()
         give_back()
         return stage
@@ -88,26 +90,35 @@ class Stage:
     def check(self) -> None:
         """It can answer: it is loaded."""
 
-    def infer(self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None) -> dict[str, Array]:
+    def infer(
+        self, inputs: Mapping[str, Array], wanted: Sequence[str] | None = None, ending: Ending | None = None
+    ) -> dict[str, Array]:
         """Run the model.
 
         Args:
             inputs: every input of the model by name, of its datatype and shape.
             wanted: names of outputs; None for all.
+            ending: ends the run after the operator that is under way then, those in a Loop's body counted one by one.
 
         Raises:
             ServeError: an input or output does not fit the model, or the model fails on these inputs.
+            UnansweredError: `ending` ended it.
         """
         self._check_inputs(inputs)
         names = self._outputs if wanted is None else list(wanted)
         for name in names:
             if name not in self._outputs:
                 raise ServeError(f"output {name!r}: unknown, wanted some of {', '.join(self._outputs)}")
+        options, ending = self._make_options(), ending or Ending()
+        options.log_severity_level = FATAL
         try:
-            results = self._session.run(names, dict(inputs), self._options)
+            with ending.stops(lambda: setattr(options, "terminate", True)):
+                results = self._session.run(names, inputs, options)
         except MemoryError:
             raise
         except Exception as error:
+            if ending.over:
+                raise UnansweredError("model: its run was ended, since nobody waits for the answer") from None
             # ONNX Runtime's words name the model's nodes and the inputs' shapes: neither is for the client.
             raise ServeError(
                 f"model {self.name}: fails on these inputs ({type(error).__name__})",

@@ -95,7 +95,7 @@ class InferResponse:
 class Message:
     """A body in pieces that are sent one after the other; `header_length` is None when it is JSON alone."""
 
-    pieces: Sequence[bytes] = field(repr=False)
+    pieces: Sequence[bytes | memoryview] = field(repr=False)
     header_length: int | None
 
     @property
@@ -152,10 +152,12 @@ def header_length(value: str | None) -> int | None:
 def write_request(request: InferRequest, *, binary: bool = True) -> Message:
     """A request's body; `binary` says how its inputs travel, `request.binary` and `.outputs` how the answer shall.
 
+    Its pieces may be views of the inputs, which must not change until they are sent.
+
     Raises:
         ServeError: an input has a type that the protocol lacks, or holds what JSON cannot carry.
     """
-    entries, pieces = _write_tensors(request.inputs, dict.fromkeys(request.inputs, binary))
+    entries, pieces = _write_tensors(request.inputs, dict.fromkeys(request.inputs, binary), copy=False)
     head: dict[str, object] = {"inputs": entries}
     if request.id is not None:
         head["id"] = request.id
@@ -190,12 +192,12 @@ def parse_request(body: Body, header: int | None = None) -> InferRequest:
 
 
 def write_response(response: InferResponse, binary: Mapping[str, bool]) -> Message:
-    """An answer's body; `binary` says of each output whether it travels as raw bytes.
+    """An answer's body, a copy; `binary` says of each output whether it travels as raw bytes.
 
     Raises:
         ServeError: an output holds what JSON cannot carry, or too much for it.
     """
-    entries, pieces = _write_tensors(response.outputs, binary)
+    entries, pieces = _write_tensors(response.outputs, binary, copy=True)
     head: dict[str, object] = {"model_name": response.model_name}
     if response.model_version is not None:
         head["model_version"] = response.model_version
@@ -234,7 +236,7 @@ def _head(body: Body, header: int | None) -> tuple[object, int | None]:
     return read_json(body[:header], "body"), header
 
 
-def _message(head: Mapping[str, object], pieces: Sequence[bytes]) -> Message:
+def _message(head: Mapping[str, object], pieces: Sequence[bytes | memoryview]) -> Message:
     raw = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
     if not any("binary_data_size" in entry.get("parameters", ()) for entry in _entries(head)):
         return Message([raw], None)
@@ -250,15 +252,16 @@ def _entries(head: Mapping[str, object]) -> Iterable[Mapping[str, Any]]:
 
 
 def _write_tensors(
-    tensors: Mapping[str, Array], binary: Mapping[str, bool]
-) -> tuple[list[dict[str, object]], list[bytes]]:
+    tensors: Mapping[str, Array], binary: Mapping[str, bool], *, copy: bool
+) -> tuple[list[dict[str, object]], list[bytes | memoryview]]:
     entries: list[dict[str, object]] = []
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
     for name, array in tensors.items():
         datatype = datatype_of(array, name)
         entry: dict[str, object] = {"name": name, "shape": list(array.shape), "datatype": datatype}
         if binary.get(name, False):
-            raw = array.astype(DATATYPES[datatype], copy=False).tobytes()
+            flat = np.ascontiguousarray(array, DATATYPES[datatype]).reshape(-1).view(np.uint8)
+            raw = flat.tobytes() if copy else flat.data
             entry["parameters"] = {"binary_data_size": len(raw)}
             pieces.append(raw)
         else:

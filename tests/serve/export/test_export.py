@@ -46,6 +46,7 @@ def test_a_module_of_pytorch(tmp_path):
         "ids": ("INT64", (-1, 3)),
         "mask": ("FP32", (-1, 3)),
     }
+    assert [info.name for info in done.outputs] == ["rows", "scores"]
     stage = Stage.load(path.read_bytes(), name="m")
     assert stage.digest == done.digest
     inputs = {"ids": np.arange(6, dtype=np.int64).reshape(2, 3), "mask": np.ones((2, 3), np.float32)}
@@ -85,8 +86,9 @@ def test_what_does_not_answer_as_the_model_does_is_not_written(tmp_path):
 
 
 def test_what_cannot_be_exported_says_why(tmp_path, capfd):
-    with pytest.raises(ModelFormatError, match=r"PyTorch cannot export it: .*data-dependent"):
+    with pytest.raises(ModelFormatError, match=r"PyTorch cannot export it: .*data-dependent") as refused:
         export(Branching(), tmp_path / "model.onnx", example=torch.ones(2, 3))
+    assert "For more" not in refused.value.message  # one sentence, not the first of its advice
     with pytest.raises(UsageError, match="example: missing"):
         export(Scorer(), tmp_path / "model.onnx")
     with pytest.raises(UsageError, match="does not run on it"):

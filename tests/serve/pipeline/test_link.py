@@ -13,13 +13,22 @@ import numpy as np
 import pytest
 
 from strongroom.channel import Channel, Identity, TlsChannel, accept, connect, expect_key
-from strongroom.errors import ChannelError, IntegrityError, ServeError, StrongroomError, UnansweredError
+from strongroom.errors import (
+    ChannelError,
+    IntegrityError,
+    ServeError,
+    StrongroomError,
+    TooLargeError,
+    UnansweredError,
+)
+from strongroom.serve.ending import Ending
 from strongroom.serve.pipeline import alive, frames, part
 from strongroom.serve.pipeline.link import Link
 from strongroom.serve.pipeline.model import PipelineModel
 from strongroom.serve.pipeline.tick import Tick
 from strongroom.serve.stage import Stage
 from tests.serve.pipeline.world import model, pieces, pipeline
+from tests.serve.world import ENDLESS, turning
 
 pytest.importorskip("onnxruntime")
 
@@ -114,7 +123,7 @@ def test_what_a_broken_link_had_not_answered_is_sent_again(parts, whole):
     assert link.wait()
 
     class Dies:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             parts.stages = healthy
             parts.sockets[2][-1].shutdown(socket.SHUT_RDWR)
             raise ServeError("never read")
@@ -147,7 +156,7 @@ def test_a_request_fails_at_its_deadline_and_its_answer_is_dropped(stages, whole
     gate = threading.Event()
 
     class Slow:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             gate.wait()
             return stages[1].infer(tensors, names)
 
@@ -240,7 +249,7 @@ def test_on_a_tick_when_and_how_long_frames_are_tells_nothing_of_an_input(stages
         clock, seen = Clock(), []
 
         class Works:
-            def infer(self, tensors, names):
+            def infer(self, tensors, names, ending=None):
                 clock.sleep(0.03 if tensors["x"].any() else 0.01)
                 return stages[0].infer(tensors, names)
 
@@ -359,7 +368,7 @@ def test_replicas_share_the_requests_and_one_takes_over_what_the_other_had(stage
     first = threading.Lock()
 
     class Stuck:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             if first.acquire(blocking=False):
                 taken.release()
                 over.wait()
@@ -389,7 +398,7 @@ def test_a_part_that_says_nothing_is_left(stages, whole, monkeypatch):
     silent, over = threading.Event(), threading.Event()
 
     class Hangs:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             if not silent.is_set():
                 silent.set()
                 over.wait()
@@ -410,7 +419,7 @@ def test_a_part_that_works_for_long_says_so_and_is_asked_once(stages, whole, mon
     beats, runs = threading.Semaphore(0), []
 
     class Slow:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             runs.append(1)
             beats.acquire()
             beats.acquire()
@@ -431,6 +440,102 @@ def test_a_part_that_works_for_long_says_so_and_is_asked_once(stages, whole, mon
         parts.close()
 
 
+def test_a_part_ends_its_work_once_nobody_waits_for_it(stages, whole, monkeypatch):
+    """A request past its deadline: the front door leaves the part, which ends the run and answers others."""
+    monkeypatch.setattr(alive, "BEAT_SECONDS", 0.01)
+    ended, turns = threading.Event(), Stage.load(turning(), name="turning")
+
+    class Turns:
+        def infer(self, tensors, names, ending=None):
+            [value] = tensors.values()
+            if np.isnan(value).any():
+                try:
+                    turns.infer({"x": np.zeros(1, np.float32), "turns": np.array(ENDLESS)}, ending=ending)
+                finally:
+                    ended.set()
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Turns()])
+    try:
+        assert all(link.wait() for link in parts.links)
+        with pytest.raises(UnansweredError, match="did not answer"):
+            PipelineModel(parts.pipeline, parts.links, deadline=0.3).infer({"x": np.full_like(X, np.nan)})
+        assert ended.wait(60)
+        served = PipelineModel(parts.pipeline, parts.links)
+        next(served._numbers)  # one service has one row of numbers
+        assert close_to(only(served.infer({"x": X})), only(whole.infer({"x": X})))
+        assert any("nobody waits for" in each for each in parts.said)
+    finally:
+        parts.close()
+
+
+def test_a_part_clears_what_it_has_sent(stages):
+    """Before it waits for the next request."""
+    kept: list[np.ndarray] = []
+
+    class Keeps:
+        def infer(self, tensors, names, ending=None):
+            results = stages[1].infer(tensors, names)
+            kept.extend(results.values())
+            return results
+
+    parts = Parts([stages[0], Keeps()])
+    try:
+        served = PipelineModel(parts.pipeline, parts.links)
+        assert only(served.infer({"x": X})).any() and only(served.infer({"x": X})).any()
+        assert not kept[0].any()
+    finally:
+        parts.close()
+
+
+def test_a_request_whose_client_has_gone_waits_for_no_part(stages):
+    gate, gone = threading.Event(), Ending()
+
+    class Waits:
+        def infer(self, tensors, names, ending=None):
+            gone.end()
+            gate.wait()
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Waits()])
+    try:
+        with pytest.raises(UnansweredError, match="nobody waits"):
+            PipelineModel(parts.pipeline, parts.links).infer({"x": X}, ending=gone)
+    finally:
+        gate.set()
+        parts.close()
+
+
+def test_a_request_of_more_rows_than_a_batch_runs_in_several(stages, whole):
+    """So that parts need no more memory than the plan says; the last is filled up."""
+    rows, inputs = [], np.concatenate([X + place for place in range(9)])
+
+    class Counts:
+        def infer(self, tensors, names, ending=None):
+            [value] = tensors.values()
+            rows.append(len(value))
+            return stages[1].infer(tensors, names)
+
+    parts = Parts([stages[0], Counts()], pipeline(batch=4, delay=0))
+    served = PipelineModel(parts.pipeline, parts.links)
+    try:
+        assert close_to(only(served.infer({"x": inputs})), only(whole.infer({"x": inputs})))
+        assert rows == 5 * [4]
+        assert only(served.infer({"x": inputs[:0]})).shape == only(whole.infer({"x": inputs[:0]})).shape
+    finally:
+        served.close()
+        parts.close()
+
+
+def test_what_the_enclaves_have_not_the_memory_for_is_refused(parts, whole):
+    """By a plan for one row, in enclaves with memory for three times that."""
+    served = PipelineModel(replace(parts.pipeline, times=3), parts.links)
+    three = np.concatenate([X, X[:1]])
+    assert close_to(only(served.infer({"x": three})), only(whole.infer({"x": three})))
+    with pytest.raises(TooLargeError, match=r"got \[4, 64\], the plan is for \[1, 64\] .* 3 times that"):
+        served.infer({"x": np.concatenate([X, X])})
+
+
 def test_patience_doubles_until_something_comes():
     ours = alive.Patience()
     before = ours.seconds
@@ -446,7 +551,7 @@ def test_a_request_that_ends_its_part_each_time_fails_and_the_others_do_not(stag
     runs = []
 
     class Dies:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             [value] = tensors.values()
             if np.isnan(value).any():
                 runs.append(1)
@@ -481,7 +586,7 @@ def test_what_nobody_waits_for_is_forgotten_while_its_part_is_away():
 
 def test_a_part_without_the_memory_for_a_request_says_so(stages):
     class Full:
-        def infer(self, tensors, names):
+        def infer(self, tensors, names, ending=None):
             raise MemoryError
 
     parts = Parts([Full(), stages[1]])

@@ -28,6 +28,7 @@ def test_the_picture_has_every_unit_and_every_cut(tmp_path: Path):
         "stage 1   units 0 to 1",
         "stage 2   units 2 to 4",
         "1 <script>",
+        "4 MatMul, Add, Relu",
         "output, 41 B",
         "cut, 40 B",
     ):

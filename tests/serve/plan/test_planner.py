@@ -12,6 +12,7 @@ from benchmarks.plan_search import as_good, every_small_ask, random_asks, search
 from strongroom.errors import ServeError, UsageError
 from strongroom.serve.plan import Ask, Costs, Enclaves, Paging, Placed, Transfer, solve
 from strongroom.serve.plan.costs import NEVER
+from strongroom.serve.plan.paging import PAGE
 from strongroom.serve.plan.solution import Tables
 
 FREE = Transfer(0, 0)
@@ -151,10 +152,24 @@ def test_stages_that_are_no_plan_are_refused():
             tables.judge(stages)
 
 
+def test_what_a_stage_holds_and_no_unit_touches_does_not_page():
+    paging = Paging(1000, 100, "test")
+
+    def spent(**touched: object) -> int:
+        chain = Costs([10 * PAGE, 10 * PAGE], [50 * PAGE, 0], [10, 10], [0] * 3, **touched)  # type: ignore[arg-type]
+        tables = Tables(Ask(chain, [Enclaves(30 * PAGE)], FREE, paging=paging))
+        return tables.judge([Placed(0, 2, 0)]).latency_ns
+
+    assert spent() == 20 + 40 * 1000  # all 70 pages
+    assert spent(reads=[10 * PAGE] * 2, active=[5 * PAGE, 0]) == 20
+    assert spent(reads=[10 * PAGE, PAGE], active=[21 * PAGE, 0]) == 20 + 2 * 1000
+    assert spent(measured=[(0, 2, 70 * PAGE, 31 * PAGE)]) == 20 + 1000
+
+
 def test_what_was_measured_counts_and_not_what_its_hungriest_unit_takes_alone():
-    chain = Costs([5, 5], [90, 0], [10, 10], [0] * 3, fixed=1, measured=[(0, 2, 20)])
+    chain = Costs([5, 5], [90, 0], [10, 10], [0] * 3, fixed=1, measured=[(0, 2, 20, 20)])
     assert len(solve(Ask(chain, [Enclaves(20)], FREE)).stages) == 1
     with pytest.raises(ServeError):
         solve(Ask(chain, [Enclaves(19)], FREE))
     with pytest.raises(UsageError, match="measured runs"):
-        costs([1, 1], measured=[(1, 1, 1)])
+        costs([1, 1], measured=[(1, 1, 1, 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from strongroom.errors import FormatError, ServeError, UsageError
@@ -12,8 +13,9 @@ from strongroom.serve.graph import load, units
 from strongroom.serve.plan import Enclaves, Paging, Transfer, Wanted, compare, make, prepare, remembered, split_as
 from strongroom.serve.plan.cache import Cache
 from strongroom.serve.plan.prober import Taken
-from strongroom.serve.plan.profile import batch_sizes
+from strongroom.serve.plan.profile import batch_sizes, profile
 from tests.serve.plan.world import network
+from tests.serve.world import ENDLESS, turning
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process's memory is told on Linux alone")
 
@@ -88,3 +90,23 @@ def test_a_batch_is_the_first_dimension_that_a_model_leaves_open():
     fixed = units(load(network(8, 1, batch=1).SerializeToString()))
     with pytest.raises(UsageError, match="fixes its first dimension"):
         batch_sizes(fixed, 4, {})
+
+
+def endless() -> bytes:
+    """A model whose Loop turns for ever, and gives a tensor of a size that only a run tells."""
+    proto = onnx.load_model_from_string(turning())
+    del proto.graph.input[1]
+    proto.graph.initializer.append(onnx.helper.make_tensor("turns", onnx.TensorProto.INT64, [], [ENDLESS]))
+    proto.graph.node.append(onnx.helper.make_node("NonZero", ["y"], ["found"]))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("found", onnx.TensorProto.INT64, [1, None]))
+    return bytes(proto.SerializeToString())
+
+
+def test_a_loop_without_an_end_ends_the_profile(monkeypatch):
+    """And its sizes are not waited for."""
+    monkeypatch.setattr("strongroom.serve.plan.prober.MOST_SECONDS", 0.3)
+    monkeypatch.setattr("strongroom.serve.graph.shapes._MOST_SECONDS", 0.1)
+    prepared = prepare(load(endless()), memory=1 << 30)
+    with pytest.raises(ServeError, match=r"units 0 to \d did not run a few times within 0\.3 s") as late:
+        profile(prepared.chain, threads=1)
+    assert late.value.hint and "Loop" in late.value.hint

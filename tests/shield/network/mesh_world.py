@@ -87,6 +87,7 @@ class Enclave:
         self.address = IPv4Address("10.0.0.1") + number
         self.member = Member(policy, number, self.address, key.public.fingerprint, self.outside.getsockname())
         self.identity = world.identity(key, policy)
+        self.credentials = Credentials(lambda: self.identity)
         self.asked = threading.Event()
         self._inside = ThreadPoolExecutor(1)
         self.proxy, self.rules = self.run(self._raise, options)
@@ -100,7 +101,7 @@ class Enclave:
             inside=inside,
             outside=self.outside,
             dial=self.world.socket,
-            credentials=Credentials(lambda: self.identity),
+            credentials=self.credentials,
             ask=self.asked.set,
             **options,
         )

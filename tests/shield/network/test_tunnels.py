@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from strongroom.shield.network import openings, tunnel
+from strongroom.shield.network import openings, roles, tunnel
 from strongroom.shield.network.namespace import unreachable
 from tests.shield.network.mesh_world import receive
 
@@ -57,7 +57,7 @@ def test_a_port_is_waited_for_until_somebody_has_listened_there(mesh, monkeypatc
     late = one.connect(other, 7002)
     with pytest.raises(ConnectionResetError):
         late.recv(1)
-    monkeypatch.setattr(tunnel, "PATIENCE", 0.0)
+    monkeypatch.setattr(roles, "PATIENCE", 0.0)
     with pytest.raises(ConnectionResetError):
         one.connect(other, 7003).recv(1)
     assert one.refusals == {"refused": 2}

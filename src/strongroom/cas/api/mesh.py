@@ -26,6 +26,7 @@ from strongroom.errors import FormatError, UnauthorizedError
 
 _LOOK = 1.0  # how often one looks for whose lease has ended, and for what other instances have told
 _ENDPOINT = re.compile(r"(?:\[([0-9a-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})")
+_KEY = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")  # 32 bytes
 _MEMBER = table(
     {
         "policy": POLICY,
@@ -34,6 +35,7 @@ _MEMBER = table(
         "key": DIGEST,
         "endpoint": TEXT,
         "ports": listed(NUMBER),
+        "wireguard?": TEXT,
     }
 )
 _PLACE = table({"policy": POLICY, "first": TEXT, "count": NUMBER})
@@ -53,7 +55,7 @@ class MeshApi:
                 self.join,
                 "Be told of to peers, as one whose proxy listens there",
                 "attested enclave",
-                request={"endpoint": matching(_ENDPOINT.pattern)},
+                request={"endpoint": matching(_ENDPOINT.pattern), "wireguard?": matching(_KEY.pattern)},
                 response={
                     "number": NUMBER,
                     "address": TEXT,
@@ -76,10 +78,10 @@ class MeshApi:
 
     async def join(self, request: Request) -> Response:
         body = await read_body(request)
-        endpoint = _endpoint(body)
+        endpoint, key = _endpoint(body), _key(body)
         policy, lease = attested_lease(self._context, request)
         now = self._context.now()
-        place = self._context.mesh.join(policy, lease, endpoint, now=now)
+        place = self._context.mesh.join(policy, lease, endpoint, now=now, wireguard=key)
         told = self._context.mesh.told(policy, lease.key, now=now)
         self._context.watchers.ring()
         answer = {"number": place.number, "address": str(place.address), "instances": policy.instances}
@@ -127,4 +129,12 @@ def _endpoint(body: dict[str, object]) -> str:
             raise ValueError
     except ValueError:
         raise FormatError(f"endpoint: got {text[:80]!r}, wanted ADDRESS:PORT of one machine, in numbers") from None
+    return text
+
+
+def _key(body: dict[str, object]) -> str:
+    """The key of its device; empty without one."""
+    text = text_field(body, "wireguard") if "wireguard" in body else ""
+    if text and not _KEY.fullmatch(text):
+        raise FormatError(f"wireguard: got {text[:80]!r}, wanted a public key, 32 bytes in base64")
     return text

@@ -20,6 +20,7 @@ from strongroom.cas.client.address import MAX_ANSWER, TIMEOUT, cas_expectation
 from strongroom.cas.client.anchor import CasAnchor, policy_path
 from strongroom.cas.client.appraisal import greetings
 from strongroom.cas.client.mesh import MeshWatch
+from strongroom.cas.client.outside import Reached, Served, reached, served
 from strongroom.cas.client.watch import RevocationWatch
 from strongroom.cas.log.head import CasHttp, MemoryHead
 from strongroom.cas.wire import (
@@ -69,6 +70,8 @@ class Provisions:
         deposits: the secrets that an enclave of this policy writes.
         paths: rules for paths: path, rule and vault, each.
         wanted: what else of the policy this enclave must enforce, or refuse.
+        egress: the hosts that it may reach.
+        publish: the services that it has for outsiders.
         root_secret, root_key: of the CAS, the key sealed: for another instance of it alone (`unseal/peer.py`).
         lease: its number.
         seconds: for which the lease counts, from when it was asked for.
@@ -83,6 +86,8 @@ class Provisions:
     deposits: tuple[str, ...] = ()
     paths: tuple[tuple[str, str, str], ...] = ()
     wanted: tuple[str, ...] = ()
+    egress: tuple[Reached, ...] = ()
+    publish: tuple[Served, ...] = ()
     lease: int = 0
     seconds: int = ATTESTED_SECONDS
     root_secret: bytes = field(default=b"", repr=False)
@@ -263,9 +268,14 @@ class EnclaveSession:
         """The fingerprint of this enclave's key."""
         return self._identity.key.public.fingerprint
 
-    def join_mesh(self, endpoint: str) -> dict[str, Any]:
-        """Have peers told that this enclave's proxy listens there; its address, and who else is there."""
-        return self.post("/v1/mesh/join", {"endpoint": endpoint})
+    def join_mesh(self, endpoint: str, wireguard: bytes = b"") -> dict[str, Any]:
+        """Have peers told that this enclave's proxy listens there; its address, and who else is there.
+
+        Args:
+            wireguard: the key of its device, which then is what peers reach there.
+        """
+        key = {"wireguard": b64(wireguard)} if wireguard else {}
+        return self.post("/v1/mesh/join", {"endpoint": endpoint, **key})
 
     def watch_mesh(self, on_news: Callable[[Mapping[str, Any]], None], on_lost: Callable[[], None]) -> MeshWatch:
         """Be told of the mesh's members, on connections of its own; as `MeshWatch`."""
@@ -448,6 +458,8 @@ def _provisions(opened: bytes, policy_digest: str, certificate: Certificate) -> 
             deposits=tuple(str(name) for name in configuration["deposits"]),
             paths=tuple((str(p["path"]), str(p["rule"]), str(p["vault"])) for p in configuration["paths"]),
             wanted=tuple(str(name) for name in configuration["wanted"]),
+            egress=reached(configuration["egress"]),
+            publish=served(configuration["publish"]),
             root_secret=bytes_field(configuration["cas"], "root_secret") if "cas" in configuration else b"",
             root_key=bytes_field(configuration["cas"], "root_key") if "cas" in configuration else b"",
         )

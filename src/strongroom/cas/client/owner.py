@@ -115,6 +115,10 @@ class OwnerClient:
         """How the CAS is: `docs/spec/cas.md` has the fields."""
         return self._http.get("/v1/status")
 
+    def root_certificate(self) -> Certificate:
+        """The certificate of its root key, which is the one that was named."""
+        return next(each for each in self._http.connect().peer if each.key.fingerprint == self._cas_root)
+
     def login(self, token: str) -> str:
         """Log in with an issuer's token once more: as whom, which is what a policy's administrators are named by."""
         return text_field(self._http.post("/v1/login", {"token": token}), "caller")

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from strongroom.cas.policy.network import wanted
@@ -54,6 +55,8 @@ def configuration(store: Store, policy: Policy, now: int, *, replica: int | None
         "deposits": [rule.name for rule in policy.secrets if rule.deposited],
         "paths": [{"path": rule.path, "rule": rule.rule, "vault": rule.vault} for rule in policy.paths],
         "wanted": list(wanted(policy.mesh, policy.egress)),
+        "egress": [asdict(rule) for rule in policy.egress],
+        "publish": [asdict(each) for each in (policy.mesh.publish if policy.mesh else ())],
     }
 
 

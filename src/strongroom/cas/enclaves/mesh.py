@@ -3,7 +3,7 @@
 Rules:
 
 - Only enclaves whose policies have a table `[mesh]` are in it. Enclaves of one policy are peers. Those of two are where
-  each policy names the other in `mesh.peers`: neither owner decides that alone.
+  each policy names the other in `mesh.peers`, and one transport carries both: neither owner decides that alone.
 - A policy may hold a peer, or its own replicas, to measurements: who has another is not told of, nor told. It may hold
   them to ports, too, which is up to the proxy that they connect to.
 - A policy has a block of addresses, numbered in the order in which they are first wanted, and keeps it; but where none
@@ -29,7 +29,13 @@ from strongroom.cas.policy.version import Policy
 from strongroom.cas.state.ledger import Change
 from strongroom.cas.state.store import Store
 from strongroom.crypto import digest
-from strongroom.errors import InstanceLimitError, TooManyRequestsError, UnauthorizedError, UnknownPolicyError
+from strongroom.errors import (
+    FormatError,
+    InstanceLimitError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    UnknownPolicyError,
+)
 
 NETWORK: Final = IPv4Network("10.0.0.0/8")
 BLOCK: Final = 1 << 14
@@ -59,17 +65,27 @@ class Mesh:
         self._store, self._leases = store, leases
         self._moved: dict[str, int] = {}  # when keys have named another endpoint, lately
 
-    def join(self, policy: Policy, lease: Lease, endpoint: str, *, now: int) -> Place:
+    def join(self, policy: Policy, lease: Lease, endpoint: str, *, now: int, wireguard: str = "") -> Place:
         """Have an enclave told of from now on.
+
+        Args:
+            wireguard: the key of its device, if its policy's mesh is carried so.
 
         Raises:
             UnauthorizedError: its policy has no mesh.
             InstanceLimitError: there is no address for it.
             TooManyRequestsError: it has named another endpoint a moment ago.
+            UnauthorizedError: the key is another member's.
+            FormatError: it has a key, and its policy's mesh is carried otherwise, or the other way round.
         """
         if policy.mesh is None:
             raise UnauthorizedError(
                 f"policy {policy.name}: has no table [mesh]", hint="a policy whose enclaves talk to each other has one"
+            )
+        if policy.mesh.wired != bool(wireguard):
+            wanted = "the key of a device" if policy.mesh.wired else "none"
+            raise FormatError(
+                f"wireguard: wanted {wanted}: policy {policy.name} says mesh.transport {policy.mesh.transport}"
             )
         with self._store.transaction():
             block = self._block(policy.name)
@@ -90,7 +106,9 @@ class Mesh:
             if number >= BLOCK - 1:
                 raise InstanceLimitError(f"mesh: policy {policy.name} has {BLOCK - 1} places, and none is free")
             place = Place(number, _first(block) + number, endpoint)
-            row = {"number": number, "endpoint": endpoint}
+            if wireguard:
+                self._check_own(wireguard, lease.key, now)
+            row = {"number": number, "endpoint": endpoint} | ({"wireguard": wireguard} if wireguard else {})
             if row == before:
                 return place
             if before is not None:
@@ -102,6 +120,13 @@ class Mesh:
             detail = {"lease": lease.number, "number": number, "address": str(place.address), "endpoint": endpoint}
             self._store.change_rows(changes, event="joined", policy=policy.name, detail=detail, now=now)
         return place
+
+    def _check_own(self, wireguard: str, key: str, now: int) -> None:
+        """Raises UnauthorizedError if the device's key is another living member's, which would be cut off by it."""
+        for policy in self._store.row_groups("mesh"):
+            named = [other for other, row in self._rows(policy) if row.get("wireguard") == wireguard and other != key]
+            if named and any(each.key in named for each in self._leases.live(policy, now)):
+                raise UnauthorizedError("wireguard: the key is another member's")
 
     def _move(self, key: str, now: int) -> None:
         """Each is an entry of the log, and news for all peers."""
@@ -130,6 +155,8 @@ class Mesh:
                 for other, row in self._rows(each.name):
                     if other not in live or other == key or len(members) == MAX_TOLD:
                         continue
+                    if ("wireguard" in row) != (policy.mesh is not None and policy.mesh.wired):
+                        continue
                     if not pinned.measurements or live[other] in pinned.measurements:
                         members.append(
                             {
@@ -139,6 +166,7 @@ class Mesh:
                                 "key": other,
                                 "endpoint": row["endpoint"],
                                 "ports": list(pinned.ports),
+                                **({"wireguard": row["wireguard"]} if "wireguard" in row else {}),
                             }
                         )
         told: dict[str, Any] = {"members": members, "places": places}
@@ -158,7 +186,9 @@ class Mesh:
                 other = self._store.policy(name)
             except UnknownPolicyError:
                 continue
-            if name != policy.name and other.mesh is not None and policy.name in other.mesh.peers:
+            if name == policy.name or other.mesh is None or other.mesh.transport != policy.mesh.transport:
+                continue
+            if policy.name in other.mesh.peers:
                 yield other, policy.mesh.pin(name), other.mesh.pin(policy.name)
 
     def _rows(self, policy: str) -> Sequence[tuple[str, dict[str, Any]]]:

@@ -161,7 +161,7 @@ class CasHttp(HttpClient):
         method: str,
         path: str,
         *,
-        body: bytes | Sequence[bytes] = b"",
+        body: bytes | Sequence[bytes | memoryview] = b"",
         headers: Mapping[str, str] | None = None,
         fresh: bool = False,
     ) -> Response:
@@ -211,7 +211,13 @@ class CasHttp(HttpClient):
         return stream
 
     def _patient(
-        self, method: str, path: str, *, body: bytes | Sequence[bytes], headers: Mapping[str, str], fresh: bool
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | Sequence[bytes | memoryview],
+        headers: Mapping[str, str],
+        fresh: bool,
     ) -> Response:
         """Ask, and where the CAS says that it is too much, at most twice again when it says, if that is soon."""
         for left in reversed(range(_TRIES)):

@@ -252,6 +252,8 @@ def changed_mesh(old: Mesh | None, new: Mesh | None) -> Iterator[Change]:
     if before.tasks != after.tasks:
         said = [", ".join(each) or "workers all" for each in (before.tasks, after.tasks)]
         yield Change("mesh.tasks", "other", f"were {said[0]}, are {said[1]}")
+    if old is not None and new is not None and before.transport != after.transport:
+        yield Change("mesh.transport", "other", f"was {before.transport}, is {after.transport}")
 
 
 def _changed_pin(policy: str, before: Pinned, after: Pinned) -> Iterator[Change]:
@@ -275,12 +277,16 @@ def changed_egress(old: Sequence[EgressRule], new: Sequence[EgressRule]) -> Iter
     for host, before, after in _pairs(*rules):
         key = f"egress.{host}"
         if before is None and after is not None:
-            yield Change(key, "more", f"the program may reach it, vouched for by {_root(after)}")
+            yield Change(key, "more", f"the program may reach it, vouched for by {_root(after)}{_judge(after)}")
         elif after is None:
             yield Change(key, "less", "the program may not reach it any more")
-        elif before is not None and before.ca != after.ca:
-            effect: Effect = "more" if after.ca == "system" else "less" if before.ca == "system" else "other"
-            yield Change(f"{key}.ca", effect, f"was {_root(before)}, is {_root(after)}")
+        elif before is not None:
+            if before.root != after.root:
+                effect: Effect = "more" if after.ca == "system" else "less" if before.ca == "system" else "other"
+                yield Change(f"{key}.ca", effect, f"was {_root(before)}, is {_root(after)}")
+            if before.tls != after.tls:
+                effect = "more" if after.tls == "program" else "less"
+                yield Change(f"{key}.tls", effect, f"the {before.tls} judged it, the {after.tls} does")
 
 
 def _host(rule: EgressRule) -> str:
@@ -288,7 +294,11 @@ def _host(rule: EgressRule) -> str:
 
 
 def _root(rule: EgressRule) -> str:
-    return "any of the system's roots" if rule.ca == "system" else f"the root {rule.ca}"
+    return "any of the system's roots" if rule.ca == "system" else f"the root {rule.root}"
+
+
+def _judge(rule: EgressRule) -> str:
+    return "" if rule.tls == "enclave" else ", if the program looks"
 
 
 def _pairs(old: Mapping[str, T], new: Mapping[str, T]) -> Iterator[tuple[str, T | None, T | None]]:

@@ -4,14 +4,15 @@ A document that the parser takes is valid, and one that it refuses is not, excep
 twice (names, places, variables, ports, keys), a place within another or of characters that cannot be printed, names
 that nothing has (of secrets in templates, of vaults, of an administrator's resources), an owner's key that is not on
 the curve, a threshold above the number of owners, replicas' numbers above `instances`, numbers with a fraction
-(``1.0``), a date-time in quotes, spellings of IPv6 addresses, registers and lengths that evidence of the kinds in
+(``1.0``), a date-time in quotes, spellings of IPv6 addresses, addresses and names that enclaves use among themselves,
+what a certificate holds, registers and lengths that evidence of the kinds in
 `tees` never has, and limits of the document as a whole. What `strongroom policy check` says counts.
 """
 
 from __future__ import annotations
 
 from strongroom.attest.reference import MEASUREMENT
-from strongroom.cas.policy.network import CA, DOMAIN, MAX_PORT, TASK
+from strongroom.cas.policy.network import CA, DOMAIN, ENDS, MAX_EGRESS, MAX_PORT, MAX_PUBLISHED, TASK, TRANSPORTS
 from strongroom.cas.policy.owners import MAX_OWNERS, OWNER_NAME
 from strongroom.cas.policy.places import (
     FRESHNESS,
@@ -62,7 +63,7 @@ def policy_schema() -> Schema:
             "sealed": array(_sealed(), "Files that are sealed by themselves."),
             "paths": array(_path(), "How files below a path are kept; the longest path wins."),
             "mesh": _mesh(),
-            "egress": array(_egress(), "The hosts that the program may reach."),
+            "egress": array(_egress(), "The hosts that the program may reach.", maxItems=MAX_EGRESS),
         },
         required=("policy",),
     )
@@ -280,9 +281,10 @@ def _mesh() -> Schema:
         "Whom the program may reach, and who may reach it, through attested channels.",
         {
             "peers": array(string(POLICY_NAME.pattern), "Policies whose enclaves are peers.") | {"uniqueItems": True},
-            "publish": array(published, "Services for outsiders."),
+            "publish": array(published, "Services for outsiders.", maxItems=MAX_PUBLISHED),
             "pinned": array(_pinned(), "What peers are held to."),
             "tasks": array(string(TASK.pattern), "Of each replica, its kind of task, for TensorFlow."),
+            "transport": {"enum": list(TRANSPORTS), "description": f"What carries it; {TRANSPORTS[0]} if absent."},
         },
         required=(),
     )
@@ -309,7 +311,8 @@ def _egress() -> Schema:
                 "anyOf": [string(DOMAIN.pattern), string(_IPV4), string(_IPV6)],
             },
             "port": integer(1, MAX_PORT, "Its port."),
-            "ca": text(CA.pattern, "system, or the digest of the one root that may vouch for it."),
+            "ca": text(CA.pattern, "system, or the one root that may vouch for it: its certificate's digest, or that."),
+            "tls": {"enum": list(ENDS), "description": f"Who makes TLS to it; {ENDS[0]} if absent."},
         },
         required=("host", "port", "ca"),
     )

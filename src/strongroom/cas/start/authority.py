@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,8 @@ AUTHORITY_FILE = "root.key"
 _AUTHORITY_MARK = b"strongroom/cas/root-key/v1\n"
 _AUTHORITY_LABEL = "strongroom/cas/root-key/v1"
 _MAX_AUTHORITY = 1 << 14
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_OF_TWO_LABELS = re.compile(rf"({_LABEL})/({_LABEL})")  # a dot within either would make two policies' names one
 # After the certificate, where readers of PEM see nothing: whether the database holds a start mode, and since when.
 _CREATED_MARK, _HELD_MARK = b"created with a start mode\n", b"holds a start mode\n"
 
@@ -117,11 +120,15 @@ class Authority:
     def certify_enclave(self, public: PublicKey, policy: str, *, now: dt.datetime, end: int) -> Certificate:
         """A certificate that names the policy which the key's enclave was appraised under.
 
+        Where no other policy can have it, it has the policy's name in the mesh too, for outsiders' TLS clients.
+
         Args:
             end: of its validity, in Unix seconds.
         """
         uri = f"spiffe://strongroom/{policy}"
         hosts = ["localhost", "127.0.0.1", "::1"]
+        if found := _OF_TWO_LABELS.fullmatch(policy):
+            hosts.append(f"{found[2]}.{found[1]}.mesh")
         lifetime = dt.datetime.fromtimestamp(end, dt.UTC) - now
         return self._ca.issue(public, policy, now=now, lifetime=lifetime, uris=[uri], hosts=hosts)
 

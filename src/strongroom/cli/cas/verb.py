@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cas_verify.configure(actions.add_parser("verify", help="appraise it by its own evidence, before it is trusted"))
     for name, summary in (
         ("status", "how it is, and who it is"),
+        ("root", "print its root's certificate, for TLS clients of published services"),
         ("policies", "list one's policies"),
         ("enclaves", "list the enclaves that live under one's policies"),
         ("revoke", "end enclaves at once"),
@@ -146,6 +147,12 @@ def _deal(args: argparse.Namespace, address: CasAddress, home: Home) -> int:
                 mine: dict[str, object] = {"url": address.url, "owner": own}
                 mine |= {} if token is None else {"login": client.login(token())}
                 cas_status.status(args, client, **mine, simulated_vendor=home.vendor().root_digest)
+            case "root":
+                pem = client.root_certificate().pem().decode()
+                if args.json:
+                    output.result({"certificate": pem, "cas": address.url, "cas_root": address.cas_root})
+                else:
+                    _show(pem)
             case "policies":
                 cas_status.policies(args, client)
             case "namespace":

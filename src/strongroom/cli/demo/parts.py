@@ -104,7 +104,8 @@ def _plan(show: Show, work: Path, model: bytes) -> Plan:
 
     show.doing("planning: each unit is loaded and run here once")
     prepared = prepare(load(model), memory=_MEMORY)
-    profile = remembered(prepared.chain, Cache(work / "profiles"), threads=len(os.sched_getaffinity(0)))
+    threads = len(os.sched_getaffinity(0))
+    profile = remembered(prepared.chain, Cache(work / "profiles"), batch=_AT_ONCE, threads=threads)
     plan = make(prepared, profile, Wanted((Enclaves(_MEMORY),), transfer(), shared=1), None)
     write(draw(plan, profile.costs, SCRIPT), work / "plan.svg")
     show.fact(

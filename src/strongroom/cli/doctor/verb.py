@@ -131,8 +131,8 @@ def _network(probe: Probe) -> Iterator[Row]:
         "wireguard",
         "ok" if there else "missing",
         "the kernel has it" if there else "not in this kernel",
-        "nothing yet: the mesh is TLS",
-        "a kernel with CONFIG_WIREGUARD",
+        'policies with mesh.transport = "wireguard"',
+        "a kernel with CONFIG_WIREGUARD; simulated enclaves also take wireguard-go",
     )
 
 

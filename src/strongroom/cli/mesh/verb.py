@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from strongroom.cli import output
-from strongroom.cli.mesh.told import prometheus, running
+from strongroom.cli.mesh.told import outside, prometheus, running
 from strongroom.cli.parser import add_debug
 from strongroom.cli.workspace import Home
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     elif statuses:
         output.stdout.print(_table(statuses))
     else:
-        output.note("no enclave with a mesh runs here")
+        output.note("no enclave with a mesh runs here, nor one with hosts outside")
     return 0
 
 
@@ -65,10 +65,18 @@ def _table(statuses: list[dict[str, Any]]) -> Table:
         for member in status["members"]:
             counts = (str(member["tunnels"]), str(member["opened"]), _size(member["sent"]), _size(member["received"]))
             table.add_row(Text(f"  {member['name']}"), str(member["address"]), *counts)
-        refused = ", ".join(f"{why} {count}" for why, count in status["refusals"].items() if count)
-        if refused:
-            table.add_row(Text(f"  refused: {refused}"))
+        _refused(table, status["refusals"])
+        for name, each in outside(status):
+            counts = (str(each["connections"]), str(each["opened"]), _size(each["sent"]), _size(each["received"]))
+            table.add_row(Text(f"  {name}"), "outside", *counts)
+            _refused(table, each["refusals"])
     return table
+
+
+def _refused(table: Table, refusals: dict[str, int]) -> None:
+    refused = ", ".join(f"{why} {count}" for why, count in refusals.items() if count)
+    if refused:
+        table.add_row(Text(f"  refused: {refused}"))
 
 
 def _size(count: int) -> str:

@@ -55,6 +55,9 @@ def _warnings(policy: Policy, now: int) -> list[str]:
     for rule in policy.paths:
         if rule.rule == "host":
             told.append(f"paths: what is below {rule.path} is the host's, which reads and changes it")
+    for each in policy.egress:
+        if each.tls == "program":
+            told.append(f"egress: {each.host}:{each.port}: the program itself judges who answers there")
     try:
         check_launchable(policy)
     except EnclaveError as error:

@@ -182,6 +182,17 @@ files = {to_toml(files)}
 # path = "/secrets/upload.conf"
 # content = "token=${{secret.token}}\\n"
 
+# The network is closed, but for what is named here: replicas, other policies that name this one, ports for outsiders.
+# [mesh]
+# peers = ["my/other"]
+# publish = [{{ name = "api", port = 8000 }}]
+
+# And hosts outside, each by the root that may vouch for it: system for any of certifi's, or one in PEM.
+# [[egress]]
+# host = "files.example.com"
+# port = 443
+# ca = "system"
+
 # Somebody else who may do a part of what the administrator may: apply, secrets, anchors, log, revoke, grants,
 # certificates.
 # [[administrators]]

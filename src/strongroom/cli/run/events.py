@@ -24,10 +24,27 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
             return f"mesh: {detail['name']} is {detail['address']}; {others} other member{'s' * (others != 1)} so far"
         case "mesh-ended":
             refused = [f"{count} by {why}" for why, count in detail["refusals"].items() if count]
-            return f"mesh: refused: {', '.join(refused)}" if refused else None
+            name = "mesh" if detail["limit"] else "network"  # of an enclave without a mesh
+            return f"{name}: refused: {', '.join(refused)}" if refused else None
+        case "published":
+            return f"published: {detail['name']} at {detail['endpoint']}, by TLS 1.3 under the CAS's root"
+        case "outside-ended":
+            told = [_describe_outside(f"{each['host']}:{each['port']}", each) for each in detail["egress"]]
+            told += [_describe_outside(str(each["name"]), each) for each in detail["published"]]
+            return f"outside: {'; '.join(told)}"
         case "notice":
             return str(detail["text"])
     return None
+
+
+def _describe_outside(name: str, told: Mapping[str, Any]) -> str:
+    opened = told["opened"]
+    text = f"{name} {opened} connection{'s' * (opened != 1)}"
+    text += f", {told['sent']:,} bytes out, {told['received']:,} in" if opened else ""
+    cut = told["refusals"].get("cut", 0)  # many servers and clients go so
+    text += f", {cut} ended without a word" if cut else ""
+    refused = [f"{count} by {why}" for why, count in told["refusals"].items() if count and why != "cut"]
+    return text + (f", refused {', '.join(refused)}" if refused else "")
 
 
 def _describe_sealed(detail: Mapping[str, Any]) -> str:

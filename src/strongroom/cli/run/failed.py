@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from strongroom.cli import output
@@ -20,6 +20,13 @@ def tell_left_out(files: Mapping[str, Path]) -> None:
         more = f" and {len(missed) - 3} more" if len(missed) > 3 else ""
         names = printable(", ".join(missed[:3]))
         output.note(f"the enclave did not see these files beside the program: {names}{more}; --include adds them")
+
+
+def tell_tools(tools: Sequence[str] | None) -> None:
+    """Name the programs of the system that could be started: what failed may have been refused another."""
+    if tools is not None:
+        could = printable(", ".join(tools)) or "none"
+        output.note(f"the program could start these programs of the system, and no other (--tool): {could}")
 
 
 def name_vaults(error: StrongroomError, vaults: Mapping[str, Path]) -> None:

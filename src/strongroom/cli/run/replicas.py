@@ -45,37 +45,68 @@ def check_count(policy: Policy, count: int, first: int) -> None:
         )
 
 
-def listener_of(place: str | None, cas: CasAddress) -> tuple[socket.socket, str]:
+def listener_of(place: str | None, cas: CasAddress, *, wired: bool = False) -> tuple[socket.socket, str]:
     """A socket for an enclave's proxy, and where peers reach it: the address of this machine that the CAS sees.
 
     Args:
-        place: ``ADDRESS`` or ``ADDRESS:PORT``; None for what leads to the CAS.
+        place: ``ADDRESS`` or ``ADDRESS:PORT``, IPv6 in brackets; None for what leads to the CAS.
+        wired: it is for a WireGuard device: a socket of UDP, which keeps the port until that is made.
 
     Raises:
         UsageError: it is not an address of this machine, or the port is taken.
     """
-    host, _, port = (place or "").partition(":")
-    if place and (not host or (port and not (port.isascii() and port.isdigit() and int(port) < 1 << 16))):
-        raise UsageError(f"--mesh-address: got {place[:80]!r}, wanted ADDRESS or ADDRESS:PORT")
-    if host == "0.0.0.0":  # noqa: S104  # is refused
-        raise UsageError("--mesh-address: 0.0.0.0 is no address that peers can reach", hint="one of this machine's")
+    host, port = _parted(place or "")
+    if host in ("0.0.0.0", "::"):  # noqa: S104  # is refused
+        raise UsageError(f"--mesh-address: {host} is no address that peers can reach", hint="one of this machine's")
     if not host:
         host = _towards(*split_address(cas.url))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if wired and family == socket.AF_INET6:
+        raise UsageError(f"--mesh-address: {host}: WireGuard's peers are reached by IPv4", hint="such an address")
     try:
-        listener = socket.create_server((host, int(port or 0)), backlog=1024)
+        if wired:
+            listener = _kept(host, int(port or 0))
+        else:
+            listener = socket.create_server((host, int(port or 0)), family=family, backlog=1024)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise UsageError(
             f"--mesh-address: {host}:{port or 'any port'}: {why}",
             hint="another port, or none to have one chosen; the address is one of this machine's",
         ) from None
-    return listener, "{}:{}".format(*listener.getsockname()[:2])
+    at = listener.getsockname()[:2]
+    return listener, ("[{}]:{}" if family == socket.AF_INET6 else "{}:{}").format(*at)
+
+
+def _parted(place: str) -> tuple[str, str]:
+    """Address and port, either of which may be empty. Raises UsageError."""
+    if place.startswith("["):
+        host, bracket, rest = place[1:].partition("]")
+        wrong = not bracket or (rest and not rest.startswith(":"))
+        port = rest[1:]
+    else:
+        host, _, port = place.partition(":")
+        wrong = False
+    if wrong or (place and not host) or (port and not (port.isascii() and port.isdigit() and int(port) < 1 << 16)):
+        raise UsageError(f"--mesh-address: got {place[:80]!r}, wanted ADDRESS or ADDRESS:PORT", hint="IPv6 in brackets")
+    return host, port
+
+
+def _kept(host: str, port: int) -> socket.socket:
+    kept = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        kept.bind((host, port))
+    except OSError:
+        kept.close()
+        raise
+    return kept
 
 
 def _towards(host: str, port: int) -> str:
     """The address of this machine from which it reaches another. Nothing is sent."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_DGRAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        family, kind, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
         with socket.socket(family, kind) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import site
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from strongroom.cas.client.address import CasAddress
 from strongroom.cas.client.verification import verify_cas
-from strongroom.cas.policy.network import wanted
+from strongroom.cas.policy.network import EgressRule, Published, wanted
 from strongroom.cas.policy.version import Policy, Program, SealedRule, VaultRule, parse_policy
 from strongroom.cli import output
 from strongroom.cli.cas import address as cas_address
@@ -34,7 +35,9 @@ from strongroom.cli.remembered import (
 from strongroom.cli.run import evidence as run_evidence
 from strongroom.cli.run import words as run_words
 from strongroom.cli.run.events import describe_event
-from strongroom.cli.run.failed import name_vaults, tell_left_out
+from strongroom.cli.run.failed import name_vaults, tell_left_out, tell_tools
+from strongroom.cli.run.outside import by_host, egress_rules, listeners_of
+from strongroom.cli.run.outside import published as published_services
 from strongroom.cli.run.replicas import Replicas, check_count, listener_of, numbered
 from strongroom.cli.run.vaults import made_vaults, only_writer, pairs
 from strongroom.cli.run.words import LOG, MIRROR
@@ -48,8 +51,9 @@ from strongroom.cli.workspace import (
     take_back,
     write_policy,
 )
-from strongroom.enclave.config import PROGRAM_ENTRY, SANDBOX, SERVICE_ENTRY, BootConfig, FileMount, VaultMount
-from strongroom.enclave.enforce import check_enforceable
+from strongroom.enclave.config import PROGRAM_ENTRY, SERVICE_ENTRY, BootConfig, FileMount, VaultMount
+from strongroom.enclave.devices import Devices
+from strongroom.enclave.enforce import able_in, check_enforceable
 from strongroom.enclave.image import Unpacked, with_image
 from strongroom.enclave.launch import Enclave, Isolation, launch
 from strongroom.enclave.machine.kind import Machine
@@ -136,9 +140,10 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
             raise
         finally:
             written = [rule.name for rule in things if rule.access != "read-only"]
-            with home.owner_client(address, reference=cas_reference.of(args)) as client:
-                for name in written:
-                    take_back(client, policy, name, SealedVault.at(vaults[name]))
+            if written and home.has_owner:  # one of several hosts has no policies, and needs no key for them
+                with home.owner_client(address, reference=cas_reference.of(args)) as client:
+                    for name in written:
+                        take_back(client, policy, name, SealedVault.at(vaults[name]))
 
 
 @contextmanager
@@ -158,15 +163,27 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     machine = run_evidence.machine_of(args, None)
     image = image_of(args, home)
     command, files = program_of(command, args.include, image)
+    egress, publish = egress_rules(args.egress), published_services(args.publish)
     digest = image.image.digest if image is not None else ""
     program = Program.literal(command, sorted(files), dict(pairs(args.env, "--env")), digest, args.tool or None)
     sealed, rules = run_words.vaults(args)
     # What a policy would refuse is refused before anything is made.
-    _draft(program, rules)
+    _draft(program, rules, egress, publish)
     written = [sealed[rule.name] for rule in rules if rule.access == "read-write"]
     with made_vaults(written) as keep_vaults, only_writer(written):
         return _run_approved(
-            args, home, command, program, files, sealed, rules, image=image, machine=machine, keep_vaults=keep_vaults
+            args,
+            home,
+            command,
+            program,
+            files,
+            sealed,
+            rules,
+            egress=egress,
+            publish=publish,
+            image=image,
+            machine=machine,
+            keep_vaults=keep_vaults,
         )
 
 
@@ -179,6 +196,8 @@ def _run_approved(
     sealed: Mapping[str, SealedVault],
     rules: tuple[VaultRule, ...],
     *,
+    egress: tuple[EgressRule, ...],
+    publish: tuple[Published, ...],
     image: Unpacked | None,
     machine: Machine | None,
     keep_vaults: Callable[[], object],
@@ -209,8 +228,9 @@ def _run_approved(
             replicas=args.replicas,
             tasks=run_words.tasks(args),
             lease=_ELASTIC_LEASE if args.elastic else None,
+            egress=egress,
+            publish=publish,
         )
-        keep_vaults()  # from here on the CAS knows them
         entrust(client, policy, sealed, restore=restored_here(client, policy))
         if args.mirror and make_directory(sealed[MIRROR]):  # the anchor file is where the CAS's anchor is, now
             output.note(f"made {args.mirror}; its key is {sealed[MIRROR].key_path}")
@@ -218,7 +238,19 @@ def _run_approved(
         try:
             places = {n: v.path for n, v in sealed.items()}
             parts = measured.platform
-            status = _launch(args, home, address, policy, program, files, places, parts, image=image, machine=machine)
+            status = _launch(
+                args,
+                home,
+                address,
+                policy,
+                program,
+                files,
+                places,
+                parts,
+                image=image,
+                machine=machine,
+                begins=keep_vaults,
+            )
             if status:
                 tell_left_out(files)
             return status
@@ -240,7 +272,14 @@ def _launch(
     *,
     image: Unpacked | None = None,
     machine: Machine | None = None,
+    begins: Callable[[], object] = lambda: None,
 ) -> int:
+    """Launch what a policy says, and wait for it.
+
+    Args:
+        platform: parts that were measured already.
+        begins: called when the program begins, and may write to its vaults.
+    """
     events: list[dict[str, Any]] = []
     imported: list[str] = []
     accepted = False
@@ -249,6 +288,8 @@ def _launch(
     def on_event(name: str, detail: Mapping[str, Any]) -> None:
         nonlocal accepted
         accepted |= name == "attested"
+        if name == "running":
+            begins()
         if name == "running" and time.monotonic() - args.began > _SLOW:
             output.note(f"the program has started, after {time.monotonic() - args.began:.0f} seconds")
         if name == "imported":
@@ -274,6 +315,11 @@ def _launch(
         image=image,
         cas_reference=reference,
     )
+    devices = None
+    if policy.mesh is not None and policy.mesh.wired:
+        devices = Devices.here(simulated=machine is None)
+        if devices.program is not None:
+            output.warn(f"mesh: {devices.program.name}, a process of this machine, has the key of its WireGuard device")
     hosts = {path: Path(place) for path, place in pairs(args.host_path, "--host-path")}
     for path in config.host:
         output.warn(f"{path} is {hosts.get(path, 'not given')}, unprotected: the host reads and changes what is there")
@@ -288,8 +334,13 @@ def _launch(
     several = bool(args.replicas)
 
     def start(number: int | None, stdout: int | None, stderr: int | None) -> Enclave:
-        listener, endpoint = (None, "") if policy.mesh is None else listener_of(args.mesh_address, address)
+        listener, endpoint = None, ""
+        if policy.mesh is not None:
+            listener, endpoint = listener_of(args.mesh_address, address, wired=policy.mesh.wired)
+        published: Mapping[str, socket.socket] = {}
         try:
+            turn = list(numbers).index(number) if several else 0
+            published = listeners_of(args.publish, policy, endpoint.rpartition(":")[0].strip("[]"), turn)
             return launch(
                 config,
                 files,
@@ -299,6 +350,9 @@ def _launch(
                 vaults=vaults,
                 listener=listener,
                 endpoint=endpoint,
+                outside=by_host(policy.egress),
+                published=published,
+                devices=devices,
                 knobs={"wait": not args.no_wait},
                 every=args.every or "auto",
                 replica=number,
@@ -313,8 +367,8 @@ def _launch(
                 stderr=stderr,
             )
         except BaseException:
-            if listener is not None:
-                listener.close()
+            for each in (*published.values(), *([listener] if listener is not None else [])):
+                each.close()
             raise
 
     shown = sys.stderr.fileno() if args.json else None
@@ -342,6 +396,8 @@ def _launch(
     save_digests(home)
     if args.json:
         output.result({"policy": policy.name, "exit_status": status, "events": events})
+    if status:
+        tell_tools(program.tools)
     return status
 
 
@@ -426,7 +482,7 @@ def check_launchable(policy: Policy) -> None:
 
 
 def _able(policy: Policy) -> tuple[str, ...]:
-    return ("mesh",) if policy.role == "program" and Isolation.here().measured == SANDBOX else ()
+    return able_in(policy.role, Isolation.here().measured)
 
 
 def program_of(
@@ -476,7 +532,12 @@ def _own_file(word: str, base: Path) -> str | None:
     return path.as_posix() if path.resolve().is_relative_to(base.resolve()) else None
 
 
-def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:
+def _draft(
+    program: Program,
+    rules: tuple[VaultRule, ...],
+    egress: tuple[EgressRule, ...],
+    publish: tuple[Published, ...],
+) -> None:
     """Raises PolicyError if no policy could say this."""
     digest = "sha256:" + "0" * 64
     text = write_policy(
@@ -487,8 +548,10 @@ def _draft(program: Program, rules: tuple[VaultRule, ...]) -> None:
         vendor_root=digest,
         program=program,
         vaults=rules,
+        egress=egress,
+        publish=publish,
     )
-    parse_policy(text)
+    check_launchable(parse_policy(text))
 
 
 def _pass_signals_on(enclave: Enclave | Replicas) -> None:

@@ -97,6 +97,22 @@ def add_unmeasured(parser: argparse.ArgumentParser) -> None:
         help="where peers reach this enclave (default: this machine's address as the CAS sees it, any port)",
     )
     parser.add_argument(
+        "--publish",
+        action="append",
+        default=[],
+        metavar="NAME=[ADDRESS:]PORT",
+        help="outsiders reach the program's port PORT, here at that port; with --policy: where they reach a service of "
+        "it (default: as peers reach this, at the service's own port). Of several replicas each has the next port",
+    )
+    parser.add_argument(
+        "--egress",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="a host that the program may reach, by TLS that the enclave makes; ,ca=FILE: under this root alone (PEM); "
+        ",tls=program: the program makes TLS itself",
+    )
+    parser.add_argument(
         "--no-wait",
         action="store_true",
         help="fail if there is no room for results, instead of waiting until there is",
@@ -118,8 +134,10 @@ def check(args: argparse.Namespace, command: list[str]) -> None:
     tasks(args)
     if args.elastic and args.replicas is None:
         raise UsageError("--elastic: is for several replicas", hint="--replicas N")
-    if args.mesh_address and ":" in args.mesh_address and (args.replicas or 1) > 1:
+    if args.mesh_address and ":" in args.mesh_address.rpartition("]")[2] and (args.replicas or 1) > 1:
         raise UsageError("--mesh-address: one port does not do for several replicas", hint="give the address alone")
+    if args.egress and args.policy:
+        raise UsageError("--egress: a policy of your own says that", hint="[[egress]] in it")
     if args.replicas and args.mirror:
         raise UsageError(
             "--mirror: is one program's", hint="write a policy, and commit in the program (docs/how-to/mirror.md)"

@@ -6,8 +6,9 @@ import contextlib
 import inspect
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,13 @@ def of_torch(model: Any, example: Example | None, *, opset: int | None, framewor
     was = model.training
     model.eval()
     try:
-        answers = _run(model, args, kwargs)
+        answers, names = _run(model, args, kwargs)
         notes: tuple[str, ...] = ()
         try:
             # PyTorch takes a size of 1 for one that never varies.
-            proto = _exported(model, *_doubled(args, kwargs), opset, varying=True)
+            proto = _exported(model, *_doubled(args, kwargs), opset, names, varying=True)
         except ModelFormatError:
-            proto = _exported(model, args, kwargs, opset, varying=False)
+            proto = _exported(model, args, kwargs, opset, names, varying=False)
             notes = ("its sizes are fixed to the example's: the module does not let the first one vary",)
     finally:
         model.train(was)
@@ -59,8 +60,8 @@ def _of_program(program: Any, example: Example | None, opset: int | None, framew
     else:
         given, named = arguments(example, why="")
         args, kwargs = [_tensor(each) for each in given], {name: _tensor(each) for name, each in named.items()}
-    answers = _run(program.module(), args, kwargs)
-    proto = _exported(program, args, kwargs, opset, varying=False)
+    answers, names = _run(program.module(), args, kwargs)
+    proto = _exported(program, args, kwargs, opset, names, varying=False)
     return Made(proto, framework, _feeds(proto, args, kwargs), answers)
 
 
@@ -79,13 +80,18 @@ def _random(program: Any) -> list[Any]:
     return made
 
 
-def _run(module: Any, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
+def _run(module: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """The tensors that it answers with, and their names, if it answers with a mapping of them."""
     try:
         with torch.no_grad():
-            answers = list(flat(_plain(module(*args, **kwargs))))
+            answer = module(*args, **kwargs)
+            answers = list(flat(_plain(answer)))
     except Exception as error:  # of whatever class the module raises
         raise UsageError(f"example: the model does not run on it: {printable(error)[:300]}") from error
-    return [each.detach().cpu().numpy() for each in answers if isinstance(each, torch.Tensor)]
+    tensors = [each.detach().cpu().numpy() for each in answers if isinstance(each, torch.Tensor)]
+    named = answer if isinstance(answer, Mapping) else {}
+    plain = all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in named.items())
+    return tensors, list(named) if plain else []
 
 
 def _plain(answer: Any) -> Any:
@@ -93,7 +99,10 @@ def _plain(answer: Any) -> Any:
     return answer.to_tuple() if hasattr(answer, "to_tuple") else answer
 
 
-def _exported(model: Any, args: list[Any], kwargs: dict[str, Any], opset: int | None, *, varying: bool) -> Any:
+def _exported(
+    model: Any, args: list[Any], kwargs: dict[str, Any], opset: int | None, names: list[str], *, varying: bool
+) -> Any:
+    """Its model proto; outputs get these names, unless an input has one of them."""
     shapes = _varying(model, args, kwargs) if varying else None
     try:
         with _quiet(), torch.no_grad():
@@ -103,16 +112,30 @@ def _exported(model: Any, args: list[Any], kwargs: dict[str, Any], opset: int | 
                 kwargs=kwargs or None,
                 dynamo=True,
                 dynamic_shapes=shapes,
+                output_names=names if names and set(names).isdisjoint(_parameters(model)) else None,
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
             )
     except Exception as error:  # of whatever class, and with pages of advice
-        cause = printable(error.__cause__ or error)[:300]
+        cause = _sentence(printable(error.__cause__ or error))
         raise ModelFormatError(f"model: PyTorch cannot export it: {cause}", hint=_HINT) from error
     if program is None:
         raise ModelFormatError("model: PyTorch made no ONNX of it", hint=_HINT)
     return program.model_proto
+
+
+def _sentence(text: str) -> str:
+    """The first sentence: what comes after it is advice, or a graph."""
+    found = re.match(r"(.{1,300}?)(?:[.!?](?=\s)|$)", " ".join(text.split()))
+    return found[1] if found else f"{text[:299]}…"
+
+
+def _parameters(model: Any) -> set[str]:
+    """What inputs may be called."""
+    if isinstance(model, torch.export.ExportedProgram):
+        return set(model.graph_signature.user_inputs)
+    return set(inspect.signature(model.forward).parameters)
 
 
 _HINT = "torch.export.export(model, args) says what it cannot follow"

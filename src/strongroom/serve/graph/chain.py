@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from strongroom.errors import UsageError, printable
 from strongroom.serve.graph.cuts import cut_places
 from strongroom.serve.graph.model import Model
-from strongroom.serve.graph.row import Row
+from strongroom.serve.graph.row import Row, names_in
 from strongroom.serve.graph.shapes import Tensor
 from strongroom.serve.graph.split import splits
 
 _PER_TENSOR = 4096  # what a tensor costs at a cut besides its bytes, in bytes
 _MOST_TENSORS = 64  # that may cross a cut
-# What sizes are called that exporters compute of others: ``floor(h/2) + 1``.
-_NAMES, _FUNCTIONS = re.compile(r"[^\W\d]\w*"), {"floor", "ceil", "ceiling", "max", "Max", "min", "Min", "Mod"}
 # Operators with a state or a flow of their own: what goes on inside them is never cut.
 WHOLE = {"If", "Loop", "Scan", "SequenceMap", "LSTM", "GRU", "RNN"}
 
@@ -102,7 +99,7 @@ class Chain:
         def told(size: int | str) -> bool:
             if isinstance(size, int) or size in known:
                 return True
-            return not size.startswith("?") and set(_NAMES.findall(size)) - _FUNCTIONS <= known
+            return not size.startswith("?") and names_in(size) <= known
 
         return tuple(each.name for each in self.outputs(start, end) if not all(map(told, each.shape)))
 
@@ -112,6 +109,15 @@ class Chain:
         for unit in self.run(start, end):
             weights.update(unit.weights)
         return sum(weights.values())
+
+    def alive_bytes(self, start: int, end: int, dims: Mapping[str, int] | None = None) -> int:
+        """The most bytes of tensors that are alive at once while these units run as a stage.
+
+        Args:
+            dims: as `frontier_bytes` has them.
+        """
+        self.run(start, end)
+        return self.row.alive(self.places[start], self.places[end], dims or {})
 
     def inputs(self, start: int, end: int) -> tuple[Tensor, ...]:
         """What a stage of these units takes, of ``frontier(start)``."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -26,6 +28,7 @@ _RANDOM = {
     "Bernoulli",
     "Dropout",
 }
+_NAMES, _FUNCTIONS = re.compile(r"[^\W\d]\w*"), {"floor", "ceil", "ceiling", "max", "Max", "min", "Min", "Mod"}
 _ATTRIBUTES = 1024  # an operator's own attributes of more bytes than this are weights, as trees are
 _LINEAR = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul"}
 _CONVOLUTIONS = {"Conv", "FusedConv", "ConvInteger", "QLinearConv", "ConvTranspose"}
@@ -98,6 +101,31 @@ class Row:
         names = [name for place in range(start, end) for name in made(self.nodes[self.order[place]])]
         return tuple(name for name in names if self.lives[name][1] >= end)
 
+    def alive(self, start: int, end: int, dims: Mapping[str, int]) -> int:
+        """The most bytes of tensors that are alive at once while the operators in these places run as a stage.
+
+        With what they take and give; of what is no tensor of numbers, and of what goes on in bodies, nothing. A size
+        that the model computes of others counts as their product.
+        """
+        sizes, change = self.sizes(dims), [0] * (end - start + 1)
+        for name in self._computed:
+            sizes[name] = prod(sizes.get(each, 1) for each in names_in(name))
+        held = dict.fromkeys(self.taken(start, end), (start, end - 1))
+        for place in range(start, end):
+            held |= {name: (place, min(self.lives[name][1], end - 1)) for name in made(self.nodes[self.order[place]])}
+        for name, (first, last) in held.items():
+            tensor = self.tensors.get(name)
+            if tensor is not None:
+                change[first - start] += tensor.bytes_of(sizes)
+                change[last - start + 1] -= tensor.bytes_of(sizes)
+        return max(itertools.accumulate(change))
+
+    @functools.cached_property
+    def _computed(self) -> list[str]:
+        """Names of sizes that are made of others'."""
+        named = {size for each in self.tensors.values() if each is not None for size in each.shape}
+        return [each for each in named if isinstance(each, str) and each[0] != "?" and names_in(each) != {each}]
+
     def behind(self, place: int) -> list[int]:
         """Places in `nodes` of the operators on weights alone that the operator in a place of the row needs."""
         found: set[int] = set()
@@ -158,6 +186,11 @@ class Row:
             found.add(place)
             known.update(made(node))
         return found
+
+
+def names_in(size: str) -> set[str]:
+    """The names that a size is computed of, as exporters write it: ``floor(h/2) + 1``."""
+    return set(_NAMES.findall(size)) - _FUNCTIONS
 
 
 def _elements(shape: tuple[int, ...]) -> int:

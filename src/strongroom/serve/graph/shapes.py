@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from strongroom.serve.tensors import DATATYPES
 # Weights of more elements than this are left out when shapes are asked for: no shape depends on their values.
 _SMALL = 1024
 _MOST_GROWN = 4  # sizes of inputs that are tried larger
+_MOST_SECONDS = 60.0  # of a run on zeros: a Loop may have no end
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _unnamed(tensors: Iterable[Tensor]) -> Iterator[tuple[str, tuple[str, int]]]
 def _run_on_zeros(
     loaded: Any, outputs: Sequence[str], tensors: Mapping[str, Tensor | None], dims: Mapping[str, int]
 ) -> dict[str, tuple[int, ...]] | None:
-    """Shapes of the outputs for inputs of these sizes; None where the model does not run on such zeros."""
+    """Shapes of the outputs for inputs of these sizes; None where the model does not run on such zeros in time."""
     zeros = {}
     for each in loaded.get_inputs():
         tensor = tensors[each.name]
@@ -202,8 +204,12 @@ def _run_on_zeros(
         zeros[each.name] = np.zeros(shape, DATATYPES[tensor.datatype])
     options = onnxruntime().RunOptions()
     options.log_severity_level = FATAL
+    ends = threading.Timer(_MOST_SECONDS, lambda: setattr(options, "terminate", True))
+    ends.start()
     try:
         arrays = loaded.run(list(outputs), zeros, options)
     except Exception:  # of whatever class: what a model does with zeros is its affair
         return None
+    finally:
+        ends.cancel()
     return {name: array.shape for name, array in zip(outputs, arrays, strict=True)}

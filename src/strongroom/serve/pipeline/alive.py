@@ -1,15 +1,19 @@
-"""Signs of life: a part that works on a request says so. So silence means that it hangs, however long work takes."""
+"""Signs of life: a part that works on a request says so. So silence means that it hangs, however long work takes.
+
+And where the front door hears them no more, nobody waits for what the part works on: the work ends.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Self
 
 from strongroom.channel import Channel
 from strongroom.errors import ChannelError
+from strongroom.serve.ending import Ending
 from strongroom.serve.pipeline.frames import WORKING, text_frame
 from strongroom.serve.pipeline.tick import Tick
 
@@ -30,6 +34,7 @@ class Alive:
         self._channel, self._size, self._tick = channel, size, tick
         self._turn, self._ended = threading.Lock(), threading.Event()
         self._number: int | None = None
+        self._work = Ending()
         self._since = 0.0
         self._thread = threading.Thread(target=self._beat, name="alive", daemon=True)
 
@@ -42,12 +47,13 @@ class Alive:
         self._thread.join()
 
     @contextmanager
-    def working(self, number: int) -> Iterator[None]:
-        """While the request of that number is worked on."""
+    def working(self, number: int) -> Iterator[Ending]:
+        """While the request of that number is worked on. What it gives ends the work once the front door has gone."""
         with self._turn:
-            self._number, self._since = number, time.monotonic()
+            self._number, self._since, self._work = number, time.monotonic(), Ending()
+            work = self._work
         try:
-            yield
+            yield work
         finally:
             with self._turn:
                 self._number = None
@@ -57,10 +63,12 @@ class Alive:
             with self._turn:
                 if self._number is None or time.monotonic() - self._since < BEAT_SECONDS:
                     continue
-                with suppress(ChannelError):  # whose turn is next sees it too
+                try:
                     self._tick.wait()
                     self._channel.queue(text_frame(WORKING, self._number, {}, self._size))
                     self._channel.flush()
+                except ChannelError:  # whose turn is next sees it too
+                    self._work.end()
 
 
 class Patience:

@@ -4,7 +4,7 @@
   how many there were.
 - The first request of a batch waits for others at most as long as its pipeline says.
 - Only requests whose inputs are alike but for their rows run together. Each gets its own rows back, and no others.
-- A request of more rows than a batch has, or of unequal rows, runs by itself.
+- A request of more rows than a batch has is asked as several, by who asks; one of unequal rows runs by itself.
 - Who asks for batches says by it that a row of an answer depends on its own row of the inputs alone.
 """
 
@@ -61,15 +61,17 @@ class Batches:
         self._thread = threading.Thread(target=self._collect, name="batches", daemon=True)
         self._thread.start()
 
-    def fits(self, inputs: Mapping[str, Array]) -> bool:
-        """Whether a request may be one of several in a batch."""
+    @staticmethod
+    def rows_of(inputs: Mapping[str, Array]) -> int:
+        """How many rows all inputs have; 0 if they have none, or not as many each."""
         rows = {each.shape[0] if each.ndim else 0 for each in inputs.values()}
-        return len(rows) == 1 and 0 < max(rows) <= self._rows
+        return rows.pop() if len(rows) == 1 else 0
 
     def submit(self, inputs: Mapping[str, Array], ends: float = math.inf) -> Future[dict[str, Array]]:
-        """Have a request that fits answered.
+        """Have a request answered.
 
         Args:
+            inputs: of as many rows each, at least one and at most as many as a batch has.
             ends: when its answer is waited for no more, by the clock.
         """
         asked = _Asked(inputs, next(iter(inputs.values())).shape[0], ends)

@@ -15,7 +15,8 @@ from strongroom.attest.binding import canonical, parse_canonical
 from strongroom.cas.policy.places import POLICY_NAME
 from strongroom.crypto import digest
 from strongroom.errors import FormatError
-from strongroom.serve.tensors import TensorInfo
+from strongroom.serve.pipeline.room import OpenSize
+from strongroom.serve.tensors import MAX_RANK, TensorInfo
 from strongroom.serve.wire import a_list, a_name, an_object, show
 
 FORMAT: Final = "strongroom-pipeline"
@@ -26,6 +27,9 @@ MAX_PARTS: Final = 64
 MAX_REPLICAS: Final = 64
 MAX_BATCH: Final = 1024
 MAX_MICROSECONDS: Final = 10_000_000
+MAX_SIZE: Final = 1 << 40
+MAX_TIMES: Final = 1 << 40
+MAX_POWER: Final = 8
 _MAX_DOCUMENT: Final = 1 << 18
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -61,6 +65,8 @@ class Pipeline:
         plan: digest of the plan that it was cut by.
         front: the front door's policy.
         inputs, outputs: of the whole model.
+        sizes: of the inputs that the model leaves open.
+        times: how many times the tensors of a planned request the enclaves have memory for.
         batch: rows that run together: requests of few rows wait for each other; 1 for none.
         delay: microseconds that the first of a batch waits at most.
         tick: microseconds between two moments at which frames leave; 0 for at once.
@@ -73,6 +79,8 @@ class Pipeline:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     parts: tuple[Part, ...]
+    sizes: tuple[OpenSize, ...]
+    times: int = 1
     batch: int = 1
     delay: int = 0
     tick: int = 0
@@ -93,6 +101,11 @@ class Pipeline:
             "front": self.front,
             "inputs": [each.to_wire() for each in self.inputs],
             "outputs": [each.to_wire() for each in self.outputs],
+            "sizes": [
+                {"at": [list(place) for place in each.at], "planned": each.planned, "power": each.power}
+                for each in self.sizes
+            ],
+            "times": self.times,
             "batch": self.batch,
             "delay": self.delay,
             "tick": self.tick,
@@ -138,17 +151,23 @@ class Pipeline:
             known.update(part.gives)
         if not parts or not {each.name for each in outputs} <= known:
             raise FormatError("pipeline: parts: do not give every output")
+        sizes = tuple(map(_size, a_list(value["sizes"], "pipeline: sizes")))
+        if sorted(place for each in sizes for place in each.at) != _open_in(inputs):
+            raise FormatError("pipeline: sizes: are not those that its inputs leave open, each once")
+        times = _number(value["times"], "times", 1, MAX_TIMES)
         name = a_name(value["name"], "pipeline: name", cap=128)
         model, plan = (_hex(value[key], key) for key in ("model", "plan"))
         batch = _number(value["batch"], "batch", 1, MAX_BATCH)
         if batch > 1 and any(each.shape[:1] != (-1,) for each in (*inputs, *outputs)):
             raise FormatError("pipeline: batch: not every input and output has rows of any number")
         delay, tick = (_number(value[key], key, 0, MAX_MICROSECONDS) for key in ("delay", "tick"))
-        return cls(name, model, plan, _policy(value["front"]), inputs, outputs, parts, batch, delay, tick)
+        front = _policy(value["front"])
+        return cls(name, model, plan, front, inputs, outputs, parts, sizes, times, batch, delay, tick)
 
 
 _FIELDS: Final = (
-    "format", "version", "name", "model", "plan", "front", "inputs", "outputs", "parts", "batch", "delay", "tick",
+    "format", "version", "name", "model", "plan", "front", "inputs", "outputs", "sizes", "times", "parts", "batch",
+    "delay", "tick",
 )  # fmt: skip
 _PART: Final = ("policy", "digest", "takes", "gives", "asks", "answers", "replicas")
 
@@ -164,6 +183,24 @@ def _part(wire: object) -> Part:
         _number(value["answers"], "answers", FRAME_UNIT, MAX_FRAME),
         _number(value["replicas"], "replicas", 1, MAX_REPLICAS),
     )
+
+
+def _size(wire: object) -> OpenSize:
+    value = an_object(wire, "pipeline: size", required=("at", "planned", "power"))
+    at = tuple(_place(each) for each in a_list(value["at"], "pipeline: size: at"))
+    planned = _number(value["planned"], "planned", 1, MAX_SIZE)
+    return OpenSize(at, planned, _number(value["power"], "power", 1, MAX_POWER))
+
+
+def _place(wire: object) -> tuple[int, int]:
+    place = [_number(each, "at", 0, MAX_RANK * 1024) for each in a_list(wire, "pipeline: size: at", cap=2)]
+    if len(place) != 2:
+        raise FormatError("pipeline: size: at: wanted an input and one of its sizes, by numbers")
+    return place[0], place[1]
+
+
+def _open_in(inputs: Sequence[TensorInfo]) -> list[tuple[int, int]]:
+    return [(number, axis) for number, info in enumerate(inputs) for axis, size in enumerate(info.shape) if size == -1]
 
 
 def _tensor_names(value: object, key: str) -> tuple[str, ...]:

@@ -36,7 +36,8 @@ def load(pipeline: Pipeline, number: int, model: bytes) -> Stage:
     wanted = pipeline.parts[number - 1].digest
     if (got := digest(model).hex()) != wanted:
         raise IntegrityError(f"part {number}: got model {got[:12]}, wanted {wanted[:12]}, which was measured")
-    return Stage.load(model, name=f"part-{number}", part=True)
+    # By the whole model's name: clients know of no parts.
+    return Stage.load(model, name=pipeline.name, part=True)
 
 
 def answer(pipeline: Pipeline, number: int, stage: Stage, channel: Channel, *, tick: Tick | None = None) -> NoReturn:
@@ -61,8 +62,8 @@ def _answer_next(part: Part, stage: Stage, channel: Channel, tick: Tick, alive: 
     frame = receive(channel, part.asks)
     tensors, results = read_tensors(frame, part.takes), {}
     try:
-        with alive.working(frame.number):
-            results = stage.infer(tensors, part.gives)
+        with alive.working(frame.number) as ending:
+            results = stage.infer(tensors, part.gives, ending)
         pieces = tensors_frame(frame.number, [results[name] for name in part.gives], part.answers)
     except StrongroomError as error:
         pieces = error_frame(frame.number, error, part.answers)

@@ -41,9 +41,12 @@ class Costs:
             once.
         fixed: bytes that a stage takes whatever its units are.
         call: nanoseconds that a stage takes for a run whatever its units are.
-        measured: ``(first, last, bytes)`` of runs that were tried as stages, so that it is known what they take without
-            frames: less than their hungriest unit alone, where ONNX Runtime finds room in the memory of others.
-        touched: of what a stage takes, how much a run reads or writes, in percent. The rest, once paged out, stays so.
+        reads: bytes of a unit's weights that it reads; none given, all of them.
+        active: bytes that a unit reads or writes besides, of what its stage takes; none given, all its working memory.
+            What no unit of a stage touches, once paged out, stays so.
+        measured: ``(first, last, bytes, bytes touched)`` of runs that were tried as stages, so that it is known what
+            they take without frames: less than their hungriest unit alone, where ONNX Runtime finds room in the memory
+            of others.
         names: of the units, for messages.
     """
 
@@ -54,8 +57,9 @@ class Costs:
     ties: Sequence[tuple[int, int, int]] = ()
     fixed: int = 0
     call: int = 0
-    touched: int = 100
-    measured: Sequence[tuple[int, int, int]] = ()
+    reads: Sequence[int] = ()
+    active: Sequence[int] = ()
+    measured: Sequence[tuple[int, int, int, int]] = ()
     names: Sequence[str] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -69,13 +73,17 @@ class Costs:
             ("frontiers", self.frontiers, n + 1, MAX_BYTES),
             ("fixed memory", (self.fixed,), 1, MAX_BYTES),
             ("time of a call", (self.call,), 1, 10**9),
-            ("touched", (self.touched,), 1, 100),
+            ("weights read", self.reads or self.weights, n, MAX_BYTES),
+            ("memory touched", self.active or self.working, n, MAX_BYTES),
         ):
             if len(values) != length or not all(0 <= value <= cap for value in values):
                 raise UsageError(f"{what}: got {len(values)} numbers, wanted {length} of 0 to {cap}")
         if not all(0 <= a < b < n and 0 <= size <= MAX_BYTES for a, b, size in self.ties):
             raise UsageError("tied weights: wanted pairs of units in order")
-        if not all(0 <= first < last <= n and 0 <= size <= MAX_BYTES for first, last, size in self.measured):
+        if not all(
+            0 <= first < last <= n and 0 <= size <= MAX_BYTES and 0 <= touched <= MAX_BYTES
+            for first, last, size, touched in self.measured
+        ):
             raise UsageError("measured runs: wanted such runs of units, and their bytes")
 
     def __len__(self) -> int:
@@ -87,7 +95,10 @@ class Costs:
 
     def held(self) -> Matrix:
         """Bytes of the weights of each run, shared ones once; below 0 where there is no run."""
-        sums = np.concatenate([[0], np.cumsum(np.asarray(self.weights, np.int64))])
+        return self._once(self.weights)
+
+    def _once(self, weights: Sequence[int]) -> Matrix:
+        sums = np.concatenate([[0], np.cumsum(np.asarray(weights, np.int64))])
         total: Matrix = sums[None, :] - sums[:, None]
         for a, b, size in self.ties:
             total[: a + 1, b + 1 :] -= size
@@ -98,17 +109,31 @@ class Costs:
 
         As it was measured, or what is fixed, its weights, and the working memory of its hungriest unit.
         """
-        n = len(self)
-        total = self.held()
-        below = np.arange(n)[None, :] < np.arange(n)[:, None]
-        working = np.where(below, 0, np.asarray(self.working, np.int64)[None, :])
-        total[:n, 1:] += np.maximum.accumulate(working, axis=1)
-        total += self.fixed
-        for first, last, size in self.measured:
+        total = self.held() + self._hungriest(self.working)
+        for first, last, size, _ in self.measured:
             total[first, last] = size
+        return _runs(total + self._frames())
+
+    def touched(self) -> Matrix:
+        """Bytes of those that each run reads or writes: as it was measured, or what is fixed, the weights that it
+        reads, and what the unit that touches most besides does; with its frames."""
+        total = np.maximum(self._once(self.reads or self.weights), 0) + self._hungriest(self.active or self.working)
+        for first, last, _, size in self.measured:
+            total[first, last] = size
+        return np.minimum(_runs(total + self._frames()), self.memory())
+
+    def _hungriest(self, sizes: Sequence[int]) -> Matrix:
+        """What is fixed and the largest of these sizes in each run."""
+        n = len(self)
+        total = np.full((n + 1, n + 1), self.fixed, np.int64)
+        below = np.arange(n)[None, :] < np.arange(n)[:, None]
+        total[:n, 1:] += np.maximum.accumulate(np.where(below, 0, np.asarray(sizes, np.int64)[None, :]), axis=1)
+        return total
+
+    def _frames(self) -> Matrix:
         frames = np.asarray(self.frontiers, np.int64)
-        total += frames[:, None] + frames[None, :]
-        return _runs(total)
+        total: Matrix = frames[:, None] + frames[None, :]
+        return total
 
     def compute(self) -> Matrix:
         """Nanoseconds that each run computes as a stage whose memory suffices."""
@@ -165,8 +190,8 @@ class Enclaves:
         computed = np.maximum(-(-costs.compute() * 100 // self.percent), 1)
         over = memory > self.memory
         if paging is not None:
-            taken = np.where(memory < NEVER, memory, 0)
-            computed = computed + paging.nanoseconds(taken * costs.touched // 100, costs.held(), self.memory)
+            touched = np.where(memory < NEVER, costs.touched(), 0)
+            computed = computed + paging.nanoseconds(touched, self.memory)
         elif over.any():
             computed[over] = NEVER
         below = np.arange(n + 1)[None, :] <= np.arange(n + 1)[:, None]

@@ -22,7 +22,8 @@ _MARGIN: Final = 16.0
 _GAP: Final = 8.0
 _COLUMNS: Final = 8
 _UNIT: Final = ((_WIDTH - 2 * _MARGIN - _GAP) / _COLUMNS - _GAP, 46.0)
-_LONGEST: Final = 16  # characters in a unit's box
+_SMALLEST: Final = 7.0  # of the letters of a unit's name, which are as large as fits
+_BOLD: Final = 0.62  # of a letter's height is its width, in Helvetica's bold, on average
 _HEAD: Final = 26.0
 _ARROW: Final = 34.0
 # Okabe and Ito's colours, which all can tell apart, lightened.
@@ -44,7 +45,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text; `y` is its base line."""
+    """A line of text; `y` is its base line, `most` how wide it may be."""
 
     x: float
     y: float
@@ -53,6 +54,7 @@ class Text:
     colour: str = _INK
     bold: bool = False
     middle: bool = False
+    most: float = _WIDTH
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,12 @@ def _require_matplotlib() -> None:
 
 
 def _to_png(picture: Picture, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
     figure = Figure(figsize=(picture.width / 72, picture.height / 72), dpi=144, facecolor=_PAPER)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]  # matplotlib has no types for it
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, picture.width), ylim=(picture.height, 0))
     axes.axis("off")
     for shape in picture.shapes:
@@ -200,10 +204,13 @@ def _to_png(picture: Picture, path: Path) -> None:
                 )
             )
         elif isinstance(shape, Text):
-            axes.text(
+            text = axes.text(
                 shape.x, shape.y, shape.text.replace("$", r"\$"), fontsize=shape.size * 0.95, color=shape.colour,
                 weight="bold" if shape.bold else "normal", ha="center" if shape.middle else "left", va="baseline",
             )  # fmt: skip
+            wide = text.get_window_extent(renderer).width * 72 / figure.dpi
+            if wide > shape.most:  # the font is another than SVG's
+                text.set_fontsize(shape.size * 0.95 * shape.most / wide)
         else:
             ends = {"arrowstyle": "-|>", "color": _INK, "shrinkA": 0, "shrinkB": 0}
             axes.annotate("", (shape.x, shape.bottom), (shape.x, shape.top), arrowprops=ends)
@@ -231,10 +238,10 @@ def _arrow(shapes: list[Shape], y: float, words: str) -> float:
 def _unit(shapes: list[Shape], costs: Costs, unit: int, left: float, top: float, slowest: int) -> None:
     shapes.append(Box(left, top, *_UNIT, _PAPER, _FAINT))
     name = costs.names[unit] if unit < len(costs.names) else ""
-    words = f"{unit} {printable(name)}"
-    shapes.append(
-        Text(left + 5, top + 14, words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…", 10, bold=True)
-    )
+    words, room = f"{unit} {printable(name)}", _UNIT[0] - 10
+    longest = int(room / (_BOLD * _SMALLEST))
+    words = words if len(words) <= longest else f"{words[: longest - 1]}…"
+    shapes.append(Text(left + 5, top + 14, words, min(10, room / (_BOLD * len(words))), bold=True, most=room))
     shapes.append(
         Text(left + 5, top + 28, f"{size(costs.weights[unit])}  {duration(costs.nanoseconds[unit])}", 9, _FAINT)
     )

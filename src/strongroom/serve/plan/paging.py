@@ -1,13 +1,14 @@
 """What it costs to run a model in less memory than it takes.
 
-Weights are read once in every run, in the same order. The kernel evicts what was used longest ago, which in a cycle is
-what is needed next: a little too much memory makes nearly every weight be read again. What is used again and again
-within a run, the working memory, stays. What a run does not touch, once paged out, stays out and costs nothing.
+Every run uses the same memory in the same order: the weights of one operator after the other, and for each the memory
+that it works in, which those far behind it leave alone. The kernel evicts what was used longest ago, which in a cycle
+is what is needed next: a little too much memory makes nearly all of it come back in each run. So does memory that a run
+takes anew and gives back: what it pushes out costs as much. What a run does not touch, once paged out, stays out.
 
-So a run that touches T bytes, W of them weights, under a limit of L, reads again
-``min(W, sharpness * (T - L))`` bytes, and what of the working memory alone is over the limit; each page of them costs
-the same. Both constants are fitted to passes over memory that is used like that
-(`strongroom.serve.plan.paging_probe`): the sharpness to pages that were counted, and the cost to their time.
+So under a limit of L a run that touches T bytes has ``min(T, sharpness * (T - L))`` of them come back, and each page
+costs the same. Both constants are fitted to passes over memory (`strongroom.serve.plan.paging_probe`): the sharpness to
+pages that were counted, and the cost to their time. A part of that memory is used again and again in a pass, and stays,
+so that the probe sees how much the kernel spares of what is in use; of a network it is too little to count.
 """
 
 from __future__ import annotations
@@ -45,11 +46,9 @@ class Paging:
         if not 100 <= self.sharpness <= 100_000:
             raise UsageError(f"paging: sharpness of {self.sharpness} %, wanted 100 to 100000")
 
-    def nanoseconds(
-        self, touched: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], limit: int
-    ) -> npt.NDArray[np.int64]:
-        """What paging adds to a run that touches so many bytes, so many of them weights, under a limit."""
-        pages = np.ceil(_again(touched, weights, limit, self.sharpness) / PAGE)
+    def nanoseconds(self, touched: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.int64]:
+        """What paging adds to a run that touches so many bytes under a limit."""
+        pages = np.ceil(_again(touched, touched, limit, self.sharpness) / PAGE)
         added: npt.NDArray[np.int64] = np.minimum(pages * self.page_ns, _MAX_NS).astype(np.int64)
         return added
 
@@ -67,11 +66,11 @@ CONSTANTS: Final = {
 
 @dataclass(frozen=True)
 class Point:
-    """Passes over memory that were measured: bytes touched, those of them that were read once a pass, pages that came
+    """Passes over memory that were measured: bytes touched, those of them that were used once a pass, pages that came
     back in a pass, and the nanoseconds that it took beyond one that fits."""
 
     touched: int
-    weights: int
+    once: int
     pages: float
     nanoseconds: float
 
@@ -85,11 +84,11 @@ def fit(limit: int, points: Sequence[Point]) -> Paging:
     over = [each for each in points if each.touched > limit and each.pages > 0 and each.nanoseconds > 0]
     if len(over) < 3:
         raise UsageError(f"paging: {len(over)} sizes over the limit were measured, wanted at least 3")
-    touched, weights = (np.array([getattr(each, name) for each in over]) for name in ("touched", "weights"))
+    touched, once = (np.array([getattr(each, name) for each in over]) for name in ("touched", "once"))
     pages = np.array([each.pages for each in over])
 
     def error(sharpness: int) -> float:
-        return float(((_again(touched, weights, limit, sharpness) / PAGE / pages - 1) ** 2).sum())
+        return float(((_again(touched, once, limit, sharpness) / PAGE / pages - 1) ** 2).sum())
 
     sharpness = min(np.unique(np.geomspace(100, 10_000, 200).astype(int)).tolist(), key=error)
     page_ns = float(np.median([each.nanoseconds / each.pages for each in over]))
@@ -97,10 +96,9 @@ def fit(limit: int, points: Sequence[Point]) -> Paging:
 
 
 def _again(
-    touched: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], limit: int, sharpness: int
+    touched: npt.NDArray[np.int64], once: npt.NDArray[np.int64], limit: int, sharpness: int
 ) -> npt.NDArray[np.float64]:
-    """Bytes that a run reads again."""
-    read = np.minimum(weights, touched)
+    """Bytes that come back in a pass: of those used once, and of the others what is too much by itself."""
     over = np.maximum(touched - limit, 0)
-    again: npt.NDArray[np.float64] = np.minimum(read, over * (sharpness / 100)) + np.maximum(touched - read - limit, 0)
+    again: npt.NDArray[np.float64] = np.minimum(once, over * (sharpness / 100)) + np.maximum(touched - once - limit, 0)
     return again

@@ -1,8 +1,9 @@
 """Paging, measured: passes over memories of several sizes, in a control group with little memory and with swap.
 
 A pass does with memory what a run of a model does: it reads most of it once, in order, as weights are, and writes the
-rest again and again, as working memory is. Its contents are random, as weights are to whoever compresses or encrypts
-them.
+rest again and again, as what every operator uses. Its contents are random numbers, as weights are to whoever compresses
+or encrypts them. It stays on one processor: on each page that it takes from one that has been on several, the kernel
+tells these, which takes as long again where they are busy.
 
 A process enters the group when it has imported what it needs: what it held before is not charged to the group, so the
 limit is what it may take beyond that. The same group limits a stage's memory as an enclave's is limited.
@@ -124,11 +125,12 @@ def _main(door: str, size: int, processor: bool) -> None:
     passes the median."""
     import numpy as np
 
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     clock = time.process_time_ns if processor else time.perf_counter_ns
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         whole = np.frombuffer(memory, np.uint8)
         Path(door).write_text(str(os.getpid()))
-        some = np.frombuffer(os.urandom(1 << 20), np.uint8)
+        some = np.random.default_rng().standard_normal(1 << 18, np.float32).view(np.uint8)
         for start in range(0, size, len(some)):
             whole[start : start + len(some)] = some[: size - start]
         working = whole[: _working(size) : PAGE]

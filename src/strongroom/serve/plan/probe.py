@@ -2,7 +2,7 @@
 
 It imports ONNX Runtime and loads no model itself. Each stage is loaded and run in a fork of it, which ends with that:
 what the fork holds more than before is what the stage takes. Tensors between stages stay here, so that each stage gets
-what the one before it made.
+what the one before it made. A fork that is not done in time is killed: a Loop may have no end.
 
 On standard input: a line of JSON, then as many bytes of a model as it says. On standard output: a line of JSON for
 each. It speaks with the process that started it and with nobody else.
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import select
+import signal
 import sys
 import time
 from typing import Any, Final, NoReturn
@@ -40,13 +42,13 @@ class Server:
         onnxruntime()
 
     def answer(self, ask: dict[str, Any], model: bytes) -> dict[str, Any]:
-        """Try one stage: what it took, or ``{"error": ...}``."""
+        """Try one stage: what it took, or ``{"error": ...}``, or ``{"late": True}``."""
         self._held.update(_inputs(ask["make"], ask["seed"]))
         inputs = {name: self._held[name] for name in ask["inputs"]}
         place = os.memfd_create("tensors", os.MFD_CLOEXEC)
         try:
             said = self._in_a_fork(ask, model, inputs, place)
-            if "error" not in said:
+            if "tensors" in said:
                 self._keep(said.pop("tensors"), place)
                 for name in set(self._held) - set(ask["keep"]):
                     del self._held[name]
@@ -63,8 +65,13 @@ class Server:
             _try(ask, model, inputs, place, told)
         os.close(told)
         with os.fdopen(heard, "rb") as pipe:
+            late = not select.select([pipe], [], [], ask.get("most_s"))[0]
+            if late:
+                os.kill(process, signal.SIGKILL)
             text = pipe.read(_MAX_LINE)
         _, status = os.waitpid(process, 0)
+        if late:
+            return {"late": True}
         if not text:
             return {"error": f"the process that ran it ended with status {status}; was there memory enough?"}
         said: dict[str, Any] = json.loads(text)
@@ -80,12 +87,14 @@ class Server:
 
 
 def _inputs(wanted: list[dict[str, Any]], seed: int) -> dict[str, Array]:
-    """Inputs of a model that nobody gave: floats around 0, and zeros where they may be places in a table."""
+    """Inputs of a model: those that nobody gave are floats around 0, and zeros where they may be places in a table."""
     rng = np.random.default_rng(seed)
     made: dict[str, Array] = {}
     for each in wanted:
         kind = DATATYPES[each["datatype"]]
-        if kind.kind == "f":
+        if "values" in each:
+            made[each["name"]] = np.array(each["values"], kind).reshape(each["shape"])
+        elif kind.kind == "f":
             made[each["name"]] = rng.standard_normal(each["shape"], np.float32).astype(kind)
         else:
             made[each["name"]] = np.zeros(each["shape"], kind)

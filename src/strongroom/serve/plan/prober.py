@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +19,10 @@ from strongroom.serve.graph import Chain, Tensor, stage_model
 from strongroom.serve.runtime import onnx
 from strongroom.serve.tensors import DATATYPES
 
+Values = Mapping[str, Sequence[int]]
+"""Of inputs by name, in C order: of those of whole numbers that noise cannot stand for, such as shapes."""
 BUDGET_NS: Final = 60_000_000  # of runs of one unit
+MOST_SECONDS: Final = 600.0  # to load a run of units and run it a few times
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Taken:
     """What a run of units took as a stage.
 
     Attributes:
-        resident: bytes that it holds. touched: those of them that a run reads or writes.
+        resident: bytes that it holds.
+        touched: those of them that a run reads or writes; of what a stage takes that does next to nothing, all.
         peak: the most that it held while it was loaded.
         loading_ns, nanoseconds: to load it, and of a run.
     """
@@ -57,6 +62,7 @@ class Prober:
         self._sizes: Mapping[str, int] = {}
         self._make: list[dict[str, Any]] = []
         self._bytes: dict[str, int] = {}
+        self._nothing = Taken(0, 0, 0, 0, 0)
 
     @classmethod
     @contextlib.contextmanager
@@ -73,13 +79,19 @@ class Prober:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         ) as process:
             try:
-                yield cls(process, threads)
+                prober = cls(process, threads)
+                prober._nothing = prober._take_nothing()
+                yield prober
             finally:
                 process.kill()
 
-    def begin(self, chain: Chain, sizes: Mapping[str, int]) -> None:
-        """Make inputs of these sizes, and begin with the first unit again."""
-        self._make = [_described(tensor, sizes) for tensor in chain.frontier(0)]
+    def begin(self, chain: Chain, sizes: Mapping[str, int], values: Values | None = None) -> None:
+        """Make inputs of these sizes, and begin with the first unit again.
+
+        Args:
+            values: of inputs that are not made up.
+        """
+        self._make = [_described(tensor, sizes, values or {}) for tensor in chain.frontier(0)]
         self._sizes = chain.sizes(sizes)
         self._bytes.update((each["name"], _bytes(each)) for each in self._make)
 
@@ -93,13 +105,20 @@ class Prober:
             "inputs": [tensor.name for tensor in chain.inputs(first, last)],
             "keep": [tensor.name for tensor in chain.frontier(last)],
             "budget_ns": budget_ns,
+            "most_s": MOST_SECONDS,
         }
         said = self._ask(ask, stage_model(chain, first, last).SerializeToString(), f"units {first} to {last - 1}")
         self._bytes.update(said["bytes"])
-        return _taken(said)
+        took, idle = _taken(said), self._nothing
+        # What it touches is told with all that the process held before, which a stage that does nothing touches too.
+        touched = min(took.resident, max(0, took.touched - idle.touched) + idle.resident)
+        return dataclasses.replace(took, touched=touched)
 
     def nothing(self) -> Taken:
-        """A stage that does next to nothing."""
+        """What a stage took that does next to nothing."""
+        return dataclasses.replace(self._nothing, touched=self._nothing.resident)
+
+    def _take_nothing(self) -> Taken:
         helper = onnx().helper
         ends = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
         graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "nothing", ends[:1], ends[1:])
@@ -128,10 +147,15 @@ class Prober:
         if not answer:
             raise ServeError(f"profile: the process that tries stages ended at {what}", hint="is there memory enough?")
         said: dict[str, Any] = json.loads(answer)
+        if "late" in said:
+            raise ServeError(
+                f"profile: {what} did not run a few times within {MOST_SECONDS:g} s",
+                hint="a Loop in them may have no end; smaller sizes (--dim, --batch) take less time",
+            )
         if "error" in said:
             raise ServeError(
                 f"profile: {what} cannot be run: {said['error']}",
-                hint="do the sizes of its inputs fit each other (--dim)?",
+                hint="do the sizes of its inputs fit each other (--dim), and would real ones do (--example)?",
             )
         return said
 
@@ -140,9 +164,10 @@ def _taken(said: dict[str, Any]) -> Taken:
     return Taken(*(int(said[name]) for name in ("resident", "touched", "peak", "loading_ns", "nanoseconds")))
 
 
-def _described(tensor: Tensor, sizes: Mapping[str, int]) -> dict[str, Any]:
+def _described(tensor: Tensor, sizes: Mapping[str, int], values: Values) -> dict[str, Any]:
     shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in tensor.shape]
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
+    described = {"name": tensor.name, "datatype": tensor.datatype, "shape": shape}
+    return described if tensor.name not in values else {**described, "values": list(values[tensor.name])}
 
 
 def _bytes(described: Mapping[str, Any]) -> int:

@@ -27,7 +27,7 @@ from strongroom.errors import FormatError, UsageError
 from strongroom.serve.graph import Chain
 from strongroom.serve.plan.cache import Cache
 from strongroom.serve.plan.costs import MAX_NANOSECONDS, Costs
-from strongroom.serve.plan.prober import BUDGET_NS, Prober, Taken
+from strongroom.serve.plan.prober import BUDGET_NS, Prober, Taken, Values
 from strongroom.serve.runtime import onnxruntime
 
 MOST_PROBES: Final = 128
@@ -85,9 +85,9 @@ class Profile:
             more = each.resident + costs.frontiers[first] + costs.frontiers[last] - int(memory[first, last])
             if more > 0:
                 working[max(range(first, last), key=costs.working.__getitem__)] += more
-        known = {(first, last): size for first, last, size in costs.measured}
-        known |= {run: each.resident for run, each in zip(runs, took, strict=True)}
-        measured = tuple((first, last, size) for (first, last), size in sorted(known.items()))
+        known = {(first, last): sizes for first, last, *sizes in costs.measured}
+        known |= {run: [each.resident, each.touched] for run, each in zip(runs, took, strict=True)}
+        measured = tuple((first, last, held, touched) for (first, last), (held, touched) in sorted(known.items()))
         return dataclasses.replace(self, costs=dataclasses.replace(costs, working=working, measured=measured))
 
     def to_wire(self) -> dict[str, Any]:
@@ -100,7 +100,8 @@ class Profile:
             "frontiers": list(costs.frontiers),
             "fixed": costs.fixed,
             "call": costs.call,
-            "touched": costs.touched,
+            "reads": list(costs.reads),
+            "active": list(costs.active),
             "measured": [list(each) for each in costs.measured],
             "whole": list(dataclasses.astuple(self.whole)),
         }
@@ -109,13 +110,13 @@ class Profile:
     def from_wire(cls, wire: Mapping[str, Any], chain: Chain, batch: int, machine: Machine) -> Profile:
         """Raises FormatError: it is not what `to_wire` wrote of this chain."""
         try:
-            lists = (_numbers(wire[name]) for name in ("weights", "working", "nanoseconds", "frontiers"))
-            weights, working, nanoseconds, frontiers = lists
-            fixed, call, touched = _numbers([wire["fixed"], wire["call"], wire["touched"]])
+            lists = ("weights", "working", "nanoseconds", "frontiers", "reads", "active")
+            weights, working, nanoseconds, frontiers, reads, active = (_numbers(wire[name]) for name in lists)
+            fixed, call = _numbers([wire["fixed"], wire["call"]])
             names = tuple(_name(chain, unit) for unit in range(len(chain)))
-            measured = tuple((first, last, size) for first, last, size in map(_numbers, wire["measured"]))
+            measured = tuple((first, last, held, used) for first, last, held, used in map(_numbers, wire["measured"]))
             ties = tuple(_ties(chain))
-            costs = Costs(weights, working, nanoseconds, frontiers, ties, fixed, call, touched, measured, names)
+            costs = Costs(weights, working, nanoseconds, frontiers, ties, fixed, call, reads, active, measured, names)
             if len(costs) != len(chain):
                 raise FormatError(f"profile: of {len(costs)} units, wanted {len(chain)}")
             return cls(costs, Taken(*_numbers(wire["whole"])), batch, machine)
@@ -129,6 +130,7 @@ def profile(
     dims: Mapping[str, int] | None = None,
     batch: int = 1,
     threads: int,
+    values: Values | None = None,
     say: Say = lambda text: None,
 ) -> Profile:
     """Measure a chain on this machine.
@@ -137,6 +139,7 @@ def profile(
         dims: sizes of the model's inputs that it only names.
         batch: size of the first dimension of every input that does not fix it.
         threads: of one run.
+        values: of inputs that are not made up.
         say: is told what goes on.
 
     Raises:
@@ -148,7 +151,7 @@ def profile(
     with Prober.start(threads) as prober:
 
         def run(runs: Sequence[tuple[int, int]], budget_ns: int, what: str) -> list[Taken]:
-            prober.begin(chain, sizes)
+            prober.begin(chain, sizes, values)
             found = []
             for number, (first, last) in enumerate(runs):
                 say(f"profiling: {number + 1} of {len(runs)} {what}")
@@ -204,25 +207,28 @@ def remembered(
     dims: Mapping[str, int] | None = None,
     batch: int = 1,
     threads: int,
+    values: Values | None = None,
     say: Say = lambda text: None,
 ) -> Profile:
     """As `profile`, once for each model, cut, batch, machine, number of threads and version of ONNX Runtime."""
     machine = Machine.here(threads)
     of = {
         "kind": "units",
-        "form": 2,
+        "form": 3,
         "chain": chain_digest(chain),
         "batch": batch,
         "dims": dict(dims or {}),
         "machine": machine.to_wire(),
     }
+    if values:
+        of["values"] = {name: list(each) for name, each in values.items()}
     try:
         wire = cache.get(of)
         if wire is not None:
             return Profile.from_wire(wire, chain, batch, machine)
     except FormatError as error:
         say(f"{error.message}; measuring anew")
-    measured = profile(chain, dims=dims, batch=batch, threads=threads, say=say)
+    measured = profile(chain, dims=dims, batch=batch, threads=threads, values=values, say=say)
     cache.put(of, measured.to_wire())
     return measured
 
@@ -271,15 +277,19 @@ def _costs(
     call = max(idle.nanoseconds, (sum(each.nanoseconds for each in large) - whole.nanoseconds) // more)
     call = min(call, min(each.nanoseconds for each in large))
     n = len(chain)
-    times, weights, working = [0] * n, [0] * n, [0] * n
+    times, weights, working, reads, active = ([0] * n for _ in range(5))
     for (first, last), took in zip(pieces, alone, strict=True):
         ops = [1 + chain[unit].flops for unit in range(first, last)]
         spent, held = max(1, took.nanoseconds - idle.nanoseconds), chain.weight_bytes(first, last)
         rest = max(0, took.resident - idle.resident - held)
+        used = max(0, took.touched - idle.touched)
+        read = min(used, held)
         for unit, share in zip(range(first, last), ops, strict=True):
             times[unit] = spent * share // sum(ops)
             weights[unit] = chain[unit].weight_bytes
             working[unit] = rest
+            reads[unit] = weights[unit] * read // max(1, held)
+            active[unit] = used - read
     for (first, last), took in zip(groups, large, strict=True):
         factor = (took.nanoseconds - call) / max(1, sum(times[first:last]))
         for unit in range(first, last):
@@ -288,6 +298,8 @@ def _costs(
         # Where a run takes more than its largest unit alone, that unit answers for others with it.
         largest = max(range(first, last), key=working.__getitem__)
         working[largest] = max(working[largest], took.resident - idle.resident - chain.weight_bytes(first, last))
+        largest = max(range(first, last), key=active.__getitem__)
+        active[largest] = max(active[largest], took.touched - idle.touched - sum(reads[first:last]))
     tried = dict(zip([*groups, (0, n)], [*large, whole], strict=True))
     return Costs(
         weights,
@@ -297,8 +309,9 @@ def _costs(
         tuple(_ties(chain)),
         max(0, idle.resident),
         call,
-        min(100, max(1, 100 * max(0, whole.touched - idle.touched) // max(1, whole.resident - idle.resident))),
-        tuple(sorted({(first, last, each.resident) for (first, last), each in tried.items()})),
+        reads,
+        active,
+        tuple(sorted({(first, last, each.resident, each.touched) for (first, last), each in tried.items()})),
         tuple(_name(chain, unit) for unit in range(n)),
     )
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from strongroom.channel import Identity
+from strongroom.crypto import Certificate
+
+_PUBLISHED: Final = -1  # no protocol of ssl's
 
 
 class Credentials:
@@ -35,25 +39,33 @@ class Credentials:
 
     @property
     def published(self) -> ssl.SSLContext:
-        """For connections from outsiders, who show none."""
-        context = self._context(ssl.PROTOCOL_TLS_SERVER, -1)
-        context.verify_mode = ssl.CERT_NONE
-        return context
+        """For connections from outsiders, who show none. They may know the authority's key alone, and are shown it."""
+        return self._context(_PUBLISHED)
 
-    def _context(self, protocol: int, which: int | None = None) -> ssl.SSLContext:
+    def _context(self, which: int) -> ssl.SSLContext:
         with self._lock:
             now = self._identity()
             if now != self._shown:
                 self._made, self._shown = {}, now
-            which = protocol if which is None else which
             if which not in self._made:
-                self._made[which] = tunnel_context(protocol, now)
+                self._made[which] = _published_context(now) if which == _PUBLISHED else tunnel_context(which, now)
             return self._made[which]
 
 
 def tunnel_context(protocol: int, identity: Identity) -> ssl.SSLContext:
     """TLS 1.3 by which both ends show certificates of one authority, the last of the identity's chain."""
-    *own, root = identity.chain
+    return _shown(protocol, identity, identity.chain[:-1])
+
+
+def _published_context(identity: Identity) -> ssl.SSLContext:
+    context = _shown(ssl.PROTOCOL_TLS_SERVER, identity, identity.chain)
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _shown(protocol: int, identity: Identity, own: Sequence[Certificate]) -> ssl.SSLContext:
+    """One that shows these certificates, and wants to be shown one of the authority's."""
+    root = identity.chain[-1]
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # members are named by URI and key

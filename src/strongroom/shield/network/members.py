@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Member:
         key: the fingerprint of its TLS key.
         endpoint: where its proxy listens.
         ports: the only ones here that it may connect to; empty for all.
+        wireguard: the key of its device, where members are reached so; else empty.
     """
 
     policy: str
@@ -33,6 +35,7 @@ class Member:
     key: str
     endpoint: Endpoint
     ports: frozenset[int] = frozenset()
+    wireguard: bytes = b""
 
     @property
     def name(self) -> str:
@@ -46,7 +49,8 @@ class Member:
             if not (isinstance(policy, str) and type(number) is int and isinstance(key, str)):
                 raise ValueError
             endpoint, ports = parse_endpoint(value["endpoint"]), frozenset(map(int, value.get("ports", ())))
-            return cls(policy, number, IPv4Address(value["address"]), key, endpoint, ports)
+            wireguard = base64.b64decode(value.get("wireguard", ""), validate=True)
+            return cls(policy, number, IPv4Address(value["address"]), key, endpoint, ports, wireguard)
         except (KeyError, TypeError, ValueError):
             raise FormatError("mesh: the CAS told a member of another form") from None
 

@@ -24,8 +24,11 @@ OUTSIDE: Final = IPv4Network("198.18.0.0/15")
 """Where the hosts have theirs that a program may reach (RFC 2544: addresses that are nobody's)."""
 
 
-def enter_namespace(own: IPv4Address, host: str) -> None:
+def enter_namespace(own: IPv4Address, host: str, *, wired: bool = False) -> None:
     """Leave the present network for a new one, with this address and this host name.
+
+    Args:
+        wired: members will be reached over a device, and not through a proxy.
 
     Raises:
         EnclaveError: the kernel refused.
@@ -35,7 +38,7 @@ def enter_namespace(own: IPv4Address, host: str) -> None:
         raise EnclaveError(f"network shield: no namespace: {os.strerror(ctypes.get_errno()).lower()}")
     name = host.encode()
     try:
-        raise_loopback(own, MESH, OUTSIDE)
+        raise_loopback(own, OUTSIDE, *(() if wired else (MESH,)))
         if libc.sethostname(name, len(name)):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError as error:

@@ -9,8 +9,10 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from types import TracebackType
 from typing import Final, Self
 
@@ -28,7 +30,15 @@ _NEW_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 20, 24
 _UP = 1
 _LOOPBACK = 1  # its index is 1 in every namespace
 _ADDRESS, _LOCAL = 1, 2
-_DESTINATION, _OUT, _SOURCE = 1, 4, 7
+UNPACED: Final = b"reno"
+"""TCP's congestion control for what stays on one machine: the plainest, which every kernel has and lets anybody use."""
+_ROUTE_SECONDS = 2.0
+_FLAGS = 8
+_AT_ONCE = 0x2 | 0x200  # IFA_F_NODAD, IFA_F_NOPREFIXROUTE: ask nobody whether he has it; no way to it but its own
+_DESTINATION, _OUT, _SOURCE, _METRICS = 1, 4, 7, 8
+_CONGESTION = 16  # of a route's metrics
+_SEGMENT = 63  # of a link: the most that one packet of IPv4 holds before it is cut, since Linux 6.3
+_LARGE = 1 << 18
 _MAIN, _STATIC, _HOST_SCOPE, _LOCAL_ROUTE = 254, 4, 254, 2
 
 
@@ -63,6 +73,12 @@ def elements(raw: bytes) -> list[bytes]:
     return found
 
 
+def acknowledged(message: bytes) -> bytes:
+    """The same request, asking for an acknowledgement."""
+    length, kind, flags, number, sender = _HEADER.unpack_from(message)
+    return _HEADER.pack(length, kind, flags | ACK, number, sender) + message[_HEADER.size :]
+
+
 class Netlink:
     """A socket to one of the kernel's families. May be used as a context manager."""
 
@@ -89,12 +105,14 @@ class Netlink:
         return _HEADER.pack(_HEADER.size + len(body), kind, REQUEST | flags, self._number, 0) + body
 
     def send(self, *messages: bytes) -> list[bytes]:
-        """Send requests, of which the last asks for an acknowledgement or a dump; the bodies of what comes back.
+        """Send requests, of which one asks for an acknowledgement or a dump; the bodies of what comes back.
 
         Raises:
             OSError: the kernel refused.
         """
-        wanted = self._number
+        heads = [_HEADER.unpack_from(each) for each in messages]
+        sent = {number for _, _, _, number, _ in heads}
+        wanted = next(number for _, _, flags, number, _ in reversed(heads) if flags & (ACK | DUMP))
         self._socket.send(b"".join(messages))
         bodies: list[bytes] = []
         while True:
@@ -104,6 +122,8 @@ class Netlink:
                 if length < _HEADER.size:
                     raise ChannelError("netlink: an answer of another form")
                 body, at = raw[at + _HEADER.size : at + length], at + length + (-length % 4)
+                if number not in sent and kind != _OVERRUN:
+                    continue  # more of what the kernel had to say to one that it refused
                 if kind == _ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     if code:
@@ -129,9 +149,7 @@ def raise_loopback(own: IPv4Address, network: IPv4Network, *others: IPv4Network)
     with Netlink(ROUTE) as link:
         interface = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, _LOOPBACK, _UP, _UP)
         link.send(link.message(_NEW_LINK, ACK, interface))
-        address = struct.pack("=BBBBI", socket.AF_INET, 32, 0, _HOST_SCOPE, _LOOPBACK)
-        address += attribute(_LOCAL, own.packed) + attribute(_ADDRESS, own.packed)
-        link.send(link.message(_NEW_ADDRESS, ACK | CREATE, address))
+        _give(link, own)
         for each in (network, *others):
             # Local: so that a socket here may have the address of a member for which it stands.
             route = struct.pack(
@@ -139,4 +157,33 @@ def raise_loopback(own: IPv4Address, network: IPv4Network, *others: IPv4Network)
             )
             route += attribute(_DESTINATION, each.network_address.packed)
             route += attribute(_OUT, struct.pack("=I", _LOOPBACK)) + attribute(_SOURCE, own.packed)
+            # What never leaves a machine meets no congestion; the machine's own way may measure and pace.
+            route += attribute(_METRICS, [attribute(_CONGESTION, UNPACED + b"\0")])
             link.send(link.message(_NEW_ROUTE, ACK | CREATE, route))
+        with suppress(OSError):  # else packets are smaller
+            link.send(link.message(_NEW_LINK, ACK, interface + attribute(_SEGMENT, struct.pack("=I", _LARGE))))
+
+
+def add_address(address: IPv4Address | IPv6Address) -> None:
+    """Have the loopback stand for one more address, also of a machine elsewhere. Raises OSError."""
+    with Netlink(ROUTE) as link:
+        _give(link, address)
+    ends = time.monotonic() + _ROUTE_SECONDS
+    while address.version == 6:  # whose route the kernel adds a moment later
+        try:
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+                probe.connect((str(address), 9))  # nothing is sent
+                return
+        except OSError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.001)
+
+
+def _give(link: Netlink, address: IPv4Address | IPv6Address) -> None:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    body = struct.pack("=BBBBI", family, address.max_prefixlen, 0, _HOST_SCOPE, _LOOPBACK)
+    body += attribute(_LOCAL, address.packed) + attribute(_ADDRESS, address.packed)
+    if family == socket.AF_INET6:
+        body += attribute(_FLAGS, struct.pack("=I", _AT_ONCE))
+    link.send(link.message(_NEW_ADDRESS, ACK | CREATE, body))

@@ -36,7 +36,9 @@ from strongroom.shield.network.identity import Credentials
 from strongroom.shield.network.loop import READ, Loop
 from strongroom.shield.network.members import Directory, Member
 from strongroom.shield.network.openings import UNKNOWN, Openings, Wanted
-from strongroom.shield.network.tunnel import Incoming, Outgoing, Tunnel, reset
+from strongroom.shield.network.roles import Incoming, Outgoing
+from strongroom.shield.network.sockets import reset
+from strongroom.shield.network.tunnel import Tunnel
 
 _ORIGINAL_DESTINATION = 80  # linux/netfilter_ipv4.h
 _FIRST_FREE = 256  # descriptors that are for others

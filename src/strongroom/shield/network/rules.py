@@ -21,7 +21,16 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from strongroom.errors import UnsupportedPlatformError
-from strongroom.shield.network.netlink import ACK, CREATE, DUMP, NETFILTER, Netlink, attribute, attributes, elements
+from strongroom.shield.network.netlink import (
+    CREATE,
+    DUMP,
+    NETFILTER,
+    Netlink,
+    acknowledged,
+    attribute,
+    attributes,
+    elements,
+)
 
 _TABLE, _SET = b"strongroom\0", b"members\0"
 _REDIRECTED, _REFUSED = b"redirected\0", b"refused\0"
@@ -31,8 +40,9 @@ _NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _GET_RULE, _NEW_SET, _NEW_ELEMENTS, _DEL_ELEM
 _APPEND = 0x800
 _OUTPUT, _NAT_PRIORITY, _FILTER_PRIORITY = 3, -100, 0
 _VERDICT, _REGISTER = 0, 1
-_NETWORK_HEADER, _TRANSPORT_PROTOCOL = 1, 16
+_NETWORK_HEADER, _TRANSPORT_HEADER, _TRANSPORT_PROTOCOL = 1, 2, 16
 _DESTINATION = (16, 4)  # in the header of IPv4
+_DESTINATION_PORT = (2, 2)  # in that of TCP
 _EQUAL, _NOT_EQUAL = 0, 1
 _ACCEPT = 1
 _ESTABLISHED_RELATED: Final = 0x2 | 0x4
@@ -56,10 +66,14 @@ def _expression(name: str, *parts: bytes) -> bytes:
     return attribute(1, [attribute(1, name.encode() + b"\0"), attribute(2, parts)])
 
 
-def _load_destination() -> bytes:
-    offset, size = _DESTINATION
-    parts = (_REGISTER, _NETWORK_HEADER, offset, size)
+def _load(header: int, place: tuple[int, int]) -> bytes:
+    """What stands in a header, at that offset, of that size."""
+    parts = (_REGISTER, header, *place)
     return _expression("payload", *(attribute(kind, _number(value)) for kind, value in enumerate(parts, 1)))
+
+
+def _load_destination() -> bytes:
+    return _load(_NETWORK_HEADER, _DESTINATION)
 
 
 def _compare(value: bytes, how: int = _EQUAL) -> bytes:
@@ -81,6 +95,12 @@ def _masked(mask: bytes) -> bytes:
 def _protocol(number: int, how: int = _EQUAL) -> list[bytes]:
     load = _expression("meta", attribute(1, _number(_REGISTER)), attribute(2, _number(_TRANSPORT_PROTOCOL)))
     return [load, _compare(bytes([number]), how)]
+
+
+def _answers() -> list[bytes]:
+    """What belongs to a connection that there is already."""
+    state = _expression("ct", attribute(1, _number(_REGISTER)), attribute(2, _number(0)))
+    return [state, _masked(struct.pack("=I", _ESTABLISHED_RELATED)), _compare(bytes(4), _NOT_EQUAL)]
 
 
 def _accept() -> bytes:
@@ -123,8 +143,9 @@ class Rules:
 
     def _batch(self, *messages: bytes) -> None:
         begin = self._link.message(_BATCH_BEGIN, 0, struct.pack(">BBH", socket.AF_UNSPEC, 0, _SUBSYSTEM))
-        end = self._link.message(_BATCH_END, ACK, struct.pack(">BBH", socket.AF_UNSPEC, 0, _SUBSYSTEM))
-        self._link.send(begin, *messages, end)
+        end = self._link.message(_BATCH_END, 0, struct.pack(">BBH", socket.AF_UNSPEC, 0, _SUBSYSTEM))
+        # Of all of it the last request is acknowledged, once it is done: before Linux 6.10 its end never is.
+        self._link.send(begin, *messages[:-1], acknowledged(messages[-1]), end)
 
     def _chain(self, name: bytes, kind: bytes, priority: int) -> bytes:
         hook = attribute(4, [attribute(1, _number(_OUTPUT)), attribute(2, _number(priority))])
@@ -142,8 +163,7 @@ class Rules:
         value = attribute(2, [attribute(1, struct.pack(">H", port))])
         target = _expression("immediate", attribute(1, _number(_REGISTER)), value)
         redirect = _expression("redir", attribute(1, _number(_REGISTER)))
-        state = _expression("ct", attribute(1, _number(_REGISTER)), attribute(2, _number(0)))
-        answers = [state, _masked(struct.pack("=I", _ESTABLISHED_RELATED)), _compare(bytes(4), _NOT_EQUAL), _accept()]
+        answers = [*_answers(), _accept()]
         loopback = [_load_destination(), _masked(b"\xff\0\0\0"), _compare(b"\x7f\0\0\0"), _accept()]
         tcp, other = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_TCP, _NOT_EQUAL)
         self._batch(
@@ -177,14 +197,29 @@ class Rules:
                     self._batch(self._elements(kind, flags, some[at : at + _ELEMENTS]))
             self._members = now
 
+    def open(self, address: IPv4Address, port: int) -> None:
+        """Let connections to one port of an address pass, at which this enclave listens. Raises OSError."""
+        tcp, at = _protocol(socket.IPPROTO_TCP), _load(_TRANSPORT_HEADER, _DESTINATION_PORT)
+        to = [*tcp, _load_destination(), _compare(address.packed)]
+        # What is connected to an address that is the loopback's comes from it, too.
+        rules = ([*to, at, _compare(struct.pack(">H", port)), _accept()], [*to, *_answers(), _accept()])
+        parts = ((attribute(1, _TABLE), attribute(2, _REFUSED), attribute(4, each)) for each in rules)
+        with self._lock:
+            self._batch(*(self._message(_NEW_RULE, CREATE, *each) for each in parts))  # before all others
+
     def _elements(self, kind: int, flags: int, addresses: Sequence[IPv4Address]) -> bytes:
         each = [attribute(1, [attribute(1, [attribute(1, one.packed)])]) for one in addresses]
         return self._message(kind, flags, attribute(1, _TABLE), attribute(2, _SET), attribute(3, each))
 
     def refused(self) -> Refused:
         """What has been refused until now. Raises OSError."""
+        tcp, other = [*self._counts(_REFUSED), 0, 0][:2]
+        return Refused(tcp, other)
+
+    def _counts(self, chain: bytes) -> list[int]:
+        """What the counters of a chain say, in order."""
         counts = []
-        parts = (attribute(1, _TABLE), attribute(2, _REFUSED))
+        parts = (attribute(1, _TABLE), attribute(2, chain))
         with self._lock:
             bodies = self._link.send(self._message(_GET_RULE, DUMP, *parts))
         for body in bodies:
@@ -192,8 +227,7 @@ class Rules:
                 found = attributes(expression)
                 if found.get(1, b"") == b"counter\0":
                     counts.append(struct.unpack(">Q", attributes(found[2])[2])[0])
-        tcp, other = [*counts, 0, 0][:2]
-        return Refused(tcp, other)
+        return counts
 
     def close(self) -> None:
         """Forget them here; the namespace keeps them."""
