@@ -210,7 +210,7 @@ def _process(command: Sequence[str], *, talks: bool = False) -> Iterator[subproc
                 with contextlib.suppress(OSError):
                     process.stdin.close()  # the end of its input is the end of the program, and of what carries it
             else:
-                process.kill()
+                process.terminate()
             try:
                 process.wait(_SECONDS)
             except subprocess.TimeoutExpired:

@@ -106,7 +106,7 @@ class Server:
 
     Args:
         drain_seconds: how long requests that have begun are waited for at the end.
-        ending: called before that, once no connection is accepted any more: to end what would otherwise wait for longer.
+        ending: called before that, once no connection is accepted any more: ends what would wait for longer.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ from strongroom.shield.network.loop import READ, Handler, Loop
 _PIECE = 1 << 18
 _HELD = 1 << 26  # bytes that the tunnels of a loop hold, beyond which each reads no more than this at once:
 _LITTLE = 1 << 14
+_ANSWERS: Final = 1 << 14  # bytes that TLS has to say of its own, which nobody takes
 NOTHING: Final = memoryview(b"")
 
 
@@ -149,6 +150,8 @@ class Carrier:
                 break
         if self._outgoing.pending:  # TLS answers a change of keys
             self._send_outer()
+            if self._outgoing.pending > _ANSWERS:  # somebody changes keys for ever, and takes no answer
+                raise ChannelError("broken")
 
     def _give_inner(self, data: memoryview) -> None:
         if self._to_inner or self._inner is None:

@@ -2,8 +2,10 @@
 
 Rules:
 
-- Nothing is said to the host before the program's hello has all come, names that host, and hides nothing.
-- Nothing reaches the program before the host has chosen TLS 1.3, but for one alert.
+- Nothing is said to the host before the program's hello has all come, names that host, and hides nothing; and nothing
+  but that before the host has chosen TLS 1.3. The same goes for the second hello that it may ask for (`greeting`).
+- Nothing reaches the program before the host has chosen TLS 1.3, but for that, or one alert.
+- A host that cuts the connection takes nothing from the program that had come before.
 - Who the host is, the program judges: its certificates are encrypted.
 """
 
@@ -15,33 +17,12 @@ from contextlib import suppress
 from typing import Final
 
 from strongroom.errors import ChannelError
-from strongroom.shield.network.hello import ALERT_SIZE, MAX_HELLO, TLS_1_3, client_hello, is_alert, server_version
+from strongroom.shield.network.greeting import Greeting
 from strongroom.shield.network.loop import READ, WRITE, Loop
 from strongroom.shield.network.sockets import prepare, reset, unacknowledged
+from strongroom.shield.network.tunnel import DEADLINE
 
-_MOST_HELLO: Final = 2 * MAX_HELLO
 _LOOK: Final = 0.02
-
-
-def named(hello: bytes, host: str) -> bool:
-    """Whether a client's hello has all come, and offers TLS 1.3 to that host.
-
-    Args:
-        host: empty for an address, which a hello does not name.
-
-    Raises:
-        ChannelError: ``hello``, ``name``, ``version``: it is something else, is for another, or is older.
-    """
-    said = client_hello(hello)
-    if said is None:
-        if len(hello) > _MOST_HELLO:
-            raise ChannelError("hello")
-        return False
-    if said.encrypted or said.name != host:
-        raise ChannelError("name")
-    if TLS_1_3 not in said.versions:
-        raise ChannelError("version")
-    return True
 
 
 class Relay:
@@ -51,6 +32,7 @@ class Relay:
         inner: the program's connection.
         outer: the connected one to the host.
         hello: what the program has said, which is `named`.
+        host: as of `Greeting`.
         on_close: called once, with why in a word, empty where both ends have ended it.
     """
 
@@ -61,16 +43,18 @@ class Relay:
         outer: socket.socket,
         hello: bytes,
         *,
+        host: str,
         on_close: Callable[[str], None],
     ) -> None:
         self.loop, self._on_close = loop, on_close
         self._sockets = (inner, outer)
-        self._pending = [hello, b""]  # from the inner one, and from the outer one
+        self._greeting = Greeting(host)
+        self._pending = list(self._greeting.heard(0, hello))  # from the inner one, and from the outer one
         self._ended = [False, False]
         self._passed = [False, False]
         self._events = [0, 0]
         self._deaf = False  # the host takes nothing any more
-        self._answer: bytes | None = b""  # of the host's hello, until that has all come
+        self._cut = False  # by the host, and the program does not know yet
         self.sent, self.received = len(hello), 0
         self.closed = False
         prepare(inner)
@@ -78,6 +62,11 @@ class Relay:
 
     def begin(self) -> None:
         self._step(lambda: self._send(0))
+        self.loop.later(DEADLINE, self._late)
+
+    def _late(self) -> None:
+        if not self._greeting.stands:
+            self.close("timeout")
 
     def drain(self) -> None:
         """The program has ended: end it as soon as the host's machine has what was sent. On the loop's thread."""
@@ -126,38 +115,38 @@ class Relay:
             count = self._sockets[which].recv_into(self.loop.buffer)
         except BlockingIOError:
             return
+        except OSError:
+            if not which or not self._greeting.stands:
+                raise
+            self._ended[1] = self._cut = self._deaf = True
+            self._pending[0] = b""
+            self._cut_once_given()
+            return
         if not count:
             self._ended[which] = True
             return
         data = bytes(self.loop.buffer[:count])
         if which:
             self.received += count
-            data = self._judged(data)
         elif self._deaf:
             return
         else:
             self.sent += count
-        self._pending[which] = data
-        self._send(which)
+        if self._greeting.stands:
+            self._pending[which] = data
+            self._send(which)
+            return
+        for each, more in enumerate(self._greeting.heard(which, data)):
+            self._pending[each] += more
+            self._send(each)
 
-    def _judged(self, data: bytes) -> bytes:
-        """What of the host's bytes may go on. Raises ChannelError."""
-        if self._answer is None:
-            return data
-        self._answer += data
-        if is_alert(self._answer):
-            if len(self._answer) > ALERT_SIZE:
-                raise ChannelError("hello")
-            return data
-        version = server_version(self._answer)
-        if version is None:
-            if len(self._answer) > _MOST_HELLO:
-                raise ChannelError("hello")
-            return b""
-        if version != TLS_1_3:
-            raise ChannelError("version")
-        held, self._answer = self._answer, None
-        return held
+    def _cut_once_given(self) -> None:
+        if self.closed:
+            return
+        if self._pending[1] or unacknowledged(self._sockets[0]):
+            self.loop.later(_LOOK, self._cut_once_given)
+        else:
+            self.close("cut")
 
     def _send(self, which: int) -> None:
         """What came from there, to the other."""
@@ -175,8 +164,8 @@ class Relay:
 
     def _settle(self) -> None:
         for which in (0, 1):
-            if self._ended[which] and not self._pending[which] and not self._passed[which]:
-                if which and self._answer is not None and not is_alert(self._answer):
+            if self._ended[which] and not self._waits(which) and not self._passed[which]:
+                if which and not self._greeting.stands and not self._greeting.refused:
                     raise ChannelError("hello")  # it went before it said what it is
                 self._passed[which] = True
                 with suppress(OSError):
@@ -185,7 +174,8 @@ class Relay:
             self.close("")
             return
         for which, each in enumerate(self._sockets):
-            events = READ if not self._pending[which] and not self._ended[which] else 0
+            takes = not self._pending[which] and not self._ended[which] and (which or not self._greeting.full)
+            events = READ if takes else 0
             events |= WRITE if self._pending[1 - which] else 0
             before, self._events[which] = self._events[which], events
             if before == events:
@@ -196,6 +186,10 @@ class Relay:
                 self.loop.add(each.fileno(), events, self._handler(which))
             else:
                 self.loop.change(each.fileno(), events)
+
+    def _waits(self, which: int) -> bool:
+        """Whether something that came from there has not gone on, or an end that is not one in order."""
+        return bool(self._pending[which] or (not which and self._greeting.held(0)) or (which and self._cut))
 
     def _handler(self, which: int) -> Callable[[int], None]:
         return lambda events: self._on_events(which, events)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from typing import Any, Protocol
 
 from strongroom.errors import ChannelError, StrongroomError
 from strongroom.shield.network.edge import Edge
-from strongroom.shield.network.hello import is_handshake
+from strongroom.shield.network.greeting import named
+from strongroom.shield.network.hello import HANDSHAKE_BEGINS, is_handshake
 from strongroom.shield.network.loop import READ, WRITE, Loop
-from strongroom.shield.network.relay import Relay, named
+from strongroom.shield.network.relay import Relay
 from strongroom.shield.network.sockets import prepare, reset
 from strongroom.shield.network.tunnel import DEADLINE
 from strongroom.shield.network.within import Ended, Within
@@ -78,6 +80,7 @@ class Way:
         self._door, self._inner, self.loop = door, inner, loop
         self._hello = b""
         self._reading = self._dialling = self._draining = False
+        self._awaited = False  # its sockets are on their way
         self._left: list[tuple[socket.socket, str]] = []
         self._trying: socket.socket | None = None
         self._carrier: Originated | Relay | None = None
@@ -126,11 +129,12 @@ class Way:
             self._dial()
 
     def _dial(self) -> None:
-        self._dialling = True
+        self._dialling = self._awaited = True
         self._door.dial(self)
 
     def connect(self, found: list[tuple[socket.socket, str]]) -> None:
         """Try these, one after the other."""
+        self._awaited = False
         self._left = found
         if self.closed:
             self._let_go()
@@ -140,8 +144,10 @@ class Way:
     def _try_next(self) -> None:
         while self._left:
             outer, address = self._left.pop(0)
-            outer.setblocking(False)
             try:
+                if outer.family != family_of(address) or outer.type != socket.SOCK_STREAM:
+                    raise OSError  # the machine's owner has sent another kind
+                outer.setblocking(False)
                 outer.connect((address, self._door.host.port))
             except BlockingIOError:
                 pass
@@ -181,7 +187,7 @@ class Way:
     def _carry(self, outer: socket.socket) -> None:
         host = self._door.host
         if host.context is None:
-            self._carrier = Relay(self.loop, self._inner, outer, self._hello, on_close=self._ended)
+            self._carrier = Relay(self.loop, self._inner, outer, self._hello, host=host.shown, on_close=self._ended)
             self._open(None)
         else:
             self._carrier = Originated(
@@ -246,9 +252,8 @@ class Way:
             return
         self._reading = False
         self.loop.remove(self._inner.fileno())
-        waits = self._dialling and self._trying is None and not self._left
-        if waits:
-            self.closed = True  # its sockets are on their way: `connect` lets them go
+        if self._awaited:
+            self.closed = True  # `connect` lets them go
             self._door.ended(self, why)
         else:
             self._ended(why)
@@ -285,6 +290,8 @@ class Originated(Edge):
         self._inner_first, self._name, self._within = inner, name, within
         self._on_agreed, self._tell = on_agreed, on_close
         self._ending: Ended | None = None
+        self._spoken = False
+        self._until = 0.0
         self._why = ""
 
     def shaken(self, certificate: bytes) -> None:
@@ -293,16 +300,32 @@ class Originated(Edge):
         self.loop.add(self._inner_first.fileno(), READ, lambda events: self._guarded(self._decide))
 
     def first(self, data: memoryview) -> memoryview:
-        self._decide()  # in a protocol where the host speaks first
+        self._spoken = True  # in a protocol where the host speaks first
+        self._decide()
         return data
 
     def _decide(self) -> None:
         """One of the two has spoken: is what the program says TLS?"""
         self.loop.remove(self._inner_first.fileno())
         with suppress(BlockingIOError):
-            if is_handshake(self._inner_first.recv(3, socket.MSG_PEEK)):
+            said = self._inner_first.recv(len(HANDSHAKE_BEGINS), socket.MSG_PEEK)
+            if is_handshake(said):
                 self._end_tls()
+            elif said and HANDSHAKE_BEGINS.startswith(said) and not self._spoken:
+                self._look_again()
+                return
         self.opens(self._inner_first)
+
+    def _look_again(self) -> None:
+        """The program has said the half of what TLS begins with: wait for the rest, but not for ever."""
+
+        def look() -> None:
+            if not self.opened:
+                self._spoken = self._spoken or time.monotonic() >= self._until
+                self._guarded(self._decide)
+
+        self._until = self._until or time.monotonic() + DEADLINE
+        self.loop.later(_LOOK, look)
 
     def _too_late(self) -> None:
         pass  # nobody need say anything

@@ -1,7 +1,8 @@
 """The rules of a namespace whose members come over a WireGuard device (nf_tables, as in `rules`).
 
 - To a member goes TCP, and nothing else. What goes elsewhere is refused at once, and counted, as with a proxy.
-- From a member comes TCP, to the ports that it may connect to here, and what answers; the rest is refused and counted.
+- From a member comes TCP to the enclave's own address, to the ports that it may connect to there, and what answers; the
+  rest is refused and counted.
   The device has seen to it that a packet with a member's address is that member's.
 """
 
@@ -81,6 +82,7 @@ class WiredRules(Rules):
         tcp, other = _protocol(socket.IPPROTO_TCP), _protocol(socket.IPPROTO_TCP, _NOT_EQUAL)
         at_port = [_into(_REGISTER, _NETWORK_HEADER, _SOURCE), _into(_SECOND, _TRANSPORT_HEADER, _DESTINATION_PORT)]
         source = _into(_REGISTER, _NETWORK_HEADER, _SOURCE)
+        here = [_load_destination(), _compare(own.packed)]  # and not what boot stands for, such as hosts outside
         self._batch(
             self._message(_NEW_TABLE, CREATE, attribute(1, _TABLE)),
             self._set(_MEMBERS, 1, _ADDRESS_TYPE, 4),
@@ -96,8 +98,8 @@ class WiredRules(Rules):
             self._input(),
             self._rule(_INCOMING, *inner),
             self._rule(_INCOMING, *answers),
-            self._rule(_INCOMING, *tcp, source, _lookup(_FREE), _accept()),
-            self._rule(_INCOMING, *tcp, *at_port, _lookup(_PORTS), _accept()),
+            self._rule(_INCOMING, *tcp, *here, source, _lookup(_FREE), _accept()),
+            self._rule(_INCOMING, *tcp, *here, *at_port, _lookup(_PORTS), _accept()),
             self._rule(_INCOMING, *tcp, *_reject(_RESET, 0)),
             self._rule(_INCOMING, *other, *_reject(_ICMP, _PROHIBITED)),
         )
