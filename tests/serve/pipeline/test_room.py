@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -65,6 +66,26 @@ def attention():
     ]
     proto = model(nodes, [info("x", ("N", "T", 8))], [info("y", ("N", 8))], [constant("axes", [1])])
     return units(load(proto.SerializeToString()))
+
+
+def stem():
+    """As networks for images begin: half as wide and high after a convolution, a quarter after a pool."""
+    nodes = [
+        node("Conv", "x w", "seen", kernel_shape=[7, 7], strides=[2, 2], pads=[3, 3, 3, 3]),
+        node("Relu", "seen", "rising"),
+        node("MaxPool", "rising", "pooled", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        node("GlobalAveragePool", "pooled", "y"),
+    ]
+    weights = constant("w", np.ones((64, 3, 7, 7)), np.float32)
+    proto = model(nodes, [info("x", ("N", 3, "H", "W"))], [info("y", ("N", 64, 1, 1))], [weights])
+    return units(load(proto.SerializeToString()))
+
+
+@pytest.mark.parametrize("side", [31, 224, 1000])
+def test_tensors_behind_a_stride_grow_with_the_image(side):
+    alive = stem().alive_bytes(0, len(stem()), {"H": side, "W": side})
+    half = math.ceil(side / 2)
+    assert 4 * 64 * half**2 <= alive <= 4.4 * 64 * (2 * half**2 + half**2 / 4) + 4 * 3 * side**2
 
 
 def pieces(chain, *, memory, taken, batch=1, dims):

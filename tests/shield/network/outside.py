@@ -63,10 +63,11 @@ class Server:
     rude: bool = False  # answers, and goes without a word
     greeting: bytes = b""
     stands: bool = False  # TLS does
+    port: int = 0
 
     def __post_init__(self) -> None:
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        self.listener = socket.create_server((self.address, 0), family=family)
+        self.listener = socket.create_server((self.address, self.port), family=family)
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 

@@ -313,6 +313,7 @@ def test_a_program_that_has_ended_waits_for_no_host_to_which_it_has_said_nothing
     assert outside.egress.status()[0]["refusals"] == {}
     assert not wire.held.is_set()
     wire.held.set()
+    waited(lambda: not outside.egress._doors[0]._opening, outside.loops[0])  # sockets that came have been let go
 
 
 def test_connections_to_a_host_are_bounded(outside, monkeypatch):

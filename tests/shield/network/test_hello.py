@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom.errors import ChannelError
-from strongroom.shield.network.hello import TLS_1_3, ClientHello, client_hello, server_version
-from strongroom.shield.network.relay import named
+from strongroom.shield.network.hello import TLS_1_3, ClientHello, ServerHello, client_hello, server_hello
+from strongroom.shield.network.greeting import named
 from tests.shield.network.outside import NAME, authority, client_context, server_context
 
 
@@ -47,9 +47,9 @@ def test_hellos_are_read_once_they_have_come_however_they_are_cut(hellos):
     for size in (1, 7, 100):
         assert client_hello(records(hello, size)) == said
     assert [client_hello(hello[:at]) for at in range(len(hello))] == [None] * len(hello)
-    assert server_version(answers[ssl.TLSVersion.TLSv1_3]) == TLS_1_3
-    assert server_version(answers[ssl.TLSVersion.TLSv1_2]) == 0x0303
-    assert server_version(answers[ssl.TLSVersion.TLSv1_3][:20]) is None
+    assert server_hello(answers[ssl.TLSVersion.TLSv1_3]) == ServerHello(TLS_1_3, retry=False)
+    assert server_hello(answers[ssl.TLSVersion.TLSv1_2]) == ServerHello(0x0303, retry=False)
+    assert server_hello(answers[ssl.TLSVersion.TLSv1_3][:20]) is None
 
 
 def test_only_tls_1_3_to_the_named_host_in_the_open_is_let_through(hellos):
@@ -80,7 +80,7 @@ def test_whatever_comes_is_read_or_refused(hellos, data):
     at = data.draw(st.integers(0, len(hello) - 1))
     known = data.draw(st.sampled_from([hello, *answers.values(), b""]))
     bad = known[:at] + data.draw(st.binary(max_size=64)) + known[at + data.draw(st.integers(0, 4)) :]
-    for read in (client_hello, server_version):
+    for read in (client_hello, server_hello):
         try:
             read(bad)
         except ChannelError as error:

@@ -104,8 +104,8 @@ def gone(sock):
     return True
 
 
-def test_one_address_holds_half_of_the_connections(outside, monkeypatch):
-    monkeypatch.setattr(published_module, "LIMIT", 4)
+def test_one_address_holds_a_quarter_of_the_connections(outside, monkeypatch):
+    monkeypatch.setattr(published_module, "LIMIT", 8)
     outside.enclave.serve(8000)
     service = outside.publish(8000)
     kept = [reach(outside, service) for _ in range(2)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from strongroom.serve.tensors import DATATYPES
 # Weights of more elements than this are left out when shapes are asked for: no shape depends on their values.
 _SMALL = 1024
 _MOST_GROWN = 4  # sizes of inputs that are tried larger
+_STEP = 64  # larger by so much, but for rows: a multiple of what strides come to, behind which a size hardly grows by 1
 _MOST_SECONDS = 60.0  # of a run on zeros: a Loop may have no end
 
 
@@ -136,12 +139,13 @@ class Size:
     """A size that was seen, not proved: `base`, and so much more for each one that an input's size grows by."""
 
     base: int
-    slopes: Mapping[str, int]
+    slopes: Mapping[str, Fraction]
     at: Mapping[str, int]  # the inputs' sizes that `base` was seen at
 
     def value(self, dims: Mapping[str, int]) -> int:
-        """The size where the inputs have these sizes, as far as it grows evenly."""
-        return max(0, self.base + sum(by * (dims.get(name, 1) - self.at[name]) for name, by in self.slopes.items()))
+        """The size where the inputs have these sizes, rounded up, as far as it grows evenly."""
+        more = sum(by * (dims.get(name, 1) - self.at[name]) for name, by in self.slopes.items())
+        return max(0, self.base + ceil(more))
 
 
 def see_sizes(proto: Any, tensors: dict[str, Tensor | None], dims: Mapping[str, int]) -> dict[str, Size]:
@@ -172,14 +176,18 @@ def see_sizes(proto: Any, tensors: dict[str, Tensor | None], dims: Mapping[str, 
         seen = Tensor(name, each.datatype, tuple(f"?{name}.{axis}" for axis in range(len(first[name]))), False)
         tensors[name] = seen
         wanted.update(_unnamed([seen]))
-    slopes: dict[str, dict[str, int]] = {size: {} for size in wanted}
+    slopes: dict[str, dict[str, Fraction]] = {size: {} for size in wanted}
+    rows = {tensor.shape[0] for each in proto.graph.input if (tensor := tensors[each.name]) and tensor.shape}
     for name in list(free)[:_MOST_GROWN]:
-        grown = _run_on_zeros(loaded, outputs, tensors, {**free, name: free[name] + 1})
-        if grown is None:
+        for step in (1,) if name in rows else (_STEP, 1):
+            grown = _run_on_zeros(loaded, outputs, tensors, {**free, name: free[name] + step})
+            if grown is not None:
+                break
+        else:
             continue
         for size, (output, axis) in wanted.items():
             if len(grown[output]) > axis and (by := grown[output][axis] - first[output][axis]):
-                slopes[size][name] = by
+                slopes[size][name] = Fraction(by, step)
     return {size: Size(first[output][axis], slopes[size], free) for size, (output, axis) in wanted.items()}
 
 

@@ -114,13 +114,17 @@ class Costs:
             total[first, last] = size
         return _runs(total + self._frames())
 
-    def touched(self) -> Matrix:
-        """Bytes of those that each run reads or writes: as it was measured, or what is fixed, the weights that it
-        reads, and what the unit that touches most besides does; with its frames."""
+    def touched(self, memory: Matrix) -> Matrix:
+        """Bytes that each run reads or writes of its `memory`, with its frames.
+
+        As it was measured, or what is fixed, the weights that it reads, and what the unit that touches most besides
+        does.
+        """
         total = np.maximum(self._once(self.reads or self.weights), 0) + self._hungriest(self.active or self.working)
         for first, last, _, size in self.measured:
             total[first, last] = size
-        return np.minimum(_runs(total + self._frames()), self.memory())
+        most: Matrix = np.minimum(total + self._frames(), memory)
+        return most
 
     def _hungriest(self, sizes: Sequence[int]) -> Matrix:
         """What is fixed and the largest of these sizes in each run."""
@@ -190,7 +194,7 @@ class Enclaves:
         computed = np.maximum(-(-costs.compute() * 100 // self.percent), 1)
         over = memory > self.memory
         if paging is not None:
-            touched = np.where(memory < NEVER, costs.touched(), 0)
+            touched = np.where(memory < NEVER, costs.touched(memory), 0)
             computed = computed + paging.nanoseconds(touched, self.memory)
         elif over.any():
             computed[over] = NEVER

@@ -48,6 +48,7 @@ def named(hello: bytes, host: str) -> bool:
         raise ChannelError("name")
     if TLS_1_3 not in said.versions:
         raise ChannelError("version")
+    first_size(hello)
     return True
 
 
@@ -71,14 +72,15 @@ class Greeting:
         """Whether the host has ended it by an alert."""
         return self._alerted > 0
 
-    def held(self, which: int) -> int:
-        """Bytes from there that have not gone on."""
-        return 0 if which and self.refused else len(self._held[which])
+    @property
+    def held(self) -> int:
+        """Bytes of the client's that have not gone on, and may."""
+        return 0 if self.refused else len(self._held[0])
 
     @property
     def full(self) -> bool:
         """Whether no more is to be read from the client for now."""
-        return len(self._held[0]) > _MOST
+        return self.held > _MOST
 
     def heard(self, which: int, data: bytes) -> tuple[bytes, bytes]:
         """Something has come from there; what goes on now from each.
@@ -86,7 +88,8 @@ class Greeting:
         Raises:
             ChannelError: ``hello``, ``name``, ``version``: it is not what it has to be.
         """
-        self._held[which] += data
+        if which or not self.refused:
+            self._held[which] += data
         on = [b"", b""]
         while not self.stands and self._step(on):
             pass

@@ -1,7 +1,7 @@
 """The first messages of TLS, which go in clear: what a relay can know of a connection whose keys it has not.
 
 Layouts: RFC 8446, sections 4 and 5.1 (records and handshake messages), 4.1.2, 4.1.3 and 4.2.1 (hellos and versions);
-RFC 6066, section 3 (the server's name). A server's hello with one known random is a HelloRetryRequest. Extension 0xfe0d is Encrypted Client Hello, whose outer name says nothing.
+RFC 6066, section 3 (the server's name). Extension 0xfe0d is Encrypted Client Hello, whose outer name says nothing.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from strongroom.shield.network.loop import READ, Loop
 from strongroom.shield.network.members import Directory, Member
 from strongroom.shield.network.openings import UNKNOWN, Openings, Wanted
 from strongroom.shield.network.roles import Incoming, Outgoing
-from strongroom.shield.network.sockets import reset
+from strongroom.shield.network.sockets import bind_late, reset
 from strongroom.shield.network.tunnel import Tunnel
 
 _ORIGINAL_DESTINATION = 80  # linux/netfilter_ipv4.h
@@ -409,7 +409,7 @@ class Proxy:
         inner = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         inner.setblocking(False)
         try:
-            inner.bind((str(member.address), 0))
+            bind_late(inner, member.address)
             with suppress(BlockingIOError):
                 inner.connect((str(self._own), port))
         except OSError:

@@ -5,12 +5,16 @@ Rules:
 - Outsiders are shown the certificate that the CAS has issued to this enclave, and after it the CAS's root. A renewed
   one is shown to whoever comes next; who is there stays.
 - They show nothing, so none of them is trusted with more than a bounded share: of handshakes the oldest of the address
-  with the most of them gives way, and one address holds half of the connections at most.
-- The program finds them to come from one address, which is no member's.
+  with the most of them gives way, and one address holds a quarter of the connections at most. Where there is no room,
+  of the address with the most of them goes who has carried nothing for the longest.
+- The program finds them to come from one address, which is no member's; from further ones where its ports are used up,
+  since each that an outsider ends first is kept from use for a minute.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 import time
@@ -19,7 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from strongroom.shield.network.edge import Edge
@@ -28,12 +32,16 @@ from strongroom.shield.network.listening import Listening
 from strongroom.shield.network.loop import WRITE, Loop
 from strongroom.shield.network.namespace import OUTSIDE
 from strongroom.shield.network.openings import Openings
-from strongroom.shield.network.sockets import prepare, reset
+from strongroom.shield.network.sockets import bind_late, prepare, reset
 
 LIMIT: Final = 1024
 """Connections of one service at once."""
 OUTSIDERS: Final = OUTSIDE.network_address + 1
 """Where outsiders seem to come from, inside."""
+FURTHER: Final = IPv4Network("198.19.255.0/24")
+"""Where from, if the ports there are used up."""
+_SHARE = 4  # an address holds this part of them
+_IDLE_SECONDS = 30.0  # without a byte, after which a connection may have to go for another
 _LOOPBACK = "127.0.0.1"
 _CLOSE_SECONDS = 5.0
 
@@ -98,6 +106,7 @@ class _State:
     """What the loops' threads share, under its lock."""
 
     live: dict[_Outsider, str] = field(default_factory=dict)  # with their addresses
+    seen: dict[_Outsider, tuple[int, float]] = field(default_factory=dict)  # bytes of these, and since when
     of: Counter[str] = field(default_factory=Counter)
     openings: Openings = field(default_factory=Openings)
     opened: int = 0
@@ -114,17 +123,14 @@ class _Published:
         self._changed = threading.Condition()
         self._state = _State()
         self._next = 0
+        self._places = [OUTSIDERS, *FURTHER.hosts()]  # the first is the one in use; under the lock
         self._listening = Listening(loops[0], service.listener, self._take, self._count)
 
     def start(self) -> None:
         self._listening.start()
 
     def _take(self, outer: socket.socket, address: str) -> None:
-        with self._changed:
-            full = len(self._state.live) >= LIMIT or self._state.of[address] >= LIMIT // 2
-            if full:
-                self._count("limit")
-        if full:
+        if not self._room_for(address):
             reset(outer)
             return
         self._next += 1
@@ -143,23 +149,62 @@ class _Published:
             state = self._state
             state.live[tunnel] = address
             state.of[address] += 1
+            state.seen[tunnel] = 0, time.monotonic()
             pushed = state.openings.came(tunnel, address)
         if pushed is not None:
             pushed.loop.call(partial(pushed.close, "crowded"))
         loop.call(tunnel.begin)
 
+    def _room_for(self, address: str) -> bool:
+        """Whether one more may come from there; if not, it is counted. Somebody else may have to go for it."""
+        with self._changed:
+            state = self._state
+            share = state.of[address] >= max(1, LIMIT // _SHARE)
+            if not share and len(state.live) < LIMIT:
+                return True
+            idle = self._idle(address if share else None)
+            if idle is None:
+                self._count("limit")
+                return False
+            self._forget(idle)  # at once, so that it counts for nobody any more
+        idle.loop.call(partial(idle.close, "crowded"))
+        return True
+
+    def _idle(self, address: str | None) -> _Outsider | None:
+        """Who has carried nothing for the longest, of that address or of the one with the most; with the lock held."""
+        state, now = self._state, time.monotonic()
+        found, best = None, (0, 0.0)
+        for tunnel, where in state.live.items():
+            carried, since = tunnel.sent + tunnel.received, state.seen[tunnel]
+            if carried != since[0]:
+                state.seen[tunnel] = carried, now
+            elif tunnel.opened and now - since[1] >= _IDLE_SECONDS and address in (None, where):
+                rank = (state.of[where], now - since[1])
+                if found is None or rank > best:
+                    found, best = tunnel, rank
+        return found
+
     def _connect(self, address: str) -> socket.socket:
         """To the program here, at one of its addresses."""
-        inner = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            inner.setblocking(False)
-            inner.bind((str(OUTSIDERS), 0))
-            with suppress(BlockingIOError):
-                inner.connect((address, self._service.port))
-        except OSError:
-            inner.close()
-            raise
-        return inner
+        for _ in self._places:
+            with self._changed:
+                place = self._places[0]
+            inner = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                inner.setblocking(False)
+                bind_late(inner, place)
+                with suppress(BlockingIOError):
+                    inner.connect((address, self._service.port))
+            except OSError as error:
+                inner.close()
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                with self._changed:
+                    if self._places[0] == place:
+                        self._places.append(self._places.pop(0))
+            else:
+                return inner
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
     def _agreed(self, tunnel: _Outsider) -> None:
         with self._changed:
@@ -172,15 +217,22 @@ class _Published:
     def _closed(self, tunnel: _Outsider, why: str) -> None:
         with self._changed:
             state = self._state
-            address = state.live.pop(tunnel)
-            state.of[address] -= 1
-            state.of += Counter()
+            self._forget(tunnel)
             state.openings.done(tunnel)
             state.sent += tunnel.sent
             state.received += tunnel.received
             if why:
                 self._count(why)
             self._changed.notify_all()
+
+    def _forget(self, tunnel: _Outsider) -> None:
+        """It is none of those that are there, if it was; with the lock held."""
+        state = self._state
+        address = state.live.pop(tunnel, None)
+        if address is not None:
+            del state.seen[tunnel]
+            state.of[address] -= 1
+            state.of += Counter()
 
     def _count(self, why: str) -> None:
         with self._changed:

@@ -120,7 +120,7 @@ class Relay:
                 raise
             self._ended[1] = self._cut = self._deaf = True
             self._pending[0] = b""
-            self._cut_once_given()
+            self.loop.later(_LOOK, self._cut_once_given)
             return
         if not count:
             self._ended[which] = True
@@ -189,7 +189,7 @@ class Relay:
 
     def _waits(self, which: int) -> bool:
         """Whether something that came from there has not gone on, or an end that is not one in order."""
-        return bool(self._pending[which] or (not which and self._greeting.held(0)) or (which and self._cut))
+        return bool(self._pending[which] or (not which and self._greeting.held) or (which and self._cut))
 
     def _handler(self, which: int) -> Callable[[int], None]:
         return lambda events: self._on_events(which, events)

@@ -7,12 +7,14 @@ import socket
 import struct
 import termios
 from contextlib import suppress
+from ipaddress import IPv4Address
 
 from strongroom.shield.network.netlink import UNPACED
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: to close is to reset
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 _UNSENT_MS = 30_000
+_BIND_ADDRESS_NO_PORT = 24  # linux/in.h; Python has it since 3.12
 _NOT_ENDED = (1, 2, 3, 4, 5)  # states of TCP in which more may come, linux/tcp_states.h
 
 
@@ -34,6 +36,15 @@ def prepare(sock: socket.socket, *, outer: bool = False) -> None:
         for name, value in _KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, name, value)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNSENT_MS)
+
+
+def bind_late(sock: socket.socket, address: IPv4Address) -> None:
+    """Have it come from this address, from a port that is free for where it will connect to. Raises OSError.
+
+    A port that is chosen before is free for all; those of connections that ended a moment ago are for nobody.
+    """
+    sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+    sock.bind((str(address), 0))
 
 
 def stays_here(sock: socket.socket) -> bool:
