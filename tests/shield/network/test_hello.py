@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom.errors import ChannelError
-from strongroom.shield.network.hello import TLS_1_3, ClientHello, ServerHello, client_hello, server_hello
 from strongroom.shield.network.greeting import named
+from strongroom.shield.network.hello import TLS_1_3, ClientHello, ServerHello, client_hello, server_hello
 from tests.shield.network.outside import NAME, authority, client_context, server_context
 
 

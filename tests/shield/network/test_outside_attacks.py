@@ -86,8 +86,8 @@ def trusting():
 
 def flood(by_hand):
     with suppress(OSError):
-        for _ in range(8):
-            by_hand.change_keys(1000)
+        for _ in range(24):
+            by_hand.change_keys(250)
             by_hand.flush()
 
 
@@ -310,11 +310,11 @@ def test_a_host_that_never_answers_a_hello_is_given_up(outside, monkeypatch):
 
 
 def test_a_host_that_cuts_a_connection_takes_nothing_from_the_program(outside):
-    by, there, size = authority(), listener(outside), 400_000
+    by, there, size = authority(), listener(outside), 300_000
     host = Host(NAME, there.getsockname()[1], None)
     outside.doors((host, OwnersWire(outside.world)))
     client = program(outside, host.port)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LITTLE)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * _LITTLE)
     came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = client_context(by.certificate.der).wrap_bio(came, goes, server_hostname=NAME)
     with pytest.raises(ssl.SSLWantReadError):

@@ -214,7 +214,7 @@ def remembered(
     machine = Machine.here(threads)
     of = {
         "kind": "units",
-        "form": 3,
+        "form": 4,
         "chain": chain_digest(chain),
         "batch": batch,
         "dims": dict(dims or {}),

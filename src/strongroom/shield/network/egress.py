@@ -232,3 +232,5 @@ class _Door:
             with suppress(Exception):
                 way.abandon()
         self._dialler.join(_CLOSE_SECONDS)
+        for loop in self._loops:
+            loop.finish()  # what it has dialled meanwhile is let go

@@ -71,6 +71,11 @@ class Loop:
         self._ring()
         self._thread.join(5.0)
 
+    def finish(self) -> None:
+        """Do what was still to be done when the thread ended, on the caller's."""
+        while self._calls:
+            self._guard(self._calls.popleft())
+
     def call(self, what: Callable[[], None]) -> None:
         """Have something done on the thread, soon. From any thread."""
         self._calls.append(what)

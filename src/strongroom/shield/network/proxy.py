@@ -160,12 +160,10 @@ class Proxy:
         for loop in self._loops:
             loop.close()
         with self._lock:
-            tunnels = list(self._state.tunnels)
             vain = self._state.openings.forget(set())
-        for tunnel in tunnels:
-            with suppress(Exception):
-                tunnel.close("closed")
+        self._close_tunnels()
         self._dialler.join(_DIALLER_SECONDS)
+        self._close_tunnels()  # those that it has begun meanwhile
         with suppress(queue.Empty):
             while True:
                 wanted = self._wanted.get_nowait()
@@ -174,6 +172,13 @@ class Proxy:
             reset(each.inner)
         self._inside.close()
         self._outside.close()
+
+    def _close_tunnels(self) -> None:
+        with self._lock:
+            tunnels = list(self._state.tunnels)
+        for tunnel in tunnels:
+            with suppress(Exception):
+                tunnel.close("closed")
 
     # Who is there
 

@@ -38,7 +38,7 @@ LIMIT: Final = 1024
 """Connections of one service at once."""
 OUTSIDERS: Final = OUTSIDE.network_address + 1
 """Where outsiders seem to come from, inside."""
-FURTHER: Final = IPv4Network("198.19.255.0/24")
+FURTHER: Final = IPv4Network("198.19.255.0/28")
 """Where from, if the ports there are used up."""
 _SHARE = 4  # an address holds this part of them
 _IDLE_SECONDS = 30.0  # without a byte, after which a connection may have to go for another
