@@ -10,9 +10,11 @@ import pytest
 from tests.homes import Remembered
 
 LONGEST = (
+    "tests/cluster/test_ray_up.py",
+    "tests/cluster/test_federated.py",
+    "tests/enclave/test_distributed.py",
     "tests/enclave/test_frameworks.py",
     "tests/mirror/test_hook.py",
-    "tests/enclave/test_distributed.py",
     "tests/cli/test_demo.py",
     "tests/cli/test_refusals.py",
     "tests/enclave/test_run.py",
