@@ -58,6 +58,7 @@ SAME_USER = (
     "any other process of the user who launches an enclave can read its memory and environment, unless root launches it"
 )
 _PRIVATE = "strongroom-private-"
+_LOOK_SECONDS, _LOOKS = 0.2, 25
 
 
 @dataclass(frozen=True)
@@ -153,9 +154,14 @@ class Enclave:
         return self._host.status
 
     def _await_death(self) -> None:
-        """Wait until the sandboxed process has closed all its files: bubblewrap, when killed, is gone before it."""
+        """Wait until the sandboxed process has closed all its files: bubblewrap, when killed, is gone before it.
+
+        Where that was killed before it had asked the kernel to end its child along with it, the child would live on.
+        """
         death, self._death = self._death, None  # once: it is closed with the other resources
         if death is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(death, signal.SIGKILL)
             select.select([death], [], [])
 
     @property
@@ -371,7 +377,7 @@ def launch(
         pid = process.pid
         if info_read is not None:
             os.close(info_write)
-            pid = _read_pid(info_read) or pid
+            pid = _read_pid(info_read, process) or pid
         host.start()
     except BaseException:
         resources.close()
@@ -553,10 +559,24 @@ def _private_directory(resources: ExitStack) -> Path:
     return directory
 
 
-def _read_pid(descriptor: int) -> int | None:
-    """The host's number of the sandboxed process, from bubblewrap's report; None if it died before."""
-    raw = b""
-    while chunk := os.read(descriptor, 4096):
+def _read_pid(descriptor: int, process: subprocess.Popen[bytes]) -> int | None:
+    """The host's number of the sandboxed process, from bubblewrap's report; None if it died before.
+
+    Killed before it reports, bubblewrap leaves a child that holds the pipe too and waits for it without end: that is
+    ended here, by the group that both are in.
+    """
+    raw, ended = b"", 0
+    while ended < _LOOKS:
+        readable, _, _ = select.select([descriptor], [], [], _LOOK_SECONDS)
+        if not readable:
+            if process.poll() is not None:
+                ended += 1
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            continue
+        chunk = os.read(descriptor, 4096)
+        if not chunk:
+            break
         raw += chunk
         try:
             return int(json.loads(raw)["child-pid"])

@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 from strongroom.cas.client.outside import Reached, Served
 from strongroom.cas.threads import Repeating
+from strongroom.channel.connections import have_descriptors
 from strongroom.enclave.boot import Booted
 from strongroom.enclave.control import Control
 from strongroom.enclave.drop import bind
@@ -32,7 +33,7 @@ from strongroom.enclave.fixed_paths import ROOTS_FILE
 from strongroom.enclave.image_paths import inside
 from strongroom.enclave.meshed import DRAIN_SECONDS, TELL_SECONDS, Meshed, show_hosts, write_hosts
 from strongroom.errors import EnclaveError
-from strongroom.shield.network.egress import Egress, Wire, egress_context
+from strongroom.shield.network.egress import LIMIT, Egress, Wire, egress_context
 from strongroom.shield.network.loop import Loop
 from strongroom.shield.network.namespace import OUTSIDE, enter_namespace, unreachable
 from strongroom.shield.network.netlink import add_address
@@ -47,6 +48,9 @@ _ROOTS: Final = Path("/run/strongroom/roots.pem")
 _STORES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Where OpenSSL and what uses it, requests, and curl look for roots."""
 _LOOPS = 2
+
+_DESCRIPTORS: Final = 4  # of a connection whose TLS ends here on both sides
+_OTHERS: Final = 256
 
 Place = IPv4Address | IPv6Address
 
@@ -73,6 +77,7 @@ class Outside:
         """Raises EnclaveError if a root is not to be had, or the host has given no listener."""
         if not self._hosts and not self._services:
             return self
+        have_descriptors(_DESCRIPTORS * LIMIT * (len(self._hosts) + len(self._services)) + _OTHERS)
         booted = self._booted
         found = places(self._hosts)
         names = [(name, place) for name, place in found.items() if isinstance(place, IPv4Address) and place in OUTSIDE]

@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from strongroom.enclave.config import (
     VAULTS_DIRECTORY,
 )
 from strongroom.enclave.measure import Environment
-from strongroom.errors import UnsupportedPlatformError
+from strongroom.errors import EnclaveError, UnsupportedPlatformError
 
 _SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/nsswitch.conf", "/etc/localtime", "/etc/fonts")
@@ -88,10 +89,16 @@ def _works(command: list[str]) -> bool:
 
 def _starts(command: list[str]) -> bool:
     trial = [*command, "--ro-bind", "/", "/", "/bin/true"]
+    null = subprocess.DEVNULL  # and no pipe, which a child that outlives it would hold
     try:
-        return subprocess.run(trial, capture_output=True, timeout=20, check=False).returncode == 0  # noqa: S603
+        status = subprocess.run(trial, stdin=null, stdout=null, stderr=null, timeout=20, check=False).returncode  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return False
+    if status < 0:  # which says nothing of what this machine gives
+        raise EnclaveError(
+            f"{command[0]}: ended by {signal.Signals(-status).name} as it was tried", hint="run it again"
+        )
+    return status == 0
 
 
 def _capabilities(names: Sequence[str]) -> list[str]:

@@ -56,6 +56,27 @@ def test_a_module_of_pytorch(tmp_path):
         np.testing.assert_allclose(got, each.numpy(), atol=1e-5)
 
 
+class Named(torch.nn.Module):
+    """Its answers are called as its parameters and inputs are, and as nothing else is."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+        self.embedding = torch.nn.Embedding(4, 3)
+
+    def forward(self, ids):
+        found = self.embedding(ids) * self.scale
+        return {"embedding": found, "scale": found + 1, "ids": found + 2, "": found + 3, "logits": found + 4}
+
+
+def test_answers_have_their_names_where_nothing_else_has(tmp_path):
+    done = export(Named(), tmp_path / "model.onnx", example={"ids": np.array([[1, 2, 3]], np.int64)})
+    names = [info.name for info in done.outputs]
+    assert names[-1] == "logits"
+    assert len({*names, "ids", ""}) == 7
+    assert done.difference < 1e-5
+
+
 @pytest.mark.slow
 def test_an_exported_program_and_its_file(tmp_path):
     program = torch.export.export(torch.nn.Linear(4, 2), (torch.rand(3, 4),))

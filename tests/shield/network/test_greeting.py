@@ -102,18 +102,18 @@ def test_another_name_the_second_time_and_a_third_hello_are_refused(twice):
     (_, first), (_, asked), (_, second), (_, chosen) = twice
     greeting = Greeting(NAME)
     heard(greeting, [(0, first), (1, asked)], 1 << 20)
-    with pytest.raises(ChannelError, match="^name$"):
+    with pytest.raises(ChannelError, match=r"^name$"):
         greeting.heard(0, second.replace(NAME.encode(), OTHER.encode()))
     greeting = Greeting(NAME)
     heard(greeting, [(0, first), (1, asked)], 1 << 20)
-    with pytest.raises(ChannelError, match="^hello$"):
+    with pytest.raises(ChannelError, match=r"^hello$"):
         greeting.heard(0, b"GET / HTTP/1.1\r\n")
     greeting = Greeting(NAME)
     heard(greeting, [(0, first), (1, asked), (0, second)], 1 << 20)
-    with pytest.raises(ChannelError, match="^hello$"):
+    with pytest.raises(ChannelError, match=r"^hello$"):
         greeting.heard(1, asked)
     greeting = Greeting(NAME)
-    with pytest.raises(ChannelError, match="^hello$"):  # a second message in the record of the first
+    with pytest.raises(ChannelError, match=r"^hello$"):  # a second message in the record of the first
         hello = bytearray(first) + b"\x01\0\0\0"
         hello[3:5] = (len(hello) - 5).to_bytes(2, "big")
         greeting.heard(0, bytes(hello))
@@ -127,7 +127,7 @@ def test_an_alert_goes_on_and_nothing_behind_it(plain):
     assert heard(greeting, [(1, alert)], 3) == [(1, alert[:3]), (1, alert[3:6]), (1, alert[6:])]
     assert greeting.refused and not greeting.stands
     assert greeting.heard(0, b"clear") == (b"", b"") and not greeting.held
-    with pytest.raises(ChannelError, match="^hello$"):
+    with pytest.raises(ChannelError, match=r"^hello$"):
         greeting.heard(1, b"x")
 
 

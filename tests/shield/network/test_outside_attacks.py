@@ -21,7 +21,7 @@ from strongroom.shield.network.egress import egress_context
 from strongroom.shield.network.identity import tunnel_context
 from strongroom.shield.network.published import FURTHER, OUTSIDERS
 from strongroom.shield.network.roles import HEADER, VERSION
-from strongroom.shield.network.sockets import reset, unacknowledged
+from strongroom.shield.network.sockets import reset, unacknowledged, whose
 from strongroom.shield.network.way import Host
 from tests.shield.network.mesh_world import now, receive
 from tests.shield.network.outside import (
@@ -383,6 +383,20 @@ def test_addresses_that_hold_idle_connections_leave_room_for_others(outside, mon
         assert idle[0].recv(1) == b""  # the oldest
 
 
+@pytest.mark.parametrize(
+    ("address", "holder"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2::7", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::8", "2001:db8:1:2::/64"),
+        ("fe80::7%lo", "fe80::/64"),
+    ],
+)
+def test_a_network_of_ipv6_has_one_share(address, holder):
+    assert whose(address) == holder
+
+
 def _few_ports():
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40009")
 
@@ -406,3 +420,8 @@ def test_outsiders_do_not_use_up_the_ports_by_which_a_service_is_reached(outside
     assert outside.refusals == {}
     assert sources[0] == str(OUTSIDERS)
     assert any(each.startswith(str(FURTHER.network_address)[:-1]) for each in sources)
+
+
+def test_a_port_rests_no_minute_after_a_connection_of_the_program_s(outside):
+    """So that a member's short connections do not use up the ports that stand for it; it has one address."""
+    assert outside.enclave.run(Path("/proc/sys/net/ipv4/tcp_tw_reuse").read_text) == "1\n"

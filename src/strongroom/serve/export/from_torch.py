@@ -16,6 +16,7 @@ import torch
 
 from strongroom.errors import MissingDependencyError, ModelFormatError, UsageError, printable
 from strongroom.serve.export.made import Example, Made, arguments, flat
+from strongroom.serve.graph.nodes import bodies
 
 _INSTALL = "pip install 'strongroom[export]'"
 
@@ -45,12 +46,13 @@ def of_torch(model: Any, example: Example | None, *, opset: int | None, framewor
         notes: tuple[str, ...] = ()
         try:
             # PyTorch takes a size of 1 for one that never varies.
-            proto = _exported(model, *_doubled(args, kwargs), opset, names, varying=True)
+            proto = _exported(model, *_doubled(args, kwargs), opset, varying=True)
         except ModelFormatError:
-            proto = _exported(model, args, kwargs, opset, names, varying=False)
+            proto = _exported(model, args, kwargs, opset, varying=False)
             notes = ("its sizes are fixed to the example's: the module does not let the first one vary",)
     finally:
         model.train(was)
+    _call_outputs(proto.graph, names)
     return Made(proto, framework, _feeds(proto, args, kwargs), answers, notes)
 
 
@@ -61,7 +63,8 @@ def _of_program(program: Any, example: Example | None, opset: int | None, framew
         given, named = arguments(example, why="")
         args, kwargs = [_tensor(each) for each in given], {name: _tensor(each) for name, each in named.items()}
     answers, names = _run(program.module(), args, kwargs)
-    proto = _exported(program, args, kwargs, opset, names, varying=False)
+    proto = _exported(program, args, kwargs, opset, varying=False)
+    _call_outputs(proto.graph, names)
     return Made(proto, framework, _feeds(proto, args, kwargs), answers)
 
 
@@ -99,10 +102,8 @@ def _plain(answer: Any) -> Any:
     return answer.to_tuple() if hasattr(answer, "to_tuple") else answer
 
 
-def _exported(
-    model: Any, args: list[Any], kwargs: dict[str, Any], opset: int | None, names: list[str], *, varying: bool
-) -> Any:
-    """Its model proto; outputs get these names, unless an input has one of them."""
+def _exported(model: Any, args: list[Any], kwargs: dict[str, Any], opset: int | None, *, varying: bool) -> Any:
+    """Its model proto."""
     shapes = _varying(model, args, kwargs) if varying else None
     try:
         with _quiet(), torch.no_grad():
@@ -112,7 +113,6 @@ def _exported(
                 kwargs=kwargs or None,
                 dynamo=True,
                 dynamic_shapes=shapes,
-                output_names=names if names and set(names).isdisjoint(_parameters(model)) else None,
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -131,11 +131,40 @@ def _sentence(text: str) -> str:
     return found[1] if found else f"{text[:299]}…"
 
 
-def _parameters(model: Any) -> set[str]:
-    """What inputs may be called."""
-    if isinstance(model, torch.export.ExportedProgram):
-        return set(model.graph_signature.user_inputs)
-    return set(inspect.signature(model.forward).parameters)
+def _call_outputs(graph: Any, names: list[str]) -> None:
+    """Have outputs called so, but for those whose name something else in the model has.
+
+    PyTorch would call them so too, and see to no other's name.
+    """
+    outputs = [each.name for each in graph.output]
+    given = {each.name for each in (*graph.input, *graph.initializer)}
+    if len(names) != len(outputs):
+        return  # what it answers with is not what it made of it
+    taken = {name for each in _all_graphs(graph) for name in _names(each)}
+    calls = {
+        old: new
+        for old, new in zip(outputs, names, strict=True)
+        if new and new not in taken and old not in given and outputs.count(old) == names.count(new) == 1
+    }
+    for each in _all_graphs(graph):
+        for node in each.node:
+            node.input[:] = [calls.get(name, name) for name in node.input]
+            node.output[:] = [calls.get(name, name) for name in node.output]
+        for value in (*each.output, *each.value_info):
+            value.name = calls.get(value.name, value.name)
+
+
+def _all_graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for body in bodies(node):
+            yield from _all_graphs(body)
+
+
+def _names(graph: Any) -> Iterator[str]:
+    yield from (each.name for each in (*graph.input, *graph.initializer, *graph.output))
+    for node in graph.node:
+        yield from (*node.input, *node.output)
 
 
 _HINT = "torch.export.export(model, args) says what it cannot follow"

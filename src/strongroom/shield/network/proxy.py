@@ -37,7 +37,7 @@ from strongroom.shield.network.loop import READ, Loop
 from strongroom.shield.network.members import Directory, Member
 from strongroom.shield.network.openings import UNKNOWN, Openings, Wanted
 from strongroom.shield.network.roles import Incoming, Outgoing
-from strongroom.shield.network.sockets import bind_late, reset
+from strongroom.shield.network.sockets import bind_late, reset, whose
 from strongroom.shield.network.tunnel import Tunnel
 
 _ORIGINAL_DESTINATION = 80  # linux/netfilter_ipv4.h
@@ -372,7 +372,7 @@ class Proxy:
         if self._draining:
             reset(outer)
             return
-        address = str(outer.getpeername()[0])
+        address = whose(outer.getpeername()[0])
         tunnel = Incoming(
             self._loop(),
             outer,

@@ -32,7 +32,7 @@ from strongroom.shield.network.listening import Listening
 from strongroom.shield.network.loop import WRITE, Loop
 from strongroom.shield.network.namespace import OUTSIDE
 from strongroom.shield.network.openings import Openings
-from strongroom.shield.network.sockets import bind_late, prepare, reset
+from strongroom.shield.network.sockets import bind_late, prepare, reset, whose
 
 LIMIT: Final = 1024
 """Connections of one service at once."""
@@ -130,6 +130,7 @@ class _Published:
         self._listening.start()
 
     def _take(self, outer: socket.socket, address: str) -> None:
+        address = whose(address)
         if not self._room_for(address):
             reset(outer)
             return

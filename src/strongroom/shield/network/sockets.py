@@ -7,7 +7,7 @@ import socket
 import struct
 import termios
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from strongroom.shield.network.netlink import UNPACED
 
@@ -45,6 +45,16 @@ def bind_late(sock: socket.socket, address: IPv4Address) -> None:
     """
     sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     sock.bind((str(address), 0))
+
+
+def whose(address: str) -> str:
+    """Who has one share: an address of IPv4, or a network of 64 bits of IPv6 (RFC 4291, section 2.5.4)."""
+    found = ip_address(address)
+    if isinstance(found, IPv6Address):
+        if found.ipv4_mapped is None:
+            return str(IPv6Network((found.packed, 64), strict=False))
+        found = found.ipv4_mapped
+    return str(found)
 
 
 def stays_here(sock: socket.socket) -> bool:
