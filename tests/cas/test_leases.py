@@ -337,3 +337,14 @@ def test_a_session_that_loses_an_answer_is_no_copy_of_itself(world, monkeypatch)
         for _ in range(2):
             assert session.renew().lease == number
     assert "clone" not in world.events()
+
+
+def test_a_lease_is_given_back_though_the_connection_is_another(world):
+    """As after a CAS was started anew, or has dropped what was idle."""
+    world.renew(instances=1)
+    with world.session() as one:
+        number = one.attest().lease
+        one._http.close()
+        one.end()
+        assert live(world) == []
+        assert details(world, "ended") == [{"lease": number}]

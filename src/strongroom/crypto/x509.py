@@ -71,11 +71,21 @@ class Certificate:
     @property
     def uris(self) -> list[str]:
         """The URIs of the subject alternative name, such as a SPIFFE ID."""
+        names = self._names
+        return [] if names is None else names.get_values_for_type(x509.UniformResourceIdentifier)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The DNS names of the subject alternative name."""
+        names = self._names
+        return [] if names is None else names.get_values_for_type(x509.DNSName)
+
+    @property
+    def _names(self) -> x509.SubjectAlternativeName | None:
         try:
-            names = self._cert.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            return self._cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
-            return []  # it names nothing that can be read
-        return names.value.get_values_for_type(x509.UniformResourceIdentifier)
+            return None  # it names nothing that can be read
 
     @property
     def serial(self) -> str:

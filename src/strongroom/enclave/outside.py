@@ -108,8 +108,10 @@ class Outside:
         if self._rules is not None:
             self._telling = Repeating("network status", self._tell, first=TELL_SECONDS, retry=TELL_SECONDS)
             self._telling.start()
+        hosts = [host for host in booted.provisions.certificate.hosts if host.endswith(".mesh")]
         for service in services:
-            booted.control.event("published", name=service.name, port=service.port, endpoint=service.endpoint)
+            told = {"name": service.name, "port": service.port, "endpoint": service.endpoint}
+            booted.control.event("published", **told, host=hosts[0] if hosts else "")
         return self
 
     def __exit__(

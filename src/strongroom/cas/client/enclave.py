@@ -240,9 +240,12 @@ class EnclaveSession:
     def end(self) -> None:
         """Give the lease back, so that another enclave may live in its place. Where that fails, it runs out."""
         with self._lock, suppress(StrongroomError):
-            if self._stream is not None and self._http.connect() is self._stream:
-                self._http.post("/v1/lease/end", {}, fresh=True)
-            self._stream = None
+            if self._token is None:
+                return  # it has none
+            if self._stream is None or self._http.connect() is not self._stream:
+                self.renew()  # the CAS has dropped the connection, or was started anew meanwhile
+            self._http.post("/v1/lease/end", {}, fresh=True)
+            self._stream = self._token = None
 
     def watch(
         self, on_own: Callable[[RevokedError], None], *, on_revoked: Callable[[str, str], None] | None = None

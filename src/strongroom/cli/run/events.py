@@ -27,7 +27,8 @@ def describe_event(name: str, detail: Mapping[str, Any]) -> str | None:
             name = "mesh" if detail["limit"] else "network"  # of an enclave without a mesh
             return f"{name}: refused: {', '.join(refused)}" if refused else None
         case "published":
-            return f"published: {detail['name']} at {detail['endpoint']}, by TLS 1.3 under the CAS's root"
+            name = f" in the name {detail['host']}" if detail["host"] else ""
+            return f"published: {detail['name']} at {detail['endpoint']}, by TLS 1.3{name} under the CAS's root"
         case "outside-ended":
             told = [_describe_outside(f"{each['host']}:{each['port']}", each) for each in detail["egress"]]
             told += [_describe_outside(str(each["name"]), each) for each in detail["published"]]

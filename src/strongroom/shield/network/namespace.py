@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,6 @@ from strongroom.shield.network.netlink import raise_loopback
 _CLONE_NEWUTS, _CLONE_NEWNET = 0x04000000, 0x40000000
 MESH: Final = IPv4Network("10.0.0.0/8")
 """Where members have their addresses."""
-_REUSE: Final = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
 OUTSIDE: Final = IPv4Network("198.18.0.0/15")
 """Where the hosts have theirs that a program may reach (RFC 2544: addresses that are nobody's)."""
 
@@ -41,8 +39,6 @@ def enter_namespace(own: IPv4Address, host: str, *, wired: bool = False) -> None
     name = host.encode()
     try:
         raise_loopback(own, OUTSIDE, *(() if wired else (MESH,)))
-        with suppress(OSError):  # where it is not to be had, a port rests for a minute after it was used
-            _REUSE.write_text("1")
         if libc.sethostname(name, len(name)):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError as error:

@@ -39,10 +39,16 @@ def prepare(sock: socket.socket, *, outer: bool = False) -> None:
 
 
 def bind_late(sock: socket.socket, address: IPv4Address) -> None:
-    """Have it come from this address, from a port that is free for where it will connect to. Raises OSError.
+    """Have it come from this address of the loopback's, from a port that is free for where it will connect to.
 
-    A port that is chosen before is free for all; those of connections that ended a moment ago are for nobody.
+    A port that is chosen before is free for all, so that those of connections that ended in the last minute are for
+    nobody. Of what is bound to the loopback the kernel takes them again after a second (``tcp_tw_reuse`` 2).
+
+    Raises:
+        OSError: the address is not here.
     """
+    with suppress(OSError):  # before Linux 5.7 it is a right of its own
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
     sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
     sock.bind((str(address), 0))
 
