@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import socket
 import time
 from contextlib import closing
 from types import SimpleNamespace
@@ -339,12 +340,18 @@ def test_a_session_that_loses_an_answer_is_no_copy_of_itself(world, monkeypatch)
     assert "clone" not in world.events()
 
 
-def test_a_lease_is_given_back_though_the_connection_is_another(world):
-    """As after a CAS was started anew, or has dropped what was idle."""
+@pytest.mark.parametrize("ended_by", [socket.SHUT_RD, socket.SHUT_RDWR])
+def test_a_lease_is_given_back_though_the_cas_has_dropped_the_connection(world, ended_by):
+    """As it does with what was idle, or when it is started anew: who kept the connection is told nothing."""
     world.renew(instances=1)
-    with world.session() as one:
-        number = one.attest().lease
-        one._http.close()
+    dialled = []
+
+    def dial():
+        dialled.append(world.cas.dial())
+        return dialled[-1]
+
+    with world.session(dial=dial) as one:
+        one.attest()
+        dialled[-1].shutdown(ended_by)
         one.end()
         assert live(world) == []
-        assert details(world, "ended") == [{"lease": number}]

@@ -313,6 +313,16 @@ def test_the_administrator_s_key_is_enough_where_there_are_no_owners(capsys, hom
     assert main(["policy"]) == 2
 
 
+def test_check_says_of_a_service_at_a_port_where_no_program_listens(capsys):
+    assert main(["policy", "init", "--name", "acme/train", "--", "python", "train.py"]) == 0
+    with Path("policy.toml").open("a") as file:
+        file.write('\n[mesh]\npublish = [{ name = "api", port = 80 }]\n')
+    capsys.readouterr()
+    assert main(["policy", "check", "policy.toml"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "mesh.publish.port: api: got 80: a program in an enclave listens at ports from 1,024 on" in said
+
+
 @pytest.mark.parametrize(
     ("role", "tls", "says"),
     [

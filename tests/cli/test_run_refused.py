@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from strongroom.cas.policy.version import VaultRule, parse_policy
 from strongroom.cli.main import main
 from strongroom.cli.run import verb
 from strongroom.cli.run.failed import name_vaults, tell_left_out, tell_tools
 from strongroom.cli.run.vaults import made_vaults, only_writer
-from strongroom.cli.workspace import SealedVault
+from strongroom.cli.workspace import SealedVault, write_policy
+from strongroom.enclave import sandbox
 from strongroom.errors import EnclaveError, UsageError, WrongKeyError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="enclaves are Linux's")
@@ -65,6 +67,39 @@ def test_a_script_of_ones_own_comes_along(place):
     assert list(verb.program_of(["jobs/job.sh", "x"], [])[1]) == ["jobs/job.sh"]
     assert list(verb.program_of(["./other.sh"], ["other.sh"])[1]) == ["other.sh"]
     assert verb.program_of(["/bin/sh"], [])[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "table"),
+    [(["--replicas", "2"], "mesh"), (["--publish", "api=8000"], "mesh"), (["--egress", "a.example:443"], "egress")],
+)
+def test_what_takes_a_sandbox_says_so_where_there_is_none(place, capsys, monkeypatch, words, table):
+    monkeypatch.setattr(sandbox, "bubblewrap", lambda: None)
+    assert main(["run", *words, "--", "python", "-c", "pass"]) == EnclaveError.exit_code
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{table}: this launcher cannot enforce it" in said and "install bubblewrap" in said
+    assert listed(place) == []
+
+
+def test_a_vault_is_called_read_only_where_none_that_writes_it_starts_here(capsys):
+    digest = "sha256:" + "0" * 64
+    text = write_policy(
+        name="a/b",
+        role="program",
+        owner=digest,
+        measurement="0" * 96,
+        vendor_root=digest,
+        program=None,
+        vaults=[VaultRule("out", "/out", "read-write")],
+        replicas=3,
+    )
+    policy = parse_policy(text)  # of its replicas, number 0 writes
+    verb._warn_of_readers(policy, range(3))
+    assert capsys.readouterr().err == ""
+    for here, which in ((range(1, 3), ""), ([None], "; --replica says which one this is")):
+        verb._warn_of_readers(policy, here)
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.endswith(f"out: read-only here: its writer is replica 0{which}")
 
 
 def test_ctrl_c_before_the_program_begins_is_said(place, capsys, monkeypatch):

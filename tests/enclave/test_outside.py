@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import socket
 import ssl
@@ -15,13 +16,14 @@ from strongroom.cli.main import main
 from strongroom.cli.run.outside import egress_rules, listeners_of
 from strongroom.cli.run.replicas import listener_of
 from strongroom.cli.workspace import write_policy
+from strongroom.crypto import SigningKey
 from strongroom.enclave import sandbox
 from strongroom.enclave.image import ImageCache
 from strongroom.enclave.outside import roots
 from strongroom.errors import EnclaveError, RevokedError, StrongroomError, UsageError
 from tests.enclave.images import Layout, link, member, tar
 from tests.enclave.test_image import shell  # noqa: F401
-from tests.shield.network.outside import Server, authority, server_context
+from tests.shield.network.outside import Server, authority, now, server_context
 
 
 @pytest.fixture
@@ -176,6 +178,8 @@ def test_roots_are_the_policy_s_or_measured_ones():
         (["--egress", "*.example:443"], "egress.host"),
         (["--publish", "api=0"], "--publish: 0 is no port of a program"),
         (["--publish", "api=high"], "--publish: api: got 'high', wanted PORT or ADDRESS:PORT"),
+        (["--publish", "8000"], "--publish: got '8000', wanted NAME=[ADDRESS:]PORT"),
+        (["--publish", "api=443"], "--publish: api: got 443: a program in an enclave listens at ports from 1,024 on"),
     ],
 )
 def test_words_that_make_no_sense(words, why, capsys, tmp_path, monkeypatch):
@@ -190,6 +194,14 @@ def test_words_for_hosts_are_rules(tmp_path):
     (tmp_path / "ca.pem").write_text(f"Example CA\n{pem}")
     rules = egress_rules([f"A.Example:443,ca={tmp_path / 'ca.pem'}", "[2001:db8::1]:8443,tls=program"])
     assert rules == (EgressRule("a.example", 443, pem), EgressRule("2001:db8::1", 8443, "system", "program"))
+
+
+def test_a_certificate_that_is_no_root_is_refused_where_the_enclave_judges_by_it(tmp_path):
+    leaf = authority().issue(SigningKey.generate().public, "a.example", now=now(), lifetime=dt.timedelta(hours=1))
+    (tmp_path / "leaf.pem").write_bytes(leaf.pem())
+    with pytest.raises(UsageError, match=r"leaf\.pem: is no root"):
+        egress_rules([f"a.example:443,ca={tmp_path / 'leaf.pem'}"])
+    assert egress_rules([f"a.example:443,ca={tmp_path / 'leaf.pem'},tls=program"])[0].tls == "program"
 
 
 def test_a_service_s_port_that_is_taken_and_one_that_nobody_publishes():
@@ -207,7 +219,7 @@ def test_a_service_s_port_that_is_taken_and_one_that_nobody_publishes():
     policy = parse_policy(text)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--publish: api at 127.0.0.1:{port}: address already in use"):
+        with pytest.raises(UsageError, match=f"--publish: api at 127.0.0.1:{port}: address already in use$"):
             listeners_of([f"api={port}"], policy, "127.0.0.1", 0)
         with pytest.raises(UsageError, match=f"--publish: api at ::1:{port + 1}"):
             held = listeners_of([f"api=[::1]:{port}"], policy, "127.0.0.1", 1)  # a second replica's is the next port

@@ -54,6 +54,14 @@ def test_it_is_asked_again_until_it_answers_and_that_is_said_once() -> None:
     ]
 
 
+def test_what_is_at_stake_is_said_when_it_waits_and_when_it_gives_up() -> None:
+    cas, left = Cas(AWAY, CasUnreachableError(AWAY.message, hint="is it running?")), [60.0, 0.0]
+    with pytest.raises(CasUnreachableError) as caught:
+        until_answered(cas.ask, left=lambda: left.pop(0), tell=cas.told.append, lost="what was not sealed")
+    assert "60 seconds at most; what was not sealed by then is lost" in cas.told[0] and "Ctrl-C" in cas.told[0]
+    assert caught.value.hint == "what was not sealed is lost"
+
+
 def test_nothing_is_said_where_it_answers() -> None:
     cas = Cas()
     assert (cas.wait(60.0), cas.told) == ("answer", [])

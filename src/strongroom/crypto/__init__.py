@@ -16,7 +16,7 @@ from strongroom.crypto.exchange import exchange_pair
 from strongroom.crypto.hpke import HpkeKey, hpke_seal
 from strongroom.crypto.keys import PublicKey, Signer, SigningKey
 from strongroom.crypto.keystream import STREAM_KEY_SIZE, KeyStream
-from strongroom.crypto.x509 import Certificate, CertificateAuthority, self_signed
+from strongroom.crypto.x509 import Certificate, CertificateAuthority, names_its_own_issuer, self_signed
 
 __all__ = [
     "KEY_SIZE",
@@ -38,6 +38,7 @@ __all__ = [
     "equal",
     "exchange_pair",
     "hpke_seal",
+    "names_its_own_issuer",
     "open_box",
     "random_bytes",
     "random_key",

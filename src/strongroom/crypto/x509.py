@@ -192,6 +192,19 @@ def self_signed(
     return _sign(builder, key, key.public)
 
 
+def names_its_own_issuer(der: bytes) -> bool:
+    """Whether a certificate, with a key of whatever kind, has itself as its issuer, as roots have (RFC 5280, 6.1).
+
+    Raises:
+        FormatError: `der` is no certificate.
+    """
+    try:
+        found = x509.load_der_x509_certificate(der)
+        return found.issuer == found.subject
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, Warning):
+        raise FormatError("certificate: not X.509 DER") from None
+
+
 @lru_cache(maxsize=64)
 def _name(common: str) -> x509.Name:
     # X.520 caps a common name at 64 characters.

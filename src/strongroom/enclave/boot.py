@@ -155,7 +155,8 @@ class Booted:
 
     def patiently(self, ask: Callable[[], Result]) -> Result:
         """What `ask` has from the CAS; where that does not answer, asked again while the lease counts, and told."""
-        return until_answered(ask, left=lambda: self.session.lease_left, tell=partial(_notice, self.control))
+        tell = partial(_notice, self.control)
+        return until_answered(ask, left=lambda: self.session.lease_left, tell=tell, lost="what was not sealed")
 
     def _sealed_thing(self, name: str) -> tuple[str, bytes, Watched | Patient | Grouped]:
         """Where it lies, its key, and its anchor: a `Watched` one if it is only read."""

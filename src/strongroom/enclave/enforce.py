@@ -5,21 +5,31 @@ The host asks before it launches, to say so in time; the enclave asks again, of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
 
 from strongroom.enclave.config import PROGRAM_ENTRY, SANDBOX, BootConfig
 from strongroom.errors import EnclaveError
 
 _RULES = ("encrypted", "authenticated", "ephemeral", "host")
 _NETWORK = ("mesh", "mesh.publish", "mesh.transport", "egress")
-_SANDBOX = "take the table out of the policy, or run a program in a sandbox"
+_SANDBOX = "only a program in a sandbox has it: install bubblewrap, or take the table out of the policy"
+
+LEAST_PORT: Final = 1024
+"""The first at which a program without privileges listens: Linux's `ip_unprivileged_port_start`."""
+LISTENS_FROM: Final = "a program in an enclave listens at ports from 1,024 on"
 
 PathRule = tuple[str, str, str]
 """Path, rule and vault, as a policy has them."""
 
 
 def check_enforceable(
-    paths: Iterable[PathRule], wanted: Collection[str], *, mounts: Iterable[str] = (), able: Collection[str] = ()
+    paths: Iterable[PathRule],
+    wanted: Collection[str],
+    *,
+    mounts: Iterable[str] = (),
+    able: Collection[str] = (),
+    ports: Mapping[str, int] | None = None,
 ) -> None:
     """Raises EnclaveError, with the key of the policy, unless this launcher does all of it.
 
@@ -27,10 +37,17 @@ def check_enforceable(
         wanted: keys of other tables that the policy has.
         mounts: where vaults are found for which no rule says it.
         able: those of these keys that it does something about.
+        ports: of the program's services for outsiders, by their names.
     """
     for key in sorted({*wanted} - {*able}):
         hint = _SANDBOX if key in _NETWORK else "a newer launcher may"
         raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=hint)
+    for name, port in (ports or {}).items():
+        if port < LEAST_PORT:
+            raise EnclaveError(
+                f"mesh.publish.port: {name}: got {port}: {LISTENS_FROM}",
+                hint=f"a port from there on; outsiders reach it at {port} by --publish {name}={port}",
+            )
     rules = list(paths)
     for path, rule, _ in rules:
         if rule not in _RULES:

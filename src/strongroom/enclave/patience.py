@@ -25,12 +25,15 @@ _GIVE_UP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Result = TypeVar("Result")
 
 
-def until_answered(ask: Callable[[], Result], *, left: Callable[[], float], tell: Callable[[str], None]) -> Result:
+def until_answered(
+    ask: Callable[[], Result], *, left: Callable[[], float], tell: Callable[[str], None], lost: str = ""
+) -> Result:
     """What `ask` gives, which asks a CAS: again and again where nothing answers.
 
     Args:
         left: the seconds for which that is worth while yet.
         tell: is given a line when it begins to wait, and when there is an answer.
+        lost: what is lost if there is none; empty for nothing.
 
     Raises:
         CasUnreachableError, ChannelError: nothing has answered until nothing was left, or until a signal.
@@ -44,10 +47,13 @@ def until_answered(ask: Callable[[], Result], *, left: Callable[[], float], tell
             except (CasUnreachableError, ChannelError) as error:
                 seconds = left()
                 if isinstance(error, PeerIdentityError) or seconds <= 0 or ended:
+                    if waits and lost:
+                        error.hint = f"{lost} is lost"
                     raise
                 if not waits:
                     waits, ended = True, signals.enter_context(asked_to_end())
-                    tell(f"{error.message}: waiting for the CAS, for {seconds:.0f} seconds at most")
+                    stake = f"; {lost} by then is lost, and so if the run is ended (Ctrl-C, SIGTERM)" if lost else ""
+                    tell(f"{error.message}: waiting for the CAS, for {seconds:.0f} seconds at most{stake}")
                 time.sleep(min(_AGAIN, seconds))
                 continue
             if waits:

@@ -242,10 +242,17 @@ class EnclaveSession:
         with self._lock, suppress(StrongroomError):
             if self._token is None:
                 return  # it has none
-            if self._stream is None or self._http.connect() is not self._stream:
-                self.renew()  # the CAS has dropped the connection, or was started anew meanwhile
-            self._http.post("/v1/lease/end", {}, fresh=True)
+            try:
+                self._end_lease()
+            except ChannelError:  # the CAS drops what is idle, and may be another process by now
+                self.close()
+                self._end_lease()
             self._stream = self._token = None
+
+    def _end_lease(self) -> None:
+        if self._stream is None or self._http.connect() is not self._stream:
+            self._attest()
+        self._http.post("/v1/lease/end", {}, fresh=True)
 
     def watch(
         self, on_own: Callable[[RevokedError], None], *, on_revoked: Callable[[str, str], None] | None = None

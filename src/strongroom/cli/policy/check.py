@@ -8,11 +8,13 @@ from pathlib import Path
 
 from strongroom.cas.policy.difference_rules import moment
 from strongroom.cas.policy.lines import Lines, syntax_line
+from strongroom.cas.policy.network import PEM
 from strongroom.cas.policy.table import Problem
 from strongroom.cas.policy.templates import parse_template
 from strongroom.cas.policy.version import Policy, Program, parse_policy, policy_problems
 from strongroom.cli import output
 from strongroom.cli.policy.files import show, warn_of_zeros
+from strongroom.cli.run.outside import is_root
 from strongroom.cli.run.verb import check_launchable
 from strongroom.cli.workspace import read_document
 from strongroom.errors import EnclaveError, PolicyError, printable
@@ -58,6 +60,8 @@ def _warnings(policy: Policy, now: int) -> list[str]:
     for each in policy.egress:
         if each.tls == "program":
             told.append(f"egress: {each.host}:{each.port}: the program itself judges who answers there")
+        elif PEM.fullmatch(each.ca) and not is_root(each.ca):
+            told.append(f"egress.ca: {each.host}:{each.port}: is no root: no server is convincing by it")
     try:
         check_launchable(policy)
     except EnclaveError as error:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from strongroom.cas.policy.network import ENDS, EgressRule, Published
 from strongroom.cas.policy.version import Policy
+from strongroom.cli.run.replicas import refused
 from strongroom.cli.run.vaults import pairs
-from strongroom.errors import UsageError
+from strongroom.crypto import names_its_own_issuer
+from strongroom.enclave.enforce import LEAST_PORT, LISTENS_FROM
+from strongroom.errors import FormatError, UsageError
 
 _MAX_PEM: Final = 1 << 14
 _WANTED: Final = "wanted HOST:PORT, and after it ,ca=FILE or ,tls=program where they are needed"
@@ -30,10 +34,11 @@ def _rule(word: str) -> EgressRule:
     if not host or not 0 < number < 1 << 16 or unknown or said.get("tls", ENDS[0]) not in ENDS:
         raise UsageError(f"--egress: got {word[:80]!r}, {_WANTED}", hint="--egress files.example.com:443")
     host = host.removeprefix("[").removesuffix("]") if ":" in host else host.lower()
-    return EgressRule(host, number, _root(said["ca"]) if "ca" in said else "system", said.get("tls", ENDS[0]))
+    ends = said.get("tls", ENDS[0])
+    return EgressRule(host, number, _root(said["ca"], ends) if "ca" in said else "system", ends)
 
 
-def _root(name: str) -> str:
+def _root(name: str, ends: str) -> str:
     try:
         with Path(name).open("rb") as file:
             text = file.read(_MAX_PEM + 1).decode("ascii", "replace")
@@ -42,15 +47,34 @@ def _root(name: str) -> str:
     begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
     if len(text) > _MAX_PEM or text.count(begin) != 1 or end not in text:
         raise UsageError(f"--egress: {name}: wanted one root's certificate in PEM", hint="a file with that root alone")
-    found = text[text.index(begin) : text.index(end) + len(end)] + "\n"
-    return found.replace("\r\n", "\n")
+    found = (text[text.index(begin) : text.index(end) + len(end)] + "\n").replace("\r\n", "\n")
+    if ends == ENDS[0] and not is_root(found):  # programs may make do with less
+        raise UsageError(
+            f"--egress: {name}: is no root: its issuer is another certificate, and nothing would be convincing by it",
+            hint="the root's certificate, which vouches for the server's",
+        )
+    return found
+
+
+def is_root(pem: str) -> bool:
+    """Whether a certificate names itself as its issuer; one that cannot be read is for others to refuse."""
+    try:
+        return names_its_own_issuer(ssl.PEM_cert_to_DER_cert(pem.strip()))
+    except (ValueError, FormatError):
+        return True
 
 
 def published(words: Sequence[str]) -> tuple[Published, ...]:
     """The services of a development policy for `--publish NAME=[ADDRESS:]PORT`. Raises UsageError."""
-    found = tuple(Published(name, _place(place, name, "")[1]) for name, place in pairs(words, "--publish"))
+    found = tuple(Published(name, _place(place, name, "")[1]) for name, place in _services(words))
     if any(not each.port for each in found):
         raise UsageError("--publish: 0 is no port of a program", hint="with --policy it takes any that is free here")
+    for each in found:
+        if each.port < LEAST_PORT:
+            raise UsageError(
+                f"--publish: {each.name}: got {each.port}: {LISTENS_FROM}",
+                hint=f"--publish {each.name}=8000; with a policy of your own, outsiders may have another port",
+            )
     return found
 
 
@@ -65,7 +89,7 @@ def listeners_of(words: Sequence[str], policy: Policy, address: str, number: int
     Raises:
         UsageError: a word makes no sense, or a port is taken.
     """
-    said = dict(pairs(words, "--publish"))
+    said = dict(_services(words))
     services = {each.name: each.port for each in policy.mesh.publish} if policy.mesh else {}
     if stray := sorted(set(said) - set(services)):
         raise UsageError(
@@ -84,6 +108,10 @@ def listeners_of(words: Sequence[str], policy: Policy, address: str, number: int
     return found
 
 
+def _services(words: Sequence[str]) -> list[tuple[str, str]]:
+    return pairs(words, "--publish", "NAME=[ADDRESS:]PORT", hint="--publish api=8000")
+
+
 def _place(word: str, name: str, address: str) -> tuple[str, int]:
     host, _, port = word.rpartition(":")
     if not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 1 << 16):
@@ -96,7 +124,7 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        why = (getattr(error, "strerror", None) or str(error)).lower()
+        why = refused(error) if isinstance(error, OSError) else str(error).lower()
         raise UsageError(
             f"--publish: {name} at {host}:{port}: {why}",
             hint=f"--publish {name}=[ADDRESS:]PORT says where; PORT 0 takes any that is free",

@@ -69,13 +69,19 @@ def listener_of(place: str | None, cas: CasAddress, *, wired: bool = False) -> t
         else:
             listener = socket.create_server((host, int(port or 0)), family=family, backlog=1024)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        shown = f"[{host}]" if family == socket.AF_INET6 else host
         raise UsageError(
-            f"--mesh-address: {host}:{port or 'any port'}: {why}",
+            f"--mesh-address: {shown}{f':{port}' if port else ''}: {refused(error)}",
             hint="another port, or none to have one chosen; the address is one of this machine's",
         ) from None
     at = listener.getsockname()[:2]
     return listener, ("[{}]:{}" if family == socket.AF_INET6 else "{}:{}").format(*at)
+
+
+def refused(error: OSError) -> str:
+    """Why nothing can listen there, without what Python adds of the address."""
+    known = error.errno is not None and error.errno > 0  # those of getaddrinfo are below
+    return (os.strerror(error.errno or 0) if known else error.strerror or str(error)).lower()
 
 
 def _parted(place: str) -> tuple[str, str]:
@@ -192,11 +198,10 @@ class Replicas:
 
     def _end_others(self, failed: _Replica) -> None:
         self._ending = True
-        why = failed.failure.message if failed.failure is not None else f"exit status {failed.status}"
         left = [each for each in self._replicas if each.status is None and each.failure is None]
         if left:
-            which = ", ".join(str(each.number) for each in left)
-            output.note(f"replica {failed.number} ended with {why}; ending replica{'s' * (len(left) > 1)} {which}")
+            which, s = ", ".join(str(each.number) for each in left), "s" * (len(left) > 1)
+            output.note(f"{_ended(failed.number, failed.status, failed.failure)}; ending replica{s} {which}")
         for each in left:
             threading.Thread(target=each.enclave.end, daemon=True).start()
 
@@ -250,8 +255,7 @@ class Replicas:
         if isinstance(failure, InstanceLimitError):
             time.sleep(_LIMIT_SECONDS)  # its lease counts yet
         else:
-            why = failure.message if failure is not None else f"exit status {status}"
-            output.note(f"replica {replica.number} ended with {why}; launching it again")
+            output.note(f"{_ended(replica.number, status, failure)}; launching it again")
         try:
             fresh = self._start(replica.number, self._launch)
         except StrongroomError as error:
@@ -272,6 +276,11 @@ class Replicas:
         if failure is not None and not failure.message.startswith("replica "):
             failure.message = f"replica {replica.number}: {failure.message}"
         return status, failure
+
+
+def _ended(number: int, status: int | None, failure: StrongroomError | None) -> str:
+    """How a replica ended; the message of its failure begins with its number."""
+    return failure.message if failure is not None else f"replica {number} ended with exit status {status}"
 
 
 def numbered(tell: Callable[[str, dict[str, Any]], None], number: int | None) -> Callable[[str, dict[str, Any]], None]:

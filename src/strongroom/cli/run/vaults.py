@@ -115,13 +115,15 @@ def _take_away(vault: SealedVault, *, with_key: bool) -> None:
     output.note(f"removed {vault.path} again")
 
 
-def pairs(texts: Sequence[str], flag: str) -> list[tuple[str, str]]:
-    """Raises UsageError unless each is NAME=VALUE."""
+def pairs(
+    texts: Sequence[str], flag: str, wanted: str = "NAME=VALUE", *, hint: str | None = None
+) -> list[tuple[str, str]]:
+    """Raises UsageError unless each is NAME=VALUE, or whatever else `wanted` says that they are."""
     found = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise UsageError(f"{flag}: got {text!r}, wanted NAME=VALUE")
+            raise UsageError(f"{flag}: got {text[:80]!r}, wanted {wanted}", hint=hint)
         found.append((name, value))
     return found
 

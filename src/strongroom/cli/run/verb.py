@@ -115,9 +115,9 @@ def _run_policy(args: argparse.Namespace, home: Home) -> int:
         raise UsageError(f"policy {policy.name}: says nothing of a program to run")
     check_launchable(policy)
     machine = run_evidence.machine_of(args, policy.reference)
-    _warn_of_readers(policy, args.replica)
     if args.replicas:
         check_count(policy, args.replicas, args.replica or 0)
+    _warn_of_readers(policy, _numbers(args))
     files = program_files(args.policy.parent, policy.program.files)
     image = image_of(args, home, digest=policy.program.image)
     vaults = {name: Path(place) for name, place in pairs(args.vault, "--vault")}
@@ -168,7 +168,7 @@ def _run_command(args: argparse.Namespace, home: Home, command: list[str]) -> in
     program = Program.literal(command, sorted(files), dict(pairs(args.env, "--env")), digest, args.tool or None)
     sealed, rules = run_words.vaults(args)
     # What a policy would refuse is refused before anything is made.
-    _draft(program, rules, egress, publish)
+    _draft(program, rules, egress, publish, args.replicas)
     written = [sealed[rule.name] for rule in rules if rule.access == "read-write"]
     with made_vaults(written) as keep_vaults, only_writer(written):
         return _run_approved(
@@ -290,8 +290,9 @@ def _launch(
         accepted |= name == "attested"
         if name == "running":
             begins()
+        which = f"[{detail['replica']}] " if "replica" in detail else ""
         if name == "running" and time.monotonic() - args.began > _SLOW:
-            output.note(f"the program has started, after {time.monotonic() - args.began:.0f} seconds")
+            output.note(f"{which}the program has started, after {time.monotonic() - args.began:.0f} seconds")
         if name == "imported":
             imported.extend(map(str, detail["sources"]))
             return
@@ -301,7 +302,6 @@ def _launch(
         events.append(dict(detail))
         line = describe_event(name, detail)
         if line:
-            which = f"[{detail['replica']}] " if "replica" in detail else ""
             output.note(f"{which}{line}")
 
     reference = cas_reference.document_of(args)
@@ -330,7 +330,7 @@ def _launch(
             measured = measure(config, files, image=image.measured() if image is not None else None)
             keep(measured)
         platform = measured.platform
-    numbers = range(args.replica or 0, (args.replica or 0) + args.replicas) if args.replicas else [args.replica]
+    numbers = _numbers(args)
     several = bool(args.replicas)
 
     def start(number: int | None, stdout: int | None, stderr: int | None) -> Enclave:
@@ -460,14 +460,21 @@ def boot_config(
     return with_image(config, image.image) if image is not None else config
 
 
-def _warn_of_readers(policy: Policy, replica: int | None) -> None:
-    """Say which vaults and sealed files this replica only reads, since others write them."""
+def _numbers(args: argparse.Namespace) -> Sequence[int | None]:
+    """Which replicas start here; None for an enclave that is none."""
+    first = args.replica or 0
+    return range(first, first + args.replicas) if args.replicas else [args.replica]
+
+
+def _warn_of_readers(policy: Policy, here: Sequence[int | None]) -> None:
+    """Say which vaults and sealed files those that start here only read, since others write them."""
     rules: tuple[VaultRule | SealedRule, ...] = (*policy.vaults, *policy.sealed)
     for rule in rules:
-        if rule.writers and rule.access_of(replica) == "read-only":
-            which = "; --replica says which one this is" if replica is None else ""
-            writers = ", ".join(map(str, rule.writers))
-            output.warn(f"{rule.name}: read-only here: its writers are the replicas {writers}{which}")
+        if rule.writers and all(rule.access_of(replica) == "read-only" for replica in here):
+            which = "; --replica says which one this is" if None in here else ""
+            who = f"writers are the replicas {', '.join(map(str, rule.writers))}"
+            who = who if len(rule.writers) > 1 else f"writer is replica {rule.writers[0]}"
+            output.warn(f"{rule.name}: read-only here: its {who}{which}")
 
 
 def check_launchable(policy: Policy) -> None:
@@ -478,6 +485,7 @@ def check_launchable(policy: Policy) -> None:
         wanted(policy.mesh, policy.egress),
         mounts=mounts,
         able=_able(policy),
+        ports={each.name: each.port for each in policy.mesh.publish} if policy.mesh else {},
     )
 
 
@@ -537,8 +545,9 @@ def _draft(
     rules: tuple[VaultRule, ...],
     egress: tuple[EgressRule, ...],
     publish: tuple[Published, ...],
+    replicas: int | None,
 ) -> None:
-    """Raises PolicyError if no policy could say this."""
+    """Raises PolicyError if no policy could say this, EnclaveError if this launcher could not enforce it."""
     digest = "sha256:" + "0" * 64
     text = write_policy(
         name="dev/draft",
@@ -550,6 +559,7 @@ def _draft(
         vaults=rules,
         egress=egress,
         publish=publish,
+        replicas=replicas,
     )
     check_launchable(parse_policy(text))
 
