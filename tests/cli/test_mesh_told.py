@@ -68,11 +68,15 @@ def test_what_has_ended_or_lost_its_launcher_is_shown_no_more(told, capsys):
 
 def test_hosts_outside_and_services_for_outsiders_are_shown_beside_members(told, capsys):
     counts = {"connections": 1, "opened": 2, "sent": 3, "received": 4096, "refusals": {"certificate": 7}}
-    host = {"host": "files.example.com", "port": 443, "tls": "enclave"} | counts
+    host = {"host": "files.example.com", "port": 443, "tls": "enclave", "doubt": "certificate has expired"} | counts
     service = {"name": "api", "port": 8000, "endpoint": "192.0.2.7:8443"} | counts
     told.heed("mesh-status", STATUS | {"egress": [host], "published": [service]})
-    text = shown(capsys).out
-    for words in ("files.example.com:443", "api at 192.0.2.7:8443", "refused: certificate 7"):
+    text = " ".join(shown(capsys).out.split())
+    for words in (
+        "files.example.com:443",
+        "api at 192.0.2.7:8443",
+        "refused: certificate 7 (the last certificate: certificate has expired)",
+    ):
         assert words in text
     lines = shown(capsys, "--prometheus").out.splitlines()
     place = '{enclave="replica-0.a.b.mesh",outside="files.example.com:443"'

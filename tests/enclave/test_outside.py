@@ -219,7 +219,7 @@ def test_a_service_s_port_that_is_taken_and_one_that_nobody_publishes():
     policy = parse_policy(text)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--publish: api at 127.0.0.1:{port}: address already in use$"):
+        with pytest.raises(UsageError, match=f"--publish: api at 127.0.0.1:{port}: address already in use\nhint"):
             listeners_of([f"api={port}"], policy, "127.0.0.1", 0)
         with pytest.raises(UsageError, match=f"--publish: api at ::1:{port + 1}"):
             held = listeners_of([f"api=[::1]:{port}"], policy, "127.0.0.1", 1)  # a second replica's is the next port

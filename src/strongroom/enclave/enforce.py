@@ -39,15 +39,15 @@ def check_enforceable(
         able: those of these keys that it does something about.
         ports: of the program's services for outsiders, by their names.
     """
-    for key in sorted({*wanted} - {*able}):
-        hint = _SANDBOX if key in _NETWORK else "a newer launcher may"
-        raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=hint)
     for name, port in (ports or {}).items():
         if port < LEAST_PORT:
             raise EnclaveError(
                 f"mesh.publish.port: {name}: got {port}: {LISTENS_FROM}",
                 hint=f"a port from there on; outsiders reach it at {port} by --publish {name}={port}",
             )
+    for key in sorted({*wanted} - {*able}):
+        hint = _SANDBOX if key in _NETWORK else "a newer launcher may"
+        raise EnclaveError(f"{key}: this launcher cannot enforce it", hint=hint)
     rules = list(paths)
     for path, rule, _ in rules:
         if rule not in _RULES:

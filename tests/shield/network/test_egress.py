@@ -56,17 +56,17 @@ def test_a_program_reaches_a_host_in_clear_and_its_proxy_makes_tls(outside):
 
 
 @pytest.mark.parametrize(
-    ("context", "why"),
+    ("context", "why", "doubt"),
     [
-        (lambda by: server_context(authority(), NAME), "certificate"),
-        (lambda by: server_context(by, "other.example.com"), "certificate"),
-        (lambda by: server_context(by, NAME, at=now() - dt.timedelta(days=1)), "certificate"),
-        (lambda by: server_context(by, NAME, highest=ssl.TLSVersion.TLSv1_2), "handshake"),
-        (lambda by: None, "handshake"),
+        (lambda by: server_context(authority(), NAME), "certificate", "issuer"),
+        (lambda by: server_context(by, "other.example.com"), "certificate", NAME),
+        (lambda by: server_context(by, NAME, at=now() - dt.timedelta(days=1)), "certificate", "expired"),
+        (lambda by: server_context(by, NAME, highest=ssl.TLSVersion.TLSv1_2), "handshake", ""),
+        (lambda by: None, "handshake", ""),
     ],
     ids=["authority", "name", "expired", "tls-1.2", "plain"],
 )
-def test_who_is_not_the_host_gets_nothing_of_the_programs(outside, context, why):
+def test_who_is_not_the_host_gets_nothing_of_the_programs(outside, context, why, doubt):
     by = authority()
     there = server(outside, context(by))
     outside.door(there, by)
@@ -76,6 +76,8 @@ def test_who_is_not_the_host_gets_nothing_of_the_programs(outside, context, why)
             client.sendall(b"secret")
             client.recv(1)
     assert outside.refusals == {why: 1}
+    (told,) = outside.egress.status()
+    assert ("doubt" in told, doubt in told.get("doubt", "")) == (bool(doubt), True)
     assert b"secret" not in b"".join(there.got)
 
 

@@ -69,12 +69,13 @@ def _table(statuses: list[dict[str, Any]]) -> Table:
         for name, each in outside(status):
             counts = (str(each["connections"]), str(each["opened"]), _size(each["sent"]), _size(each["received"]))
             table.add_row(Text(f"  {name}"), "outside", *counts)
-            _refused(table, each["refusals"])
+            _refused(table, each["refusals"], str(each.get("doubt", "")))
     return table
 
 
-def _refused(table: Table, refusals: dict[str, int]) -> None:
+def _refused(table: Table, refusals: dict[str, int], doubt: str = "") -> None:
     refused = ", ".join(f"{why} {count}" for why, count in refusals.items() if count)
+    refused += f" (the last certificate: {doubt})" if doubt else ""
     if refused:
         table.add_row(Text(f"  refused: {refused}"))
 

@@ -44,7 +44,9 @@ def _describe_outside(name: str, told: Mapping[str, Any]) -> str:
     text += f", {told['sent']:,} bytes out, {told['received']:,} in" if opened else ""
     cut = told["refusals"].get("cut", 0)  # many servers and clients go so
     text += f", {cut} ended without a word" if cut else ""
-    refused = [f"{count} by {why}" for why, count in told["refusals"].items() if count and why != "cut"]
+    doubts = {"certificate": f" ({told['doubt']})"} if told.get("doubt") else {}
+    refusals = [(why, count) for why, count in told["refusals"].items() if count and why != "cut"]
+    refused = [f"{count} by {why}{doubts.get(why, '')}" for why, count in refusals]
     return text + (f", refused {', '.join(refused)}" if refused else "")
 
 

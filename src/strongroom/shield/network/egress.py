@@ -87,7 +87,7 @@ class Egress:
             door.close()
 
     def status(self) -> list[dict[str, Any]]:
-        """Of each host: connections, bytes, and refusals by why, as JSON."""
+        """Of each host: connections, bytes, and refusals by why, as JSON; OpenSSL's last doubt of a certificate."""
         return [door.status() for door in self._doors]
 
 
@@ -97,6 +97,7 @@ class _Counts:
     sent: int = 0
     received: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
+    doubt: str = ""
 
 
 class _Door:
@@ -159,6 +160,7 @@ class _Door:
                 self._waiting.remove(way)
             self._counts.sent += way.sent
             self._counts.received += way.received
+            self._counts.doubt = way.doubt or self._counts.doubt
             if why:
                 self.count(why)
             self._changed.notify_all()
@@ -206,6 +208,7 @@ class _Door:
                 "sent": counts.sent + sum(each.sent for each in live),
                 "received": counts.received + sum(each.received for each in live),
                 "refusals": dict(sorted(counts.refusals.items())),
+                **({"doubt": counts.doubt} if counts.doubt else {}),
             }
 
     def drain(self, ends: float) -> None:

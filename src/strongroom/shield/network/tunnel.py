@@ -58,6 +58,8 @@ class Tunnel(Carrier):
         """Whether it is known who is at the other end."""
         self.key = ""
         """The fingerprint of the other end's key, once it is known."""
+        self.doubt = ""
+        """What OpenSSL has against the other end's certificate, if that ended it."""
         self._said_end = self._passed_end = False
         self._looking = False
         self._draining = False
@@ -147,6 +149,7 @@ class Tunnel(Carrier):
         if isinstance(error, ChannelError):
             self.close(error.message)
         elif isinstance(error, ssl.SSLCertVerificationError):
+            self.doubt = error.verify_message
             self.close("certificate")
         elif isinstance(error, ssl.SSLError):
             self.close("broken" if self._shaken else "handshake")

@@ -95,6 +95,11 @@ class Way:
     def received(self) -> int:
         return self._carrier.received if self._carrier is not None else 0
 
+    @property
+    def doubt(self) -> str:
+        """What OpenSSL has against the host's certificate, if that ended it."""
+        return self._carrier.doubt if isinstance(self._carrier, Originated) else ""
+
     def begin(self) -> None:
         if self._door.host.context is not None:
             self._dial()
