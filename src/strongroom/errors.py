@@ -40,7 +40,8 @@
     ├── EnclaveError                    60   enclave
     │   └── UnsupportedPlatformError    61   unsupported-platform
     ├── ServeError                      70   serve
-    │   └── UnansweredError             71   unanswered
+    │   ├── UnansweredError             71   unanswered
+    │   └── TooLargeError               72   too-large
     └── MpcError                        80   mpc
         ├── DivergedError               81   diverged
         └── RefusedError                82   refused

@@ -144,6 +144,7 @@ def test_torchrun_with_three_replicas(world: World, bubblewrap: None, digits: Pa
         assert content == (tmp_path / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_tensorflow_with_two_workers(world: World, bubblewrap: None, digits: Path, tmp_path: Path) -> None:
     needs("tensorflow")
     script = "distributed_tensorflow.py"
@@ -158,6 +159,7 @@ def test_tensorflow_with_two_workers(world: World, bubblewrap: None, digits: Pat
     assert_same(found["weights.npz"], (tmp_path / "weights.npz").read_bytes())
 
 
+@pytest.mark.slow
 def test_tensorflow_with_a_parameter_server(world: World, bubblewrap: None, digits: Path, tmp_path: Path) -> None:
     """Its workers do not wait for each other: not the same bits, but as good as runs outside, give or take as much as
     a hundred images say (one standard error)."""

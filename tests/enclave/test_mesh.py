@@ -36,9 +36,10 @@ if rank == 0:
         seen |= {"from": address, "got": peer.recv(5).decode()}
         print(json.dumps(seen), flush=True)
         try:
-            peer.recv(1)
+            more = peer.recv(1)
         except ConnectionResetError:
-            print(json.dumps("cut"), flush=True)
+            more = b""
+        print(json.dumps("more" if more else "cut"), flush=True)  # or ended, where its program was ended before it was cut
 else:
     peer = socket.create_connection((os.environ["MASTER_ADDR"], 7000))
     peer.sendall(b"hello")

@@ -33,6 +33,7 @@ TURN = "turn"
 """By what name a front door dials what says that it is its turn."""
 _TRIES, _KILLS = 5, 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+_DOUBLED = 8  # times at most: it is the longest by then
 _LONGEST_AFTER_KILLS = 2.0  # an enclave that is killed says nothing of whether it could start
 _DRAIN_SECONDS = 70.0  # more than a request may take
 
@@ -211,9 +212,9 @@ class Slot(threading.Thread):
                 return
             fleet.say(f"{self.role.name}: {error.message}; it is started again")
             if not killed and failures:
-                fleet.pause(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE))
+                fleet.pause(min(_FIRST_PAUSE * 2 ** min(failures, _DOUBLED), _LONGEST_PAUSE))
             elif kills > 1:
-                fleet.pause(min(_FIRST_PAUSE * 2 ** min(kills - 2, 8), _LONGEST_AFTER_KILLS))
+                fleet.pause(min(_FIRST_PAUSE * 2 ** min(kills - 2, _DOUBLED), _LONGEST_AFTER_KILLS))
 
     @property
     def alive(self) -> bool:
