@@ -39,7 +39,7 @@ if rank == 0:
             more = peer.recv(1)
         except ConnectionResetError:
             more = b""
-        print(json.dumps("more" if more else "cut"), flush=True)  # or ended, where its program was ended before it was cut
+        print(json.dumps("more" if more else "cut"), flush=True)  # or ended, as its program was before
 else:
     peer = socket.create_connection((os.environ["MASTER_ADDR"], 7000))
     peer.sendall(b"hello")
