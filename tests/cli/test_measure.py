@@ -120,6 +120,9 @@ def test_what_was_written_is_compared_with_until_something_was_accepted(here, ca
     run(capfd, *words, "--write")
     small.write(Path("job.py"), "print(1)\n")
     assert "program: 1 changed\n  changed job.py" in run(capfd, *words, "--diff").out
+    Path("policy.toml").write_text(text)
+    assert "changed job.py" in run(capfd, *words, "--write", "--diff").out
+    assert "changed" not in run(capfd, *words, "--diff").out  # the policy names this one by now
     config = boot_config(name, CasAddress("", ROOT), program, ())
     accepted = Listing.of(measure(config, {"job.py": Path("job.py")}, known=Digests()), config)
     remembered.remember_accepted(Home.open(), name, accepted)

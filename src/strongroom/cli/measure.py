@@ -190,11 +190,13 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         args.output.write_bytes(listing.to_bytes())
         output.note(f"wrote {args.output}: every measured file and its digest")
+    earlier = None
+    if args.diff is not None:  # before what is there gives way to what is written
+        earlier = last_accepted(got.home, got.config.policy) if args.diff == _LAST else read_listing(args.diff)
     if args.write:
         write_measurement(args.policy, got.measurement.value)
         remember_written(got.home, got.config.policy, listing)
-    if args.diff is not None:
-        earlier = last_accepted(got.home, got.config.policy) if args.diff == _LAST else read_listing(args.diff)
+    if earlier is not None:
         return _diff(args, got, earlier, listing)
     if args.json:
         output.result(_to_wire(got.measurement, odd))

@@ -27,6 +27,7 @@ from strongroom.errors import EnclaveError, FormatError, UsageError
 _CACHE, _KEY, _LISTINGS, _COMPILED = early.DIGESTS, "digest-cache.key", "measured", "compiled"
 _COMPILE_SECONDS = 10.0  # at the end of a run; the next one goes on with it
 _MAX_LISTINGS = 20
+_WRITTEN = ".written"  # of a listing that no CAS has accepted yet
 _NO_CACHE = (OSError, ValueError)  # a home that cannot be written, a key of another length, or not Linux
 
 
@@ -132,7 +133,18 @@ def remember_measured(home: Home, policy: str, measured: Measurement, config: Bo
 
 def remember_accepted(home: Home, policy: str, listing: Listing) -> None:
     """Keep this as the last measurement that a CAS accepted for that policy."""
+    _keep(_place(home, policy, listing.measurement), listing)
+
+
+def remember_written(home: Home, policy: str, listing: Listing) -> None:
+    """Keep this as what a policy names, if no CAS has accepted anything for it yet: so a first refusal is explained."""
     path = _place(home, policy, listing.measurement)
+    if all(each.suffix == _WRITTEN for each in path.parent.glob(f"{_word(policy)}-*")):
+        _keep(path.with_suffix(_WRITTEN), listing)
+
+
+def _keep(path: Path, listing: Listing) -> None:
+    """Keep it there, and no other of that policy's."""
     directory = path.parent
     with suppress(OSError):
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -140,18 +152,12 @@ def remember_accepted(home: Home, policy: str, listing: Listing) -> None:
             path.touch()
             return
         replace(path, zlib.compress(listing.to_bytes(), 1))
-        for old in directory.glob(f"{_word(policy)}-*"):
+        for old in directory.glob(f"{path.name.partition('-')[0]}-*"):
             if old != path:
                 old.unlink(missing_ok=True)
         newest_last = sorted(directory.iterdir(), key=lambda each: each.stat().st_mtime)
         for old in newest_last[:-_MAX_LISTINGS]:
             old.unlink(missing_ok=True)
-
-
-def remember_written(home: Home, policy: str, listing: Listing) -> None:
-    """Keep this as what a policy names, if no CAS has accepted anything for it yet: so a first refusal is explained."""
-    if not [*(home.path / _LISTINGS).glob(f"{_word(policy)}-*")]:
-        remember_accepted(home, policy, listing)
 
 
 def last_accepted(home: Home, policy: str) -> Listing:
